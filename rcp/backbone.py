@@ -1,0 +1,177 @@
+"""Frozen ImageNet CNN → feature maps of chosen hierarchy levels (Sec. 3.1)."""
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchvision import models
+from torchvision.models.feature_extraction import create_feature_extractor
+
+from rcp.config import nearest
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Backbone(nn.Module):
+    """images: (n, 3, S, S) float32, ImageNet-normalised -> one (n, C_l, S_l, S_l) feature map per level; frozen, eval mode.
+
+    Level l is the last output at stride 2^(l+1): ResNet's ``layer{l}``, DenseNet's ``denseblock{l}``, a timm model's
+    feature of that reduction. Nothing deeper than the deepest level exists or runs.
+
+    Args:
+        name: a torchvision model (first choice) or a timm model.
+        weights: a tag of that model ("IMAGENET1K_V1", timm: "pretrained" or a tag), a .safetensors or .pth file
+            (layers deeper than needed may be missing), or "random:SEED" (PyTorch's initialisation under that seed).
+        levels: hierarchy levels, ascending.
+
+    Raises:
+        ValueError: unknown name or level; weights that do not fit (missing and unexpected keys, shapes).
+        FileNotFoundError: no such weights file.
+    """
+
+    def __init__(self, name: str, weights: str, levels: tuple[int, ...]):
+        super().__init__()
+        self.name, self.levels = name, tuple(levels)
+        seed = _seed_of(weights)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0 if seed is None else seed)
+            self.trunk, full_keys = _build(name, weights, self.levels)
+        if _is_file(weights):
+            _load_file(self.trunk, full_keys, Path(weights), name)
+        self.eval().requires_grad_(False)
+        with torch.inference_mode():
+            maps = self(torch.zeros(1, 3, 64, 64))
+        self.channels = tuple(m.shape[1] for m in maps)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        maps = self.trunk(images)
+        return list(maps.values()) if isinstance(maps, dict) else list(maps)
+
+
+def normalize(pictures: Tensor) -> Tensor:
+    """pictures: (n, S, S, 3) uint8 -> (n, 3, S, S) float32 with ImageNet's mean and deviation."""
+    mean, std = (torch.tensor(v, device=pictures.device) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return ((pictures.float() / 255 - mean) / std).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+
+
+def weights_identity(name: str, weights: str) -> str:
+    """What the weights are, not where: a file's content hash, else the tag or ``random:SEED`` itself, with the model's name."""
+    check_weights(weights)
+    what = f"blake2b:{_file_hash(Path(weights), Path(weights).stat().st_mtime_ns)}" if _is_file(weights) else weights
+    return f"{name}/{what}"
+
+
+def check_weights(weights: str) -> None:
+    """Raises where ``weights`` names a file that is not there or a malformed seed; costs nothing."""
+    _seed_of(weights)
+    if _is_file(weights) and not Path(weights).is_file():
+        raise FileNotFoundError(
+            f"weights: no file {weights} (expected a .safetensors or .pth file, a tag such as IMAGENET1K_V1, or random:SEED)"
+        )
+
+
+def _is_file(weights: str) -> bool:
+    return Path(weights).suffix in {".safetensors", ".pth", ".pt"} or "/" in weights
+
+
+def _seed_of(weights: str) -> int | None:
+    if not weights.startswith("random:"):
+        return None
+    seed = weights.removeprefix("random:")
+    if not seed.isdigit():
+        raise ValueError(f"weights: expected random:SEED with a whole number, got {weights!r}")
+    return int(seed)
+
+
+@lru_cache
+def _file_hash(path: Path, _mtime: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _build(name: str, weights: str, levels: tuple[int, ...]) -> tuple[nn.Module, set[str]]:
+    """-> (module that yields the levels' maps, keys of the whole model's state dict)."""
+    tag = None if _is_file(weights) or _seed_of(weights) is not None else weights
+    if name in models.list_models(module=models):
+        tags = [w.name for w in models.get_model_weights(name)]
+        if tag and tag not in tags:
+            raise ValueError(
+                f"weights: {name} has no weights {tag!r}; expected {', '.join(tags)}, a file, or random:SEED.{nearest(tag, tags)}"
+            )
+        model = models.get_model(name, weights=tag).eval()
+        there = _torchvision_levels(model)
+    else:
+        import timm
+
+        if not timm.is_model(name):
+            known = models.list_models(module=models) + timm.list_models()
+            raise ValueError(f"backbone: neither torchvision nor timm has a model {name!r}.{nearest(name, known)}")
+        named = f"{name}.{tag}" if tag and tag not in ("pretrained", "IMAGENET1K_V1") else name
+        model = timm.create_model(named, pretrained=tag is not None).eval()
+        there = {level["reduction"].bit_length() - 2: level["module"] for level in getattr(model, "feature_info", [])}
+    if unknown := [n for n in levels if n not in there]:
+        raise ValueError(
+            f"layers: {name} has no level {unknown[0]} (stride {2 ** (unknown[0] + 1)}); it has {sorted(n for n in there if n > 0)}"
+        )
+    trunk = create_feature_extractor(model, return_nodes={there[n]: str(n) for n in levels})
+    return trunk, set(model.state_dict())
+
+
+def _torchvision_levels(model: nn.Module) -> dict[int, str]:
+    """-> level -> name of the module whose output it is."""
+    if hasattr(model, "layer1"):  # the ResNet family
+        return {n: f"layer{n}" for n in range(1, 5)}
+    if hasattr(model, "features") and hasattr(model.features, "denseblock1"):
+        return {n: f"features.denseblock{n}" for n in range(1, 5)}
+    return _last_at_each_stride(model)
+
+
+def _last_at_each_stride(model: nn.Module, side: int = 224) -> dict[int, str]:
+    """The block (``features.3``, not what is inside it) that ran last with a map of each stride, over one blank picture."""
+    last: dict[int, str] = {}
+
+    def note(module_name):
+        def hook(_module, _inputs, output):
+            if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] == output.shape[3] > 1:
+                stride = side / output.shape[2]
+                if stride >= 4 and stride.is_integer() and int(stride).bit_count() == 1:
+                    last[int(stride).bit_length() - 2] = module_name
+
+        return hook
+
+    hooks = [module.register_forward_hook(note(n)) for n, module in model.named_modules() if n and n.count(".") <= 1]
+    with torch.inference_mode():
+        model(torch.zeros(1, 3, side, side))
+    for hook in hooks:
+        hook.remove()
+    return last
+
+
+def _load_file(trunk: nn.Module, full_keys: set[str], path: Path, name: str) -> None:
+    check_weights(str(path))
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        state = load_file(path)
+    else:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = state.get("state_dict", state)
+    wanted = trunk.state_dict()
+    counters = {key for key in wanted if key.endswith("num_batches_tracked")}
+    missing = sorted(set(wanted) - set(state) - counters)
+    unexpected = sorted(set(state) - full_keys - set(wanted))
+    shapes = [
+        f"{key} {tuple(state[key].shape)} instead of {tuple(value.shape)}"
+        for key, value in wanted.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    if missing or unexpected or shapes:
+        problems = [
+            f"{len(found)} {what}: {', '.join(found[:5])}{', ...' if len(found) > 5 else ''}"
+            for what, found in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+            if found
+        ]
+        raise ValueError(f"weights: {path} does not fit {name}; {'; '.join(problems)}")
+    trunk.load_state_dict({key: state[key] for key in wanted if key in state}, strict=False)

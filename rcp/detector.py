@@ -1,0 +1,283 @@
+"""The detectors: ``ReConPatch``, and ``PatchCore``, which is ReConPatch without f."""
+
+import inspect
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rcp.backbone import check_weights, weights_identity
+from rcp.config import Config
+from rcp.coreset import coreset_size, greedy_k_center
+from rcp.data import Transform, load_images
+from rcp.memory import MemoryBank
+from rcp.model import train
+from rcp.patches import PatchExtractor, pool
+from rcp.scoring import image_scores, patch_scores, score_maps
+from rcp.timing import Timings
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What ``predict`` returns.
+
+    scores: (n,) float32 image scores; higher is more anomalous, in units of feature distance.
+    maps: (n, S, S) float32 score maps at ``image_size``, or None.
+    transform: the resize and crop that were applied, for masks to go the same way.
+    train_scores: (n_train,) float32, each training picture scored against the bank entries of the *other* pictures.
+    """
+
+    scores: np.ndarray
+    maps: np.ndarray | None
+    transform: Transform
+    train_scores: np.ndarray
+
+
+def resolve_device(name: str) -> torch.device:
+    """ "auto" is the first GPU if there is one, else the processor. Raises ValueError where the device is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device: expected auto, cpu or an available cuda device, got {name!r} ({error})") from None
+    return device
+
+
+class ReConPatch:
+    """ReConPatch (WACV 2024) for one kind of product: ``fit`` on normal pictures, ``predict`` on any.
+
+    Keyword arguments are the hyper-parameters of :class:`rcp.config.Config`, whose docstring gives each one's meaning,
+    default and provenance; an unknown name raises ValueError with the nearest valid one.
+
+    Attributes after ``fit``:
+        f_: nn.Linear, p -> f(p); None for PatchCore.
+        bank_: the memory bank M.
+        history_: one dict per training epoch (loss, quantiles of ω^P).
+        train_scores_: (n_train,) float32, leave-one-picture-out scores of the training pictures.
+        timings_: seconds per stage of the last fit and predict.
+    """
+
+    represent = True
+
+    def __init__(self, **hyper_parameters):
+        self.config = Config.build(**({"represent": self.represent} | hyper_parameters))
+        if self.config.represent != self.represent:
+            raise ValueError(f"represent: {type(self).__name__} is the detector with represent={self.represent}")
+        c = self.config
+        self.transform = Transform(resize=c.resize, image_size=c.image_size, aspect=c.aspect)
+        self.device = resolve_device(c.device)
+        check_weights(c.weights)
+        self.bank_: MemoryBank | None = None
+        self.timings_ = Timings()
+        self._extractor: PatchExtractor | None = None
+
+    @classmethod
+    def from_config(cls, config: Config) -> "ReConPatch":
+        """The detector that a config describes: ReConPatch or PatchCore, by ``config.represent``."""
+        return (ReConPatch if config.represent else PatchCore)(**config.asdict())
+
+    @property
+    def extractor(self) -> PatchExtractor:
+        """Frozen CNN and aggregation, built when first needed."""
+        if self._extractor is None:
+            self._extractor = PatchExtractor(self.config, self.device)
+        return self._extractor
+
+    def fit(self, images: Sequence[str | Path], log: Callable[[str], None] = print) -> "ReConPatch":
+        """Learns the normal state from pictures without defects.
+
+        Args:
+            images: paths; ``dataset.train``, or any list.
+            log: receives one line per training epoch.
+
+        Raises:
+            ValueError: no pictures; a file that is no picture (named, before any feature is computed); a ratio that selects nothing.
+        """
+        paths = list(images)
+        if not paths:
+            raise ValueError("images: expected at least one picture without defects, got none")
+        with self.timings_("decode"):
+            pictures = load_images(paths, self.transform)
+        coreset_size(self.config.coreset_ratio, len(pictures) * int(np.prod(self.extractor.shape()[:2])))
+        with self.timings_("features"):
+            features = self.extractor(pictures, names=paths)
+        return self.fit_features(features, log)
+
+    def fit_features(self, features: np.ndarray, log: Callable[[str], None] = print) -> "ReConPatch":
+        """``fit`` from features that are there already: (n, h · w, D) as :class:`PatchExtractor` makes them."""
+        c = self.config
+        n, patches, _ = features.shape
+        count = coreset_size(c.coreset_ratio, n * patches)
+        self.f_, self.history_ = None, []
+        held = _as_tensor(features)
+        if c.represent:
+            with self.timings_("training"):
+                self.f_, self.history_ = train(held.to(self.device), c, log)
+        with self.timings_("representation"):
+            represented = torch.cat([self.represent_patches(part) for part in held])  # (n · h · w, dim)
+        with self.timings_("coreset"):
+            picks = greedy_k_center(
+                represented, count, start=c.coreset_start, projection=c.coreset_projection, seed=c.seed
+            )
+        self.bank_ = MemoryBank(represented[picks], picks // patches, c.neighbours, c.self_in_neighbours)
+        with self.timings_("training scores"):
+            self.train_scores_ = self._leave_one_picture_out(represented.reshape(n, patches, -1))
+        return self
+
+    @torch.inference_mode()
+    def represent_patches(self, p: Tensor) -> Tensor:
+        """p: (n, D) of any float dtype -> f(p), or the pooled p of PatchCore: (n, dim) float32 on the detector's device."""
+        p = p.to(self.device).float()
+        return self.f_(p) if self.f_ is not None else pool(p, self.config.dim)
+
+    def predict(self, images: Sequence[str | Path], maps: bool = True) -> Prediction:
+        """Scores pictures.
+
+        Args:
+            images: paths; ``dataset.test``, or any list. A file that is no picture is named before any feature is computed.
+            maps: also return score maps at ``image_size``.
+        """
+        self._check_fitted()
+        with self.timings_("decode"):
+            pictures = load_images(list(images), self.transform)
+        return self._predict(len(pictures), lambda part: self.extractor(pictures[part], names=list(images)[part]), maps)
+
+    def predict_features(self, features: np.ndarray, maps: bool = True) -> Prediction:
+        """``predict`` from features that are there already: (n, h · w, D)."""
+        self._check_fitted()
+        return self._predict(len(features), lambda part: features[part], maps)
+
+    def _predict(self, n: int, features_of: Callable[[slice], np.ndarray], maps: bool, batch: int = 16) -> Prediction:
+        scores = np.empty(n, np.float32)
+        all_maps = np.empty((n, self.config.image_size, self.config.image_size), np.float32) if maps else None
+        for start in range(0, n, batch):
+            part = slice(start, min(start + batch, n))
+            with self.timings_("features"):
+                features = _as_tensor(features_of(part))
+            with self.timings_("scoring"):
+                s = self._score(self.represent_patches(features.flatten(0, 1))).reshape(len(features), -1)
+                scores[part] = image_scores(s).cpu().numpy()
+                if maps:
+                    side = int(s.shape[1] ** 0.5)
+                    all_maps[part] = score_maps(s.reshape(-1, side, side), self.config.image_size, self.config.blur)
+        return Prediction(scores, all_maps, self.transform, self.train_scores_)
+
+    @torch.inference_mode()
+    def _score(self, queries: Tensor, nearest: Tensor | None = None) -> Tensor:
+        return patch_scores(
+            queries, self.bank_, squared=self.config.squared, weighting=self.config.weighting, nearest=nearest
+        )
+
+    def _leave_one_picture_out(self, represented: Tensor) -> np.ndarray:
+        """(n, h · w, dim) -> (n,): what a training picture scores when the bank holds none of its own patches; NaN if nothing is left."""
+        scores = np.full(len(represented), np.nan, np.float32)
+        for i, queries in enumerate(represented):
+            if (self.bank_.pictures != i).any():
+                nearest = self.bank_.nearest_of_other_pictures(queries, i)
+                scores[i] = self._score(queries, nearest).max().item()
+        return scores
+
+    def _check_fitted(self):
+        if self.bank_ is None:
+            raise ValueError(f"this {type(self).__name__} is not fitted: call fit(images) or load(path) first")
+
+    def save(self, path: str | Path) -> None:
+        """Writes one safetensors file: bank, f and training scores, with the config as JSON in its header. Not the backbone."""
+        self._check_fitted()
+        tensors = {
+            "bank": self.bank_.entries,
+            "bank_pictures": self.bank_.pictures,
+            "train_scores": torch.from_numpy(self.train_scores_),
+        }
+        if self.f_ is not None:
+            tensors |= {f"f.{name}": value for name, value in self.f_.state_dict().items()}
+        header = {
+            "format": "rcp-detector-1",
+            "config": json.dumps(self.config.asdict()),
+            "backbone": weights_identity(self.config.backbone, self.config.weights),
+        }
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path, metadata=header)
+
+    @classmethod
+    def load(cls, path: str | Path, *, weights: str | Path | None = None, device: str | None = None) -> "ReConPatch":
+        """Reads what ``save`` wrote; nothing is unpickled.
+
+        Args:
+            weights: where the backbone's weights are now, if they moved; they must be the same weights.
+            device: another device than the one of ``fit``.
+
+        Raises:
+            FileNotFoundError: no such file, or the weights are no longer where they were.
+            ValueError: not such a file, another class's, or other backbone weights.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no detector file {path}")
+        try:
+            with safe_open(path, "pt") as file:
+                header = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a detector saved by rcp, or is damaged ({error})") from None
+        if header.get("format") != "rcp-detector-1":
+            raise ValueError(f"{path} is not a detector saved by rcp (format {header.get('format')!r})")
+        values = json.loads(header["config"])
+        if values["represent"] != cls.represent:
+            raise ValueError(
+                f"{path} holds a {'ReConPatch' if values['represent'] else 'PatchCore'}, not a {cls.__name__}"
+            )
+        values |= {"device": device or "auto"} | ({"weights": str(weights)} if weights else {})
+        detector = cls(**values)
+        c = detector.config
+        if (identity := weights_identity(c.backbone, c.weights)) != header["backbone"]:
+            raise ValueError(
+                f"weights: {c.weights} are not the weights {path} was fitted with ({identity}, expected {header['backbone']})"
+            )
+        entries, pictures = tensors["bank"].to(detector.device), tensors["bank_pictures"].to(detector.device)
+        detector.bank_ = MemoryBank(entries, pictures, c.neighbours, c.self_in_neighbours)
+        detector.train_scores_, detector.history_, detector.f_ = tensors["train_scores"].numpy(), [], None
+        if c.represent:
+            detector.f_ = torch.nn.Linear(tensors["f.weight"].shape[1], c.dim, bias=c.bias, device=detector.device)
+            detector.f_.load_state_dict(
+                {name.removeprefix("f."): t for name, t in tensors.items() if name.startswith("f.")}
+            )
+            detector.f_.requires_grad_(False)
+        return detector
+
+    def __repr__(self) -> str:
+        changed = {k: v for k, v in self.config.asdict().items() if k not in Config.names() or v != _DEFAULTS[k]}
+        changed.pop("represent", None)
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in changed.items())})"
+
+
+class PatchCore(ReConPatch):
+    """PatchCore: ReConPatch without f, p pooled to ``dim``; everything else is the same code and the same arguments."""
+
+    represent = False
+
+
+def _as_tensor(features: np.ndarray) -> Tensor:
+    """A memory-mapped or plain array as a tensor over the same memory, read only by agreement."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(np.asarray(features))
+
+
+_DEFAULTS = Config().asdict()
+_SIGNATURE = inspect.Signature(
+    [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value)
+        for name, value in _DEFAULTS.items()
+        if name != "represent"
+    ]
+)
+ReConPatch.__signature__ = PatchCore.__signature__ = _SIGNATURE  # so that help() and editors show every argument

@@ -1,0 +1,81 @@
+"""The memory bank M and exact nearest-neighbour search in it (Sec. 3.3)."""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+@lru_cache
+def _faiss():
+    """faiss, or None where it cannot be imported; the exact torch search then serves, with the same results."""
+    try:
+        import faiss
+    except ImportError:
+        return None
+    return faiss
+
+
+def search(queries: Tensor, bank: Tensor, k: int = 1, backend: str = "auto") -> Tensor:
+    """Indices of the k nearest bank entries by Euclidean distance, nearest first.
+
+    queries: (n, D) float32, bank: (M, D) float32, same device -> (n, k) int64.
+
+    Args:
+        backend: "faiss" (exact, processor), "torch" (exact, any device), or "auto": faiss on the processor where it is
+            there, torch otherwise, so that on a GPU nothing leaves the GPU.
+    """
+    if k > len(bank):
+        raise ValueError(f"k: expected at most {len(bank)} (the entries of the memory bank), got {k}")
+    if backend == "auto":
+        backend = "faiss" if queries.device.type == "cpu" and _faiss() else "torch"
+    if backend == "faiss":
+        index = _faiss().IndexFlatL2(bank.shape[1])
+        index.add(bank.numpy())
+        return torch.from_numpy(index.search(queries.contiguous().numpy(), k)[1])
+    centre = bank.mean(0)
+    bank = bank - centre
+    norms = bank.square().sum(1)
+    rows = max(1, 2**26 // len(bank))  # 256 MB of distances at a time
+    parts = [(norms - 2 * (part - centre) @ bank.T).topk(k, largest=False).indices for part in queries.split(rows)]
+    return torch.cat(parts)
+
+
+class MemoryBank:
+    """M and what Eq. 10 needs of it.
+
+    Args:
+        entries: (M, D) float32, the coreset of the training f(p).
+        pictures: (M,) int64, the training picture that each entry is a patch of.
+        b: size of N_b(r*).
+        self_in_neighbours: r* ∈ N_b(r*).
+    """
+
+    def __init__(self, entries: Tensor, pictures: Tensor, b: int, self_in_neighbours: bool = True):
+        self.entries, self.pictures = entries, pictures
+        self.self_in_neighbours = self_in_neighbours
+        self.neighbourhood = self._neighbourhood(b)
+
+    def _neighbourhood(self, b: int) -> Tensor:
+        """(M, b') int64: N_b(r) of each entry r; r stands first, also where duplicates are as near, or is left out."""
+        b = min(b, len(self.entries) - (not self.self_in_neighbours))
+        found = search(self.entries, self.entries, min(b + 1, len(self.entries)))
+        own = torch.arange(len(found), device=found.device)[:, None]
+        others = found[_first_others(found != own, found.shape[1] - 1)].reshape(len(found), -1)
+        if self.self_in_neighbours:
+            return torch.cat([own, others[:, : b - 1]], 1)
+        return others[:, :b]
+
+    def nearest(self, queries: Tensor) -> Tensor:
+        """Eq. 9: index of r* in M. queries: (n, D) -> (n,) int64."""
+        return search(queries, self.entries, 1)[:, 0]
+
+    def nearest_of_other_pictures(self, queries: Tensor, picture: int) -> Tensor:
+        """r* among the entries that do not stem from one training picture: (n, D) -> (n,) int64."""
+        others = (self.pictures != picture).nonzero().flatten()
+        return others[search(queries, self.entries[others], 1)[:, 0]]
+
+
+def _first_others(different: Tensor, count: int) -> Tensor:
+    """(M, k) bool -> the same with only the first ``count`` true values of a row kept."""
+    return different & (different.cumsum(1) <= count)

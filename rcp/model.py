@@ -1,0 +1,158 @@
+"""The feature representation layer f, the projection g, their EMA copies, and the training loop (Sec. 3.2)."""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from rcp.config import Config
+from rcp.losses import relaxed_contrastive
+from rcp.similarity import contextual, pairwise, soft_labels, squared_distances
+
+
+class Representation(nn.Module):
+    """f: p -> f(p) and g: f(p) -> z, both linear. After training only f is kept."""
+
+    def __init__(self, in_dim: int, config: Config):
+        super().__init__()
+        self.f = nn.Linear(in_dim, config.dim, bias=config.bias)
+        self.g = nn.Linear(config.dim, config.projection, bias=config.bias) if config.projection else nn.Identity()
+        if config.init == "orthogonal":
+            for layer in (self.f, self.g):
+                if isinstance(layer, nn.Linear):
+                    nn.init.orthogonal_(layer.weight)
+
+    def forward(self, p: Tensor) -> Tensor:
+        """z = g(f(p)). p: (N, D) -> (N, projection); f and g are linear, so z = (G F) p is one product."""
+        if isinstance(self.g, nn.Identity):
+            return self.f(p)
+        bias = None if self.f.bias is None else self.g.weight @ self.f.bias + self.g.bias
+        return nn.functional.linear(p, self.g.weight @ self.f.weight, bias)
+
+
+@torch.no_grad()
+def update_ema(teacher: nn.Module, student: nn.Module, gamma: float) -> None:
+    """Eq. 8: θ̄ ← γ θ̄ + (1 - γ) θ."""
+    for theta_bar, theta in zip(teacher.parameters(), student.parameters(), strict=True):
+        theta_bar.lerp_(theta, 1 - gamma)
+
+
+@torch.no_grad()
+def similarity_targets(z_bar: Tensor, config: Config) -> tuple[Tensor, Tensor]:
+    """Eq. 1 to 6 for one mini-batch. z_bar: (N, d) of the teacher -> (ω, ω^P), each (N, N)."""
+    d2 = squared_distances(z_bar)
+    omega_c = contextual(
+        d2, config.k, config.k_half, gate=config.gate, self_neighbour=config.self_neighbour, expansion=config.expansion
+    )
+    if config.normalize_teacher:
+        d2 = squared_distances(nn.functional.normalize(z_bar))
+    omega_p = pairwise(d2, config.sigma)
+    return soft_labels(omega_p, omega_c, config.alpha), omega_p
+
+
+def mini_batches(pictures: int, patches: int, config: Config, generator: torch.Generator) -> Iterator[Tensor]:
+    """Yields one epoch of flat patch indices, each (batch,): every patch at most once, the incomplete last batch left out.
+
+    ``batch_pictures=0`` shuffles the patches of the whole set; n draws ``batch_size`` patches out of n pictures at a time.
+    """
+    if config.batch_pictures == 0:
+        total = pictures * patches
+        size = min(config.batch_size, total)
+        order = torch.randperm(total, generator=generator)
+        yield from order[: total // size * size].split(size)
+        return
+    some = min(config.batch_pictures, pictures)
+    order = torch.randperm(pictures, generator=generator)
+    for chosen in order[: pictures // some * some].split(some):
+        pool = (chosen[:, None] * patches + torch.arange(patches)).flatten()
+        yield pool[torch.randperm(len(pool), generator=generator)[: config.batch_size]]
+
+
+def train(features: Tensor, config: Config, log: Callable[[str], None] = print) -> tuple[nn.Linear, list[dict]]:
+    """Trains f on the patch features of normal pictures and returns it with one row per epoch.
+
+    The loss can rise while the EMA target moves: it is no sign of success or failure. ω^P near 0 or near 1 everywhere
+    means that sigma does not fit the scale of z̄; its quantiles are in every row.
+
+    Args:
+        features: (n, h · w, D) float16 or float32, on the device to train on.
+
+    Returns:
+        f, and rows with epoch, loss, omega_p_05, omega_p_50, omega_p_95, seconds.
+
+    Raises:
+        ValueError: the whole set has no more than k patches.
+        FloatingPointError: the loss is NaN or infinite; names epoch, step and the likely cause.
+    """
+    n, patches, in_dim = features.shape
+    device = features.device
+    flat = features.reshape(-1, in_dim)
+    if min(config.batch_size, len(flat)) <= config.k:
+        raise ValueError(f"k: expected fewer than the {len(flat)} patches of the training pictures, got {config.k}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        student = Representation(in_dim, config).to(device)
+    teacher = copy.deepcopy(student).requires_grad_(False)
+    generator = torch.Generator().manual_seed(config.seed)
+    steps = sum(1 for _ in mini_batches(n, patches, config, torch.Generator()))
+
+    from adamp import AdamP
+
+    optimizer = AdamP(student.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    length = config.epochs * (steps if config.cosine == "step" else 1)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: (1 + math.cos(math.pi * t / length)) / 2)
+
+    rows = []
+    for epoch in range(1, config.epochs + 1):
+        started = time.perf_counter()
+        losses = torch.empty(steps, device=device)
+        for step, index in enumerate(mini_batches(n, patches, config, generator)):
+            p = flat[index.to(device)].float()
+            omega, omega_p = similarity_targets(teacher(p), config)
+            loss = relaxed_contrastive(student(p), omega, config.margin, pairs=config.pairs, diagonal=config.diagonal)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            update_ema(teacher, student, config.gamma)
+            losses[step] = loss.detach()
+            if config.cosine == "step":
+                scheduler.step()
+        if config.cosine == "epoch":
+            scheduler.step()
+        rows.append(_row(epoch, losses, omega_p, time.perf_counter() - started))
+        log(_line(rows[-1], config.epochs))
+    return student.f.requires_grad_(False), rows
+
+
+def _row(epoch: int, losses: Tensor, omega_p: Tensor, seconds: float) -> dict:
+    finite = losses.isfinite()
+    if not finite.all():
+        step = int((~finite).nonzero()[0]) + 1
+        raise FloatingPointError(
+            f"loss is {losses[step - 1].item()} at epoch {epoch}, step {step} of {len(losses)}; likely cause: a learning rate that is "
+            f"too high, or NaN in the features"
+        )
+    off_diagonal = omega_p[~torch.eye(len(omega_p), dtype=torch.bool, device=omega_p.device)]
+    low, middle, high = (
+        off_diagonal[:: max(1, len(off_diagonal) // 200_000)]
+        .quantile(torch.tensor([0.05, 0.5, 0.95], device=omega_p.device))
+        .tolist()
+    )
+    return {
+        "epoch": epoch,
+        "loss": losses.mean().item(),
+        "omega_p_05": low,
+        "omega_p_50": middle,
+        "omega_p_95": high,
+        "seconds": round(seconds, 3),
+    }
+
+
+def _line(row: dict, epochs: int) -> str:
+    return (
+        f"epoch {row['epoch']:>3}/{epochs}  loss {row['loss']:.4f}  "
+        f"ω^P 5/50/95 % {row['omega_p_05']:.3f} {row['omega_p_50']:.3f} {row['omega_p_95']:.3f}  {row['seconds']:.1f} s"
+    )

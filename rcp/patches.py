@@ -1,0 +1,136 @@
+"""Locally aware patch features (Sec. 3.1), PatchCore's chain without its p² unfold.
+
+The reference unfolds every p×p neighbourhood, resizes the unfolded patches to the finest grid, pools each flattened
+(C·p·p) vector to ``dim``, concatenates the levels and pools again. All of it is linear in the maps and the same at every
+position, so it is one fixed banded matrix over (C, p, p) per level, that is, one (grouped) convolution, then the resize.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rcp.backbone import Backbone, normalize
+from rcp.config import Config
+
+
+class PatchAggregator(nn.Module):
+    """maps: [(n, C_l, S_l, S_l)] finest first -> p: (n, S_1 · S_1, dim), rows in raster order, dtype of the maps.
+
+    Args:
+        channels: C_l of each level.
+        patch_size: side of the neighbourhood, odd; zeros outside the map are counted, as the reference does.
+        dim: size that each level and then their concatenation is pooled to.
+    """
+
+    def __init__(self, channels: tuple[int, ...], patch_size: int, dim: int):
+        super().__init__()
+        self.patch_size, self.dim = patch_size, dim
+        second = _pooling_matrix(len(channels) * dim, dim)  # (dim, levels · dim)
+        self.rows, self.groups = [], []
+        for level, c in enumerate(channels):
+            first = _pooling_matrix(c * patch_size**2, dim)  # (dim, C · p · p)
+            chain = torch.sparse.mm(second[:, level * dim : (level + 1) * dim].to_sparse(), first)
+            used = chain.abs().sum(1).nonzero().flatten()
+            rows = slice(int(used[0]), int(used[-1]) + 1)  # banded: a level feeds one run of outputs
+            kernel = chain[rows].reshape(-1, c, patch_size, patch_size)
+            groups = _groups(kernel)
+            self.register_buffer(f"kernel{level}", _diagonal_blocks(kernel, groups), persistent=False)
+            self.rows.append(rows)
+            self.groups.append(groups)
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        n, grid = maps[0].shape[0], maps[0].shape[-2:]
+        out = maps[0].new_zeros(n, self.dim, *grid)
+        for level, (m, rows, groups) in enumerate(zip(maps, self.rows, self.groups, strict=True)):
+            kernel = getattr(self, f"kernel{level}").to(m.dtype)
+            part = F.conv2d(m, kernel, padding=self.patch_size // 2, groups=groups)
+            if part.shape[-2:] != grid:
+                part = F.interpolate(part, size=grid, mode="bilinear", align_corners=False)
+            out[:, rows] += part
+        return out.flatten(2).transpose(1, 2)  # (n, dim, S, S) -> (n, S · S, dim)
+
+
+def pool(p: Tensor, dim: int) -> Tensor:
+    """p: (n, D) -> (n, dim), adaptive average pooling of each vector: how PatchCore reaches a smaller dimension."""
+    return p if p.shape[-1] == dim else F.adaptive_avg_pool1d(p.unsqueeze(1), dim).squeeze(1)
+
+
+def _pooling_matrix(length: int, dim: int) -> Tensor:
+    """(dim, length) matrix A with A v = adaptive_avg_pool1d(v, dim): row d averages ⌊d·length/dim⌋ … ⌈(d+1)·length/dim⌉ - 1."""
+    d = torch.arange(dim)
+    start, stop = d * length // dim, -(-(d + 1) * length // dim)
+    j = torch.arange(length)
+    inside = (j >= start[:, None]) & (j < stop[:, None])
+    return inside.float() / (stop - start)[:, None]
+
+
+def _groups(kernel: Tensor) -> int:
+    """The largest number of equal diagonal blocks that hold every non-zero of an (out, C, p, p) kernel."""
+    used = kernel.abs().sum((2, 3)) > 0
+    out, c = used.shape
+    for groups in range(min(out, c), 0, -1):
+        if out % groups == c % groups == 0:
+            blocks = used.reshape(groups, out // groups, groups, c // groups).any(3).any(1)
+            if not blocks.fill_diagonal_(False).any():
+                return groups
+    return 1
+
+
+def _diagonal_blocks(kernel: Tensor, groups: int) -> Tensor:
+    """(out, C, p, p) block-diagonal kernel -> (out, C / groups, p, p), as conv2d(groups=...) wants it."""
+    out, c, p, _ = kernel.shape
+    blocks = kernel.reshape(groups, out // groups, groups, c // groups, p, p)
+    return torch.stack([blocks[g, :, g] for g in range(groups)]).reshape(out, c // groups, p, p).contiguous()
+
+
+class PatchExtractor:
+    """Pictures -> patch features p, as they are held and stored.
+
+    Args:
+        config: backbone, weights, layers, patch_size, extracted_dim and feature_dtype are used.
+        device: where the CNN runs.
+    """
+
+    def __init__(self, config: Config, device: torch.device):
+        self.config, self.device = config, device
+        self.backbone = Backbone(config.backbone, config.weights, config.layers).to(
+            device, memory_format=torch.channels_last
+        )
+        self.aggregate = PatchAggregator(self.backbone.channels, config.patch_size, config.extracted_dim).to(device)
+
+    def shape(self) -> tuple[int, int, int]:
+        """(h, w, D) of one picture's features."""
+        with torch.inference_mode():
+            first = self.backbone(
+                torch.zeros(1, 3, self.config.image_size, self.config.image_size, device=self.device)
+            )[0]
+        return (*first.shape[-2:], self.config.extracted_dim)
+
+    @torch.inference_mode()
+    def __call__(
+        self, pictures: np.ndarray, out: np.ndarray | None = None, batch: int = 16, names: Sequence | None = None
+    ) -> np.ndarray:
+        """pictures: (n, S, S, 3) uint8 -> p: (n, h · w, D) in ``feature_dtype``, written into ``out`` (a memory map) if given.
+
+        Raises:
+            FloatingPointError: a feature is NaN or infinite; names the picture and the likely cause.
+        """
+        h, w, dim = self.shape()
+        if out is None:
+            out = np.empty((len(pictures), h * w, dim), self.config.feature_dtype)
+        for start in range(0, len(pictures), batch):
+            stop = min(start + batch, len(pictures))
+            images = normalize(torch.from_numpy(np.ascontiguousarray(pictures[start:stop])).to(self.device))
+            p = self.aggregate(self.backbone(images)).to(getattr(torch, self.config.feature_dtype))
+            finite = p.isfinite().flatten(1).all(1)
+            if not finite.all():
+                bad = start + int((~finite).nonzero()[0])
+                raise FloatingPointError(
+                    f"features of {names[bad] if names else f'picture {bad}'} hold NaN or infinity; likely cause: damaged weights "
+                    f"({self.config.weights}), or values beyond float16 (then set feature_dtype='float32')"
+                )
+            out[start:stop] = p.cpu().numpy()
+        return out

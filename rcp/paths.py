@@ -1,0 +1,30 @@
+"""Where data, weights, runs and figures live: an argument, else an environment variable, else a folder of the project."""
+
+import os
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+def _root(argument: str | Path | None, variable: str, default: Path) -> Path:
+    return Path(argument or os.environ.get(variable) or default).expanduser()
+
+
+def data_root(argument: str | Path | None = None) -> Path:
+    """Folder of data sets, one sub-folder each (``RCP_DATA``, default ``data/``)."""
+    return _root(argument, "RCP_DATA", PROJECT / "data")
+
+
+def weights_root(argument: str | Path | None = None) -> Path:
+    """Folder of backbone weights (``RCP_WEIGHTS``, default ``data/weights``)."""
+    return _root(argument, "RCP_WEIGHTS", data_root() / "weights")
+
+
+def runs_root(argument: str | Path | None = None) -> Path:
+    """Folder of the store and of executed notebooks (``RCP_RUNS``, default ``runs/``)."""
+    return _root(argument, "RCP_RUNS", PROJECT / "runs")
+
+
+def figures_root(argument: str | Path | None = None) -> Path:
+    """Folder that notebooks draw figures into (``RCP_FIGURES``, default ``figures/``)."""
+    return _root(argument, "RCP_FIGURES", PROJECT / "figures")

@@ -1,0 +1,45 @@
+"""Anomaly scores: Eq. 9 and 10, image scores and score maps (Sec. 3.3)."""
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter
+from torch import Tensor
+
+from rcp.memory import MemoryBank
+
+
+def distances(queries: Tensor, bank: MemoryBank, index: Tensor, squared: bool = False) -> Tensor:
+    """D(f(p), M[index]). queries: (n, D), index: (n, j) -> (n, j); by differences, so that D of an entry itself is 0."""
+    d = torch.empty(index.shape, dtype=queries.dtype, device=queries.device)
+    for column in range(index.shape[1]):  # one (n, D) difference at a time keeps memory at one copy of the queries
+        d[:, column] = (queries - bank.entries[index[:, column]]).square().sum(1)
+    return d if squared else d.sqrt()
+
+
+def patch_scores(
+    queries: Tensor, bank: MemoryBank, *, squared=False, weighting="patches", nearest: Tensor | None = None
+) -> Tensor:
+    """Eq. 9 and 10: s = (1 - e^{D(f(p), r*)} / Σ_{r' ∈ N_b(r*)} e^{D(f(p), r')}) · D(f(p), r*), for every patch.
+
+    queries: (n, D) = f(p) -> (n,) float32. ``weighting="none"`` is D(f(p), r*) alone; ``nearest`` gives r* if known.
+    """
+    nearest = bank.nearest(queries) if nearest is None else nearest
+    d = distances(queries, bank, nearest[:, None], squared)[:, 0]
+    if weighting == "none" or bank.neighbourhood.shape[1] < 2:  # a single r' would make every score 0
+        return d
+    around = distances(queries, bank, bank.neighbourhood[nearest], squared)  # (n, b)
+    return (1 - torch.exp(d - around.logsumexp(1))) * d
+
+
+def image_scores(scores: Tensor) -> Tensor:
+    """Image score = max over patches. scores: (n, h · w) -> (n,)."""
+    return scores.amax(1)
+
+
+def score_maps(scores: Tensor, size: int, blur: float) -> np.ndarray:
+    """scores: (n, h, w) -> (n, size, size) float32: bilinear to the crop's size, then a Gaussian of σ ``blur`` pixels."""
+    maps = torch.nn.functional.interpolate(scores[:, None], size=(size, size), mode="bilinear", align_corners=False)[
+        :, 0
+    ]
+    maps = maps.cpu().numpy()
+    return gaussian_filter(maps, sigma=(0, blur, blur)) if blur else maps

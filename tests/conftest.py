@@ -1,0 +1,36 @@
+"""Fixtures: the real material beside the project where it is there, and the demo set, drawn once."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(os.environ.get("RCP_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
+def _there(path: Path) -> Path:
+    if not path.exists():
+        pytest.skip(
+            f"real material not at hand: {path.name} (set RCP_SHARED to the folder that holds data/ and weights/)"
+        )
+    return path
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder with mvtec/{bottle,transistor} and dtd/images."""
+    return _there(SHARED / "data")
+
+
+@pytest.fixture(scope="session")
+def shared_weights() -> Path:
+    """ResNet-18 IMAGENET1K_V1 up to layer 3, safetensors."""
+    return _there(SHARED / "weights" / "resnet18_imagenet1k_v1_layers1-3.safetensors")
+
+
+@pytest.fixture(scope="session")
+def demo_root(tmp_path_factory) -> Path:
+    """The demo set in MVTec layout."""
+    from rcp.data import draw_demo
+
+    return draw_demo(tmp_path_factory.mktemp("demo"))

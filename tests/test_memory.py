@@ -1,0 +1,149 @@
+"""Coreset, memory bank and scores: Eq. 9 and 10 and greedy k-center against their literal transcriptions."""
+
+import literal
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter
+
+from rcp import memory
+from rcp.coreset import coreset_size, greedy_k_center
+from rcp.memory import MemoryBank, search
+from rcp.scoring import image_scores, patch_scores, score_maps
+
+
+def draw(seed, n, d, scale=1.0, offset=0.0):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed)) * scale + offset
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), n=st.integers(2, 40), offset=st.sampled_from([0.0, 50.0]))
+def test_coreset_is_greedy_k_center_from_the_patch_farthest_from_the_mean(seed, n, offset):
+    x, count = draw(seed, n, 6, offset=offset), max(1, n // 3)
+    from_mean = [literal.dist(v, x.numpy().mean(0)) for v in x.numpy()]
+    picks = greedy_k_center(x, count).tolist()
+    assert from_mean[picks[0]] == pytest.approx(max(from_mean), abs=1e-4)  # of two patches, both are the farthest
+    assert picks == literal.greedy_k_center(x.numpy(), count, picks[0])
+
+
+def test_coreset_random_start_and_projection_follow_the_seed():
+    x = draw(0, 200, 32)
+    picks = [greedy_k_center(x, 20, start="random", projection=8, seed=s).tolist() for s in (0, 0, 1)]
+    assert picks[0] == picks[1] != picks[2]
+    assert greedy_k_center(x, 20, seed=1).tolist() == greedy_k_center(x, 20, seed=2).tolist(), (
+        "the default draws nothing"
+    )
+    started = greedy_k_center(x, 20, start="random", seed=3).tolist()
+    assert started == literal.greedy_k_center(x.numpy(), 20, started[0])
+
+
+def test_coreset_of_duplicates_picks_each_index_once():
+    x = torch.ones(10, 4)
+    assert sorted(greedy_k_center(x, 10).tolist()) == list(range(10))
+    two = torch.cat([torch.zeros(5, 3), torch.ones(5, 3)])
+    assert {int(i) // 5 for i in greedy_k_center(two, 2)} == {0, 1}
+
+
+def test_coreset_covers_better_than_chance():
+    x = draw(5, 500, 4)
+
+    def radius(index):
+        return torch.cdist(x, x[index]).amin(1).max()
+
+    assert radius(greedy_k_center(x, 25)) < 0.8 * radius(
+        torch.randperm(500, generator=torch.Generator().manual_seed(0))[:25]
+    )
+
+
+@pytest.mark.parametrize(
+    ("ratio", "patches", "count"), [(0.01, 163_856, 1638), (0.29, 100, 29), (0.07, 100, 7), (1.0, 3, 3)]
+)
+def test_coreset_size_is_the_floor(ratio, patches, count):
+    assert coreset_size(ratio, patches) == count
+
+
+def test_coreset_that_selects_nothing():
+    with pytest.raises(
+        ValueError, match="coreset_ratio: 0.001 of 784 patches selects nothing; expected at least 0.0013"
+    ):
+        coreset_size(0.001, 784)
+    with pytest.raises(ValueError, match="count: expected 1 to 5"):
+        greedy_k_center(torch.ones(5, 2), 6)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6), k=st.integers(1, 9))
+def test_faiss_and_torch_search_agree_with_the_literal(seed, k):
+    pytest.importorskip("faiss")
+    queries, bank = draw(seed, 23, 8), draw(seed + 1, 31, 8)
+    expected = torch.tensor(
+        [[j for _, j in sorted((literal.dist(q, r), j) for j, r in enumerate(bank))[:k]] for q in queries]
+    )
+    assert torch.equal(search(queries, bank, k, "torch"), expected)
+    assert torch.equal(search(queries, bank, k, "faiss"), expected)
+
+
+def test_search_without_faiss_falls_back(monkeypatch):
+    queries, bank = draw(0, 9, 4), draw(1, 12, 4)
+    with_faiss = search(queries, bank, 3)
+    monkeypatch.setattr(memory, "_faiss", lambda: None)
+    assert torch.equal(search(queries, bank, 3), with_faiss)
+    with pytest.raises(ValueError, match="k: expected at most 12"):
+        search(queries, bank, 13)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    b=st.integers(2, 9),
+    self_in=st.booleans(),
+    squared=st.booleans(),
+    weighting=st.sampled_from(["patches", "none"]),
+)
+def test_scores_are_eq_9_and_10(seed, b, self_in, squared, weighting):
+    queries, entries = draw(seed, 7, 5), draw(seed + 1, 20, 5)
+    bank = MemoryBank(entries, torch.zeros(20, dtype=torch.int64), b, self_in)
+    expected = [
+        literal.patch_score(q, entries.numpy(), b, self_in, squared, weighting == "patches") for q in queries.numpy()
+    ]
+    np.testing.assert_allclose(
+        patch_scores(queries, bank, squared=squared, weighting=weighting), expected, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_scores_stay_finite_where_the_exponential_overflows():
+    bank = MemoryBank(draw(0, 20, 5), torch.zeros(20, dtype=torch.int64), 9)
+    s = patch_scores(draw(1, 4, 5, scale=1e4), bank)
+    assert s.isfinite().all() and (s > 0).all()
+
+
+def test_an_entry_scores_zero():
+    entries = draw(0, 20, 5, offset=1000.0)
+    bank = MemoryBank(entries, torch.zeros(20, dtype=torch.int64), 9)
+    torch.testing.assert_close(patch_scores(entries, bank), torch.zeros(20))
+
+
+def test_neighbourhoods_survive_duplicates_and_small_banks():
+    bank = MemoryBank(torch.ones(12, 3), torch.zeros(12, dtype=torch.int64), 4)
+    assert bank.neighbourhood.shape == (12, 4) and bank.neighbourhood[:, 0].tolist() == list(range(12))
+    assert MemoryBank(draw(0, 3, 4), torch.zeros(3, dtype=torch.int64), 9).neighbourhood.shape == (3, 3)
+    assert MemoryBank(draw(0, 3, 4), torch.zeros(3, dtype=torch.int64), 9, False).neighbourhood.shape == (3, 2)
+
+
+def test_leave_one_picture_out_ignores_own_entries():
+    entries = torch.tensor([[0.0], [5.0], [9.0]])
+    bank = MemoryBank(entries, torch.tensor([0, 1, 0]), 2)
+    assert bank.nearest(torch.tensor([[0.1], [8.0]])).tolist() == [0, 2]
+    assert bank.nearest_of_other_pictures(torch.tensor([[0.1], [8.0]]), 0).tolist() == [1, 1]
+
+
+def test_image_score_is_the_maximum_and_maps_are_bilinear_then_gaussian():
+    s = torch.rand(3, 4, 4)
+    assert torch.equal(image_scores(s.flatten(1)), s.flatten(1).max(1).values)
+    plain = score_maps(s, 16, 0)
+    expected = torch.nn.functional.interpolate(s[None], size=(16, 16), mode="bilinear", align_corners=False)[0]
+    np.testing.assert_allclose(plain, expected, atol=1e-6)
+    np.testing.assert_allclose(score_maps(s, 16, 2.0)[1], gaussian_filter(plain[1], 2.0), atol=1e-5)
+    assert score_maps(s, 16, 2.0).dtype == np.float32

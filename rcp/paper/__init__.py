@@ -1,0 +1,32 @@
+"""The published numbers, as data: Tables 1 to 7 and S1 to S8, Figure 4's d′, and the figures that the prose repeats.
+
+``facts`` reads them; ``checks`` derives every printed mean and difference again and lists the paper's contradictions.
+"""
+
+from rcp.paper.checks import inconsistencies
+from rcp.paper.facts import (
+    CATEGORIES,
+    COUNTS,
+    NOT_AVAILABLE,
+    OBJECTS,
+    TEXTURES,
+    Counts,
+    group_means,
+    published,
+    table,
+    tables,
+)
+
+__all__ = [
+    "CATEGORIES",
+    "COUNTS",
+    "NOT_AVAILABLE",
+    "OBJECTS",
+    "TEXTURES",
+    "Counts",
+    "group_means",
+    "inconsistencies",
+    "published",
+    "table",
+    "tables",
+]

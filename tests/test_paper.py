@@ -1,0 +1,352 @@
+"""The published numbers: transcribed right, and contradictory only where the paper is."""
+
+import math
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import SHARED
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rcp.paper import (
+    CATEGORIES,
+    COUNTS,
+    OBJECTS,
+    TEXTURES,
+    checks,
+    group_means,
+    inconsistencies,
+    published,
+    table,
+    tables,
+)
+
+OURS = {"method": "ReConPatch", "backbone": "WRN-50", "category": "average"}
+
+
+# --- transcription -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def paper_lines() -> list[str]:
+    path = SHARED / "paper.txt"
+    if not path.exists():
+        pytest.skip("the paper's text is not at hand: paper.txt (set RCP_SHARED to the folder that holds it)")
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+# table -> how the line above its first row of numbers starts, how many rows of numbers follow
+PLACES = {
+    "1": ("Method | Ours-25%", 2),
+    "2": ("Dimension | 1024", 2),
+    "3": ("Metric | Detection", 3),
+    "4": ("Object | Texture | Average", 6),
+    "5": ("Class\\Method", 18),
+    "6": ("Image size | 480480 | 480480 | 320320", 2),
+    "7": ("Class | VT-ADL", 4),
+    "S1": ("value | 3 | 5", 2),
+    "S2": ("m value | 0.5", 2),
+    "S3": ("0.0 | 0.25", 2),
+    "S4": ("Projection layer |", 1),
+    "S5": ("Class\\Aug. Method", 18),
+    "S6": ("Method | Avg. inference", 2),
+    "S8": ("Ensemble Backbone", 2),
+}
+
+
+def rows_of_text(lines: list[str], name: str) -> list[tuple[str, list[str]]]:
+    """(label, numbers as printed) of each row of a table in the extracted text."""
+    start, count = PLACES[name]
+    (at,) = [i for i, line in enumerate(lines) if line.startswith(start)]
+    rows = []
+    for line in lines[at + 1 :]:
+        label, *cells = (cell.strip() for cell in line.split("|"))
+        cells = ", ".join(cells).replace("(", "").replace(")", "").split(", ")
+        numbers = [cell for cell in cells if re.fullmatch(r"-|-?\d+(\.\d+)?", cell)]
+        if numbers:
+            rows.append((label, numbers))
+        if len(rows) == count:
+            return rows
+    raise AssertionError(f"table {name}: the text ends after {len(rows)} of {count} rows")
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_every_number_is_as_printed(paper_lines, name):
+    numbers = [number for _, numbers in rows_of_text(paper_lines, name) for number in numbers]
+    assert table(name)["printed"].tolist() == numbers
+
+
+@pytest.mark.parametrize("name", ["5", "7", "S5"])
+def test_rows_carry_the_category_of_their_label(paper_lines, name):
+    rows = rows_of_text(paper_lines, name)
+    words = {"Object classes": "object", "Texture classes": "texture", "Average": "average", "Avg.": "average"}
+    folder = [f"0{label}" if label.isdigit() else label.lower().replace(" ", "_") for label, _ in rows]
+    expected = [words.get(label, name) for name, (label, numbers) in zip(folder, rows, strict=True) for _ in numbers]
+    assert table(name)["category"].tolist() == expected
+
+
+@pytest.mark.parametrize("name", ["1", "3", "6", "S1", "S2", "S3", "S4", "S8"])
+def test_rows_carry_the_metric_of_their_label(paper_lines, name):
+    metrics = {"Detection": ["image_auroc"], "Segmentation": ["pixel_auroc"], "AUROC": ["image_auroc", "pixel_auroc"]}
+    rows = rows_of_text(paper_lines, name)
+    expected = [metric for label, numbers in rows for metric in metrics[label] * (len(numbers) // len(metrics[label]))]
+    assert table(name)["metric"].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "header", "scale"),
+    [
+        ("1", "coreset_ratio", "Method | Ours-25%", 100),
+        ("2", "dim", "Dimension |", 1),
+        ("S1", "k", "value |", 1),
+        ("S2", "margin", "m value |", 1),
+        ("S3", "alpha", "0.0 |", 1),
+    ],
+)
+def test_columns_carry_the_setting_of_their_header(paper_lines, name, column, header, scale):
+    (line,) = [line for line in paper_lines if line.startswith(header)]
+    settings = [float(n) for n in re.findall(r"\d+\.?\d*", line)]
+    assert (table(name)[column].astype(float) * scale).tolist() == settings * 2
+
+
+def test_methods_of_btad_stand_in_the_order_of_the_header(paper_lines):
+    (line,) = [line for line in paper_lines if line.startswith("Class | VT-ADL")]
+    methods = [cell.split(" [")[0].strip().replace("Ours", "ReConPatch") for cell in line.split("|")[1:-1]]
+    first = table("7").query("category == '01' and metric == 'image_auroc'")
+    assert first["method"].tolist() == methods
+
+
+def test_numbers_of_the_prose_are_in_the_prose(paper_lines):
+    prose = " ".join(line for line in paper_lines if "|" not in line).replace(",", "")
+    for number in table("text")["printed"]:
+        assert re.search(rf"(?<![\d.]){re.escape(number)}(?![\d]|\.\d)", prose), number
+
+
+@pytest.mark.parametrize(
+    ("name", "where", "value"),
+    [
+        ("1", {"coreset_ratio": 0.25, "metric": "pixel_auroc"}, 98.01),
+        (2, {"method": "PatchCore", "dim": 64}, 97.75),
+        ("3", {"layers": "2+3", "patch_size": 5, "metric": "image_auroc"}, 98.84),
+        ("4", {"method": "PatchCore", "augmentation": "difference", "category": "object"}, 9.94),
+        ("5", {"method": "PNI", "category": "tile", "metric": "pixel_auroc"}, 98.4),
+        ("5", {"method": "CFLOW-AD", "category": "screw", "metric": "image_auroc"}, 91.89),
+        ("5", {**OURS, "image_size": 224, "metric": "pixel_auroc"}, 98.18),
+        ("5", {"method": "ReConPatch", "image_size": 480, "category": "pill", "metric": "image_auroc"}, 96.21),
+        ("6", {"method": "PNI", "metric": "pixel_auroc"}, 99.06),
+        ("6", {"method": "PatchCore", "image_size": 320, "metric": "image_auroc"}, 99.6),
+        ("7", {"method": "RD++", "category": "02", "metric": "image_auroc"}, 90.1),
+        ("S1", {"k": 20, "metric": "image_auroc"}, 99.49),
+        ("S2", {"margin": 1.5, "metric": "pixel_auroc"}, 98.05),
+        ("S3", {"alpha": 1.0, "metric": "pixel_auroc"}, 98.12),
+        ("S4", {"projection_layer": "without"}, 99.42),
+        ("S5", {"method": "ReConPatch", "augmentation": "with", "category": "screw"}, 89.96),
+        ("S6", {"method": "ReConPatch"}, 38.09),
+        ("S8", {"image_size": 320, "refinement": "with", "metric": "pixel_auroc"}, 98.96),
+        ("F4", {"method": "ReConPatch"}, 4.92),
+        ("text", {"metric": "mad_constant"}, 1.4826),
+    ],
+)
+def test_spot_checks(name, where, value):
+    assert published(name, **where) == value
+
+
+def test_dashes_are_nan():
+    assert math.isnan(published("5", method="CFA", category="bottle", metric="pixel_auroc"))
+    assert table("5")["value"].isna().sum() == 3 * 17  # SPADE's and PaDiM's image, CFA's pixel column but its average
+    assert table("7")["value"].isna().sum() == 4  # PNI on BTAD
+
+
+def test_each_number_has_its_own_setting():
+    for name in tables():
+        frame = table(name)
+        assert not frame.duplicated([c for c in frame if c not in ("value", "printed")]).any(), name
+
+
+def test_a_caller_cannot_spoil_a_table():
+    frame = table("1")
+    frame["value"] = 0.0
+    assert table("1")["value"].min() > 98
+
+
+# --- categories ----------------------------------------------------------------------------------------------------
+
+
+def test_counts_add_up_to_the_papers():
+    assert set(COUNTS) == set(CATEGORIES) and len(CATEGORIES) == 15
+    assert sum(c.train for c in COUNTS.values()) == published("text", dataset="mvtec", metric="train_images")
+    tested = sum(c.test_good + c.test_defective for c in COUNTS.values())
+    assert tested == published("text", dataset="mvtec", metric="test_images")
+
+
+def test_counts_agree_with_the_categories_at_hand(shared_data):
+    for name in ("bottle", "transistor"):
+        folder = shared_data / "mvtec" / name
+        good = len(list((folder / "test" / "good").iterdir()))
+        tested = sum(1 for path in (folder / "test").glob("*/*") if path.is_file())
+        assert COUNTS[name] == (len(list((folder / "train" / "good").iterdir())), good, tested - good)
+
+
+@given(st.lists(st.floats(0, 100), min_size=15, max_size=15))
+def test_group_means_are_both_of_the_papers_ways(numbers):
+    means = group_means(pd.Series(numbers, index=CATEGORIES))
+    assert means["mean_of_classes"] == pytest.approx(np.mean(numbers))
+    assert means["mean_of_classes"] == pytest.approx((10 * means["object"] + 5 * means["texture"]) / 15)
+    assert means["mean_of_groups"] == pytest.approx((np.mean(numbers[:10]) + np.mean(numbers[10:])) / 2)
+
+
+def test_group_means_of_some_categories():
+    means = group_means({"bottle": 1.0, "pill": 3.0})
+    assert (means["object"], means["mean_of_classes"]) == (2.0, 2.0)
+    assert math.isnan(means["texture"]) and math.isnan(means["mean_of_groups"])
+    assert math.isnan(group_means({"bottle": float("nan"), "pill": 3.0})["object"])
+    assert group_means({"a": 1.0, "b": 2.0}, objects=("a",), textures=("b",))["mean_of_groups"] == 1.5
+
+
+@pytest.mark.parametrize(("values", "says"), [({"metal nut": 1.0}, "'metal_nut'"), ({}, "got none")])
+def test_group_means_refuses(values, says):
+    with pytest.raises(ValueError, match=says):
+        group_means(values)
+
+
+# --- one number, or a message --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "where", "says"),
+    [
+        ("9", {}, r"no table '9'.* Expected one of 1, 2, .*S8, F4, text"),
+        ("5", {"methd": "CFA"}, r"no column 'methd'. Did you mean 'method'"),
+        ("5", {"method": "Patchcore"}, r"method='Patchcore'. Did you mean 'PatchCore'\? Valid: PNI, "),
+        ("2", {"method": "PatchCore", "dim": 500}, r"dim=500 among those with method='PatchCore'. Did you mean 512\?"),
+        ("5", {"method": "CFA", "category": "metal nut"}, r"Did you mean 'metal_nut'"),
+        ("5", {"method": "SPADE", "backbone": "WRN-101"}, r"Did you mean 'WRN-50'"),
+        ("2", {"method": "PatchCore"}, r"5 rows match .*differ in dim \(1024, 512, 256, 128, 64\)$"),
+        ("5", {**OURS, "metric": "image_auroc", "backbone": "WRN-101", "image_size": 224}, r"Did you mean 480"),
+        ("S7", {"metric": "image_auroc"}, r"lost the numbers of Table S7"),
+    ],
+)
+def test_published_names_what_would_be_right(name, where, says):
+    with pytest.raises(ValueError, match=says):
+        published(name, **where)
+
+
+def test_the_lost_table_is_empty_not_invented():
+    assert "S7" in tables() and table("S7").empty
+
+
+# --- contradictions ------------------------------------------------------------------------------------------------
+
+DROP = "augmentation=difference: average image_auroc"
+WITH = "augmentation=with: average image_auroc"
+KNOWN = {
+    # 1: augmented averages are means of group means, so the drops are off too (and the prose repeats them); and 9.94
+    *((name, f"{method}, {WITH}") for name in ("4", "S5") for method in ("PatchCore, dim=1024", "ReConPatch")),
+    *((name, f"{method}, {DROP}") for name in ("4", "S5", "text") for method in ("PatchCore, dim=1024", "ReConPatch")),
+    ("4", "PatchCore, dim=1024, augmentation=difference: object image_auroc"),
+    ("5", "ReConPatch WRN-50 224: (image, pixel) average is not one model's"),  # 2
+    ("5", "ReConPatch WRN-50: per-class pixel_auroc column"),  # 3
+    ("text", "CFA: average image_auroc"),  # 4
+    ("text", "Figure 5: metal nut or screw"),  # 4
+    ("text", "constant β of Eq. 11"),  # 5
+}
+
+
+@pytest.fixture(scope="module")
+def found() -> pd.DataFrame:
+    return inconsistencies()
+
+
+def test_the_list_is_exactly_the_known_one(found):
+    assert list(found) == ["table", "item", "printed", "recomputed", "difference", "note"]
+    items = list(zip(found["table"], found["item"], strict=True))
+    assert len(items) == len(set(items))
+    assert set(items) == KNOWN
+
+
+@pytest.mark.parametrize(
+    ("name", "item", "printed", "recomputed", "note"),
+    [
+        ("S5", f"PatchCore, dim=1024, {WITH}", 95.48, 95.27, "mean of the object and the texture mean"),
+        ("S5", f"ReConPatch, {WITH}", 98.56, 98.26, "mean of the object and the texture mean"),
+        ("4", f"PatchCore, dim=1024, {DROP}", 3.62, 3.83, "printed averages"),
+        ("4", f"ReConPatch, {DROP}", 1.0, 1.30, "printed averages"),
+        ("4", "PatchCore, dim=1024, augmentation=difference: object image_auroc", 9.94, 4.31, "same table"),
+        (
+            "5",
+            "ReConPatch WRN-50 224: (image, pixel) average is not one model's",
+            99.56,
+            98.7,
+            "layers 1\\+2\\+3, patch 5",
+        ),
+        ("text", "CFA: average image_auroc", 99.3, 99.2, "Table 5 prints 99.2"),
+        ("text", "constant β of Eq. 11", 1.4826, 1.2533, "median"),
+    ],
+)
+def test_contradictions_in_numbers(found, name, item, printed, recomputed, note):
+    (row,) = found[(found["table"] == name) & (found["item"] == item)].itertuples()
+    assert row.printed == printed
+    assert row.recomputed == pytest.approx(recomputed, abs=0.005)
+    assert row.difference == pytest.approx(row.printed - row.recomputed)
+    assert re.search(note, row.note)
+
+
+@pytest.mark.parametrize(
+    ("name", "where", "printed", "item"),
+    [
+        ("5", {"method": "PNI", "category": "object", "metric": "pixel_auroc"}, "99.22", "PNI, backbone=WRN-101"),
+        ("7", {"method": "RD4AD", "category": "02", "metric": "image_auroc"}, "68.6", "RD4AD, dataset=btad: average"),
+        ("S5", {"method": "PatchCore", "augmentation": "difference", "category": "pill"}, "5.41", "difference: pill"),
+        ("S5", {"method": "ReConPatch", "augmentation": "without", "category": "grid"}, "99.9", "ReConPatch: grid"),
+        ("S1", {"k": 5, "metric": "pixel_auroc"}, "98.70", "ReConPatch: average pixel_auroc"),
+        (
+            "S8",
+            {"image_size": 480, "refinement": "without", "metric": "image_auroc"},
+            "99.27",
+            "image_size=480: average",
+        ),
+        ("text", {"section": "4.4", "metric": "pixel_auroc"}, "97.7", "ReConPatch, dataset=btad, backbone=WRN-101"),
+    ],
+)
+def test_a_slip_of_the_pen_is_found(monkeypatch, name, where, printed, item):
+    def slipped(asked):
+        frame = table(asked)
+        if asked == name:
+            hit = pd.concat([frame[c] == v for c, v in where.items()], axis=1).all(axis=1)
+            assert hit.sum() == 1
+            frame.loc[hit, "printed"], frame.loc[hit, "value"] = printed, float(printed)
+        return frame
+
+    monkeypatch.setattr(checks, "table", slipped)
+    found = checks.inconsistencies()
+    new = [row for row in zip(found["table"], found["item"], strict=True) if row not in KNOWN]
+    assert any(re.search(item, said) for _, said in new), new
+
+
+def test_every_complete_column_of_table_5_gives_its_printed_means():
+    frame = table("5")
+    for (method, backbone, metric), rows in frame.groupby(["method", "backbone", "metric"]):
+        by = rows.set_index("category")["value"]
+        if by[list(CATEGORIES)].isna().any():
+            continue
+        means = group_means(by[list(CATEGORIES)])
+        said = [by[c] for c in ("object", "texture", "average")]
+        got = [means[name] for name in ("object", "texture", "mean_of_classes")]
+        # PatchCore's averages (and CFA's) are printed with one decimal
+        assert np.all(np.abs(np.subtract(got, said)) < (0.01, 0.01, 0.06)), (method, backbone, metric)
+
+
+def test_the_slipped_column_is_the_one_that_ranks_the_classes_backwards():
+    columns = table("5").query("metric == 'pixel_auroc' and category in @CATEGORIES")
+    complete = columns.groupby(["method", "backbone"])["value"].apply(lambda v: v.notna().all())
+    evidence = {column: checks.pixel_column_evidence(*column) for column in complete[complete].index}
+    assert {column for column, seen in evidence.items() if seen["spearman"] < 0} == {("ReConPatch", "WRN-50")}
+    ours = evidence["ReConPatch", "WRN-50"]
+    assert ours["gap_sorted"] < 0.2 < ours["gap_shifted"] < ours["gap"]
+    assert evidence["PatchCore", "WRN-50"]["gap"] == 0
+
+
+def test_categories_are_the_papers_two_groups():
+    assert (len(OBJECTS), len(TEXTURES)) == (10, 5) and CATEGORIES == OBJECTS + TEXTURES

@@ -1,0 +1,88 @@
+# Everything from a fresh clone: `make reproduce`, `make test`. What each target needs is set up on the way.
+# Nothing here holds logic of its own: the work is done by `python -m rcp`, pytest, ruff and JupyterLab.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup reproduce test lab doctor lint lock clean
+
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.stamp
+NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
+
+# Which Python makes the environment: PYTHON=… or the first of these that really runs (a pyenv shim may not), is 3.11 or later, and has venv.
+PYTHON ?=
+PYTHONS := $(or $(PYTHON),python3.13 python3.12 python3.11 python3)
+USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+
+# uv installs three times as fast as pip; it is itself pinned and hashed in the lock. It reads the system's certificates, not pip's settings.
+INSTALL_UV = $(PY) -m pip install --quiet --no-deps --require-hashes -r <(sed -n '/^uv==/,/[^\\]$$/p' requirements.lock)
+UV = UV_PYTHON=$(PY) $(PY) -m uv --system-certs
+
+# Given on the command line, and passed on only then: PROFILE=demo|paper DATA=dir WEIGHTS=file BACKBONE=name CATEGORIES='a b' EPOCHS=n
+OPTIONS = $(if $(PROFILE),--profile $(PROFILE)) $(if $(DATA),--data-root "$(DATA)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") \
+	$(if $(BACKBONE),--backbone $(BACKBONE)) $(if $(CATEGORIES),--categories $(CATEGORIES)) $(if $(EPOCHS),--epochs $(EPOCHS))
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "Options of reproduce: PROFILE=demo|paper DATA=dir WEIGHTS=file BACKBONE=name CATEGORIES='bottle transistor' EPOCHS=n"
+
+setup: $(STAMP) ## make .venv with the exact versions of requirements.lock (once; about 8 GB)
+	@echo "setup: $(VENV) is ready"
+
+$(STAMP): requirements.lock pyproject.toml
+	@[ "$$(uname -sm)" = "Linux x86_64" ] || { echo "setup: requirements.lock is for Linux x86_64, this is $$(uname -sm):" \
+		"use environment.yml with conda, or pip install -e '.[test]' in an environment of your own"; exit 1; }
+	@$(PY) -c '$(USABLE)' 2>/dev/null || { \
+		for python in $(PYTHONS) none; do "$$python" -c '$(USABLE)' 2>/dev/null && break; done; \
+		[ "$$python" != none ] || { echo "setup: no Python >= 3.11 with the module venv (tried: $(PYTHONS));" \
+			"install one (Debian, Ubuntu: apt install python3 python3-venv) or name it: make setup PYTHON=/path/to/python3.11"; exit 1; }; \
+		echo "setup: making $(VENV) with $$("$$python" -V)"; rm -rf $(VENV); "$$python" -m venv $(VENV); }
+	@echo "setup: installing requirements.lock into $(VENV) (about 4 GB to fetch, 8 GB on disk; a few minutes)"
+	@{ $(INSTALL_UV) && $(UV) pip install --require-hashes -r requirements.lock --build-constraints requirements.lock; } || { \
+		echo "setup: uv could not; trying pip, which knows pip's own configuration"; \
+		$(PY) -m pip install --require-hashes -r requirements.lock; } || { \
+		echo "setup: the install failed; the reason stands above. Usual causes: no way to the package index (a proxy or a certificate:" \
+			"HTTPS_PROXY, SSL_CERT_FILE), or too little room ($$(df -Ph . | awk 'NR == 2 {print $$4}') free here, about 8 GB needed)." \
+			"Then run the same command again; if it fails still, rm -rf $(VENV) first"; exit 1; }
+	@$(PY) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+reproduce: $(STAMP) ## run every notebook through papermill and index the results; resumes (see the options below)
+	@echo "reproduce: every notebook through papermill, profile $(or $(PROFILE),demo); finished cells are not computed again"
+	@$(PY) -m rcp reproduce $(OPTIONS) || { echo "reproduce: failed; the reason stands above. What is finished is kept:" \
+		"mend the cause (make doctor says what is missing) and run the same command again"; exit 1; }
+
+# One pytest run, so that its summary covers all and stands last. nbval-lax compares only cells marked # NBVAL_CHECK_OUTPUT; figures
+# drawn by the demo profile must not replace the published ones.
+test: $(STAMP) ## all tests, and every notebook in the demo profile (nbval)
+	@echo "test: tests/, then $(words $(NOTEBOOKS)) notebooks in the demo profile"
+	@RCP_FIGURES="$(CURDIR)/runs/test-figures" $(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=900 tests $(NOTEBOOKS) || { \
+		echo "test: failed. Run one again with: $(PY) -m pytest tests/test_NAME.py -k WORD -x --showlocals" \
+			"(a notebook: add --nbval-lax and its path). If nothing can be imported: rm -rf $(VENV), then make test"; exit 1; }
+
+lab: $(STAMP) ## open JupyterLab on notebooks/00_start_here.ipynb
+	@echo "lab: JupyterLab opens in the browser; its address is printed below; Ctrl-C ends it"
+	@$(PY) -m jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/00_start_here.ipynb
+
+doctor: $(STAMP) ## print device, versions, data, weights, disk, and what the paper profile still needs
+	@echo "doctor: what is here, and what is missing"
+	@$(PY) -m rcp doctor
+
+lint: $(STAMP) ## check style and format (ruff, notebooks too)
+	@echo "lint: ruff over modules, tests and notebooks"
+	@$(PY) -m ruff check . && $(PY) -m ruff format --check . || { \
+		echo "lint: failed; mend with: $(VENV)/bin/ruff check --fix . && $(VENV)/bin/ruff format ."; exit 1; }
+
+lock: $(STAMP) ## resolve requirements.lock anew (maintainers; needs the package index)
+	@echo "lock: resolving pyproject.toml and its extra test; the torch, torchvision and faiss of the published run stay"
+	@$(UV) pip compile pyproject.toml --extra test --constraints <(printf '%s\n' 'torch==2.15.*' 'torchvision==0.29.*' 'faiss-gpu==1.15.*') \
+		--universal --fork-strategy fewest --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url --upgrade --quiet \
+		--custom-compile-command "make lock" --output-file requirements.lock
+
+clean: ## remove caches and build leftovers; keeps .venv, data, runs and figures
+	@echo "clean: caches and build leftovers"
+	@rm -rf build ./*.egg-info .pytest_cache .ruff_cache .hypothesis
+	@find . -name $(VENV) -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -prune -exec rm -rf {} +

@@ -1,0 +1,188 @@
+"""The files that make the environment agree, and no tracked file names a machine or a package registry."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+CONDA_NAMES = {"torch": "pytorch"}  # PyPI's name -> conda-forge's, where they differ
+NOT_ON_CONDA = {"adamp"}
+PINNED = {"torch": "2.15.", "torchvision": "0.29.", "faiss-gpu": "1.15."}  # of the published run
+
+# Written in parts, so that this file does not match itself.
+REGISTRIES = re.compile(
+    "|".join(
+        rf"{host}\.{ending}"
+        for host, ending in [
+            ("pypi", "org"),
+            ("pythonhosted", "org"),
+            ("anaconda", "org"),
+            ("npmjs", "org"),
+            ("download.pytorch", "org"),
+            ("deb.debian", "org"),
+            ("archive.ubuntu", "com"),
+        ]
+    )
+)
+MACHINE_PATHS = re.compile(r"(?<![\w.~*}>)-])/(?:work|farm|root|home|Users|tmp|mnt|scratch|opt)/[A-Za-z]")
+
+
+def requirements() -> dict[str, Requirement]:
+    """Dependencies and the extra ``test`` of pyproject.toml, by canonical name."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = project["dependencies"] + project["optional-dependencies"]["test"]
+    return {canonicalize_name(Requirement(line).name): Requirement(line) for line in lines}
+
+
+def pins() -> list[tuple[Requirement, list[str]]]:
+    """Each pin of requirements.lock with its hashes."""
+    text = "\n".join(x for x in (ROOT / "requirements.lock").read_text().splitlines() if not x.lstrip().startswith("#"))
+    found = []
+    for entry in re.split(r"\n(?=\S)", text.strip()):
+        pin, *hashes = (part.strip() for part in entry.replace("\\\n", "\n").split("--hash="))
+        found.append((Requirement(pin), hashes))
+    return found
+
+
+def tracked_files() -> list[Path]:
+    """What git tracks or would add; skips in a copy without git."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listing = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if listing.returncode:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in listing.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def make(*arguments: str) -> str:
+    """What ``make`` prints, with none of the options of the make that may have started this test."""
+    environment = {"PATH": os.environ["PATH"]}
+    return subprocess.run(
+        ["make", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    ).stdout
+
+
+def commands(*arguments: str) -> str:
+    """What ``make`` would run."""
+    return make("--dry-run", "--always-make", *arguments)
+
+
+def test_conda_environment_repeats_pyproject():
+    listed = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    (pip,) = (entry["pip"] for entry in listed if isinstance(entry, dict))
+    conda = {r.name: r.specifier for r in (Requirement(x) for x in listed if isinstance(x, str)) if r.name != "pip"}
+    python = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+
+    wanted = {name: r.specifier for name, r in requirements().items()}
+    assert {r.name: r.specifier for r in map(Requirement, pip)} == {name: wanted.pop(name) for name in NOT_ON_CONDA}
+    assert str(conda.pop("python")) == python
+    assert conda == {CONDA_NAMES.get(name, name): bounds for name, bounds in wanted.items()}
+
+
+def test_lock_satisfies_every_bound():
+    locked = {canonicalize_name(pin.name): pin for pin, _ in pins()}
+    assert len(locked) == len(pins()), "one version each, whatever the Python"
+    for name, wanted in requirements().items():
+        assert name in locked, f"{name} is not in requirements.lock: make lock"
+        (version,) = (s.version for s in locked[name].specifier)
+        assert wanted.specifier.contains(version), f"{name}=={version} does not satisfy {wanted}: make lock"
+    for name, start in PINNED.items():
+        assert str(locked[name].specifier).startswith(f"=={start}")
+        assert "+" not in str(locked[name].specifier), f"{name}: an ordinary build is needed, not a local one"
+
+
+def test_lock_pins_and_hashes_everything():
+    assert len(pins()) > 100
+    for pin, hashes in pins():
+        assert re.fullmatch(r"==[\w.!+]+", str(pin.specifier)), f"{pin} is not an exact pin"
+        assert pin.url is None
+        assert hashes, f"{pin.name} has no hash"
+        assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", digest) for digest in hashes), f"{pin.name}: {hashes}"
+
+
+def test_lock_names_no_index_and_no_path():
+    for line in (ROOT / "requirements.lock").read_text().splitlines():
+        assert not re.search(r"://|@ |^-|--(?!hash=)|/", line), f"requirements.lock: {line}"
+
+
+@pytest.mark.parametrize(("folder", "extras"), [("rcp", ["grid", "peers"]), ("tests", ["grid", "peers", "test"])])
+def test_every_import_is_declared(folder, extras):
+    """What is only there because something else needs it may be gone tomorrow."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"], *(x for extra in extras for x in project["optional-dependencies"][extra])]
+    declared = {canonicalize_name(Requirement(line).name) for line in lines}
+    own = {"rcp"} | {path.stem for path in (ROOT / folder).glob("*.py")}
+    distributions = packages_distributions()
+    undeclared = set()
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            for module in {name.partition(".")[0] for name in modules} - own - sys.stdlib_module_names:
+                if not declared & set(map(canonicalize_name, distributions.get(module, [module]))):
+                    undeclared.add(f"{path.relative_to(ROOT)}: {module}")
+    assert not undeclared, sorted(undeclared)
+
+
+def test_build_backend_is_locked():
+    """adamp comes as source, and the project itself is installed without build isolation."""
+    backend = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    locked = {canonicalize_name(pin.name): pin for pin, _ in pins()}
+    for wanted in map(Requirement, backend):
+        (version,) = (s.version for s in locked[canonicalize_name(wanted.name)].specifier)
+        assert wanted.specifier.contains(version)
+
+
+@pytest.mark.parametrize("pattern", [REGISTRIES, MACHINE_PATHS], ids=["registry hosts", "machine paths"])
+def test_no_tracked_file_names_a_machine(pattern):
+    found = []
+    for path in tracked_files():
+        data = path.read_bytes()
+        if b"\0" in data:
+            continue
+        for number, line in enumerate(data.decode(errors="replace").splitlines(), 1):
+            if match := pattern.search(line):
+                found.append(
+                    f"{path.relative_to(ROOT)}:{number}: {line[max(0, match.start() - 30) : match.end() + 30]}"
+                )
+    assert not found, "\n".join(found[:20])
+
+
+def test_patterns_find_what_they_should():
+    for line in ["see https://" + "pypi" + ".org/x", "index = " + "files.pythonhosted" + ".org"]:
+        assert REGISTRIES.search(line)
+    for line in ['root = "' + "/wo" + 'rk/shared"', "File " + "/ro" + "ot/x.py", "'" + "/ho" + "me/ann/data'"]:
+        assert MACHINE_PATHS.search(line)
+    for line in ["../work/x", "https://example.net/home/page", "$HOME/opt/x", "a/tmp/b"]:
+        assert not MACHINE_PATHS.search(line)
+
+
+@pytest.mark.parametrize("target", ["help", "setup", "reproduce", "test", "lab", "doctor", "lint", "lock", "clean"])
+def test_make_has_target_and_help(target):
+    assert commands(target)
+    assert re.search(rf"^make {target} +\w", make(), re.MULTILINE), "make, alone, lists it"
+
+
+def test_make_passes_only_given_options():
+    command = re.compile(r"rcp reproduce\s*(.*?)\s*\|\|")
+    assert command.search(commands("reproduce")).group(1) == ""
+    given = commands(
+        "reproduce", "PROFILE=paper", "DATA=my data", "WEIGHTS=w.pth", "BACKBONE=resnet18", "CATEGORIES=a b", "EPOCHS=2"
+    )
+    expected = '--profile paper --data-root "my data" --weights "w.pth" --backbone resnet18 --categories a b --epochs 2'
+    assert command.search(given).group(1).split() == expected.split()
+
+
+def test_make_installs_only_what_changed():
+    """The stamp depends on the lock and on pyproject.toml, so a second run installs nothing."""
+    rule = re.search(r"^\$\(STAMP\):(.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE).group(1).split()
+    assert {"requirements.lock", "pyproject.toml"} <= set(rule)

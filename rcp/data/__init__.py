@@ -1,0 +1,20 @@
+"""Pictures, masks and data sets: layouts on disk, reading, checked downloads, and the demo set that draws itself."""
+
+from rcp.data.demo import draw_demo
+from rcp.data.download import REGISTRY, Source, download
+from rcp.data.layouts import Dataset, Split, categories, load_dataset
+from rcp.data.pictures import PICTURES, Transform, load_images
+
+__all__ = [
+    "PICTURES",
+    "REGISTRY",
+    "Dataset",
+    "Source",
+    "Split",
+    "Transform",
+    "categories",
+    "download",
+    "draw_demo",
+    "load_dataset",
+    "load_images",
+]

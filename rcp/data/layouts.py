@@ -1,0 +1,349 @@
+"""MVTec AD, BTAD, VisA and own folders behind one dataset type (Sec. 4.1): which pictures, which label, which mask."""
+
+import csv
+import difflib
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from rcp.config import nearest
+from rcp.data.pictures import PICTURES, Transform, picture_size, threaded
+
+NORMAL = ("good", "ok", "normal")  # names of folders of normal pictures; a Split calls them all "good"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Split(Sequence):
+    """Pictures of one split, a sequence of n paths; a slice is a Split again.
+
+    labels: int64 (n,), 0 normal, 1 defective. defects: kind of defect per picture, "good" where normal.
+    masks: path of the ground truth per picture, None for normal pictures and where there is none.
+    """
+
+    paths: tuple[Path, ...]
+    labels: np.ndarray
+    defects: tuple[str, ...]
+    masks: tuple[Path | None, ...]
+
+    def __post_init__(self):
+        labels = np.array(self.labels, dtype=np.int64)
+        labels.flags.writeable = False
+        object.__setattr__(self, "labels", labels)
+        if not len(self.paths) == len(labels) == len(self.defects) == len(self.masks):
+            lengths = len(self.paths), len(labels), len(self.defects), len(self.masks)
+            raise ValueError(f"paths, labels, defects and masks must have one length, not {lengths}")
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return Split(self.paths[index], self.labels[index], self.defects[index], self.masks[index])
+        return self.paths[index]
+
+    def __repr__(self) -> str:
+        bad = int(self.labels.sum())
+        masks = ", masks" if self.has_masks else ""
+        return f"Split({len(self)} pictures: {len(self) - bad} good, {bad} defective{masks})"
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether pixel metrics are possible: there are defective pictures, and each has its ground truth."""
+        bad = [mask for mask, label in zip(self.masks, self.labels, strict=True) if label]
+        return bool(bad) and None not in bad
+
+    def load_masks(self, transform: Transform) -> np.ndarray:
+        """-> bool (n, S, S), True where defective, all False for normal pictures.
+
+        Errors: ValueError naming a defective picture without ground truth, or an unreadable mask.
+        """
+        out = np.zeros((len(self), transform.image_size, transform.image_size), bool)
+
+        def read(i: int) -> None:
+            if self.masks[i] is not None:
+                out[i] = transform.mask(self.masks[i])
+            elif self.labels[i]:
+                raise ValueError(
+                    f"no ground truth for the defective picture {self.paths[i]}: pixel metrics are undefined"
+                )
+
+        threaded(read, len(self))
+        return out
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Dataset:
+    """One category: normal pictures to train on, and labelled ones to test on.
+
+    root: the folder that was asked for. layout: "mvtec", "btad", "visa" or "own". folder: the category's own folder.
+    """
+
+    root: Path
+    layout: str
+    category: str
+    train: Split
+    test: Split
+    folder: Path = field(kw_only=True)
+
+    def __repr__(self) -> str:
+        return f"Dataset({self.category!r}, layout={self.layout!r}, train={self.train}, test={self.test})"
+
+    def fingerprint(self) -> str:
+        """Identity of the data, 32 hex digits: names, labels and content of all pictures and masks, not their place.
+
+        Reads the files once per process, and again if the size or time of one of them has changed.
+        """
+        files = []
+        for role, split in (("train", self.train), ("test", self.test)):
+            for path, defect, mask in zip(split.paths, split.defects, split.masks, strict=True):
+                files += [(f"{role}\0{defect}", path)] + ([(f"mask\0{defect}", mask)] if mask else [])
+        named = [(f"{kind}\0{Path(os.path.relpath(path, self.folder)).as_posix()}", path) for kind, path in files]
+        return _content_hash(tuple((name, path, *_stamp(path)) for name, path in sorted(named)))
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+@lru_cache(maxsize=64)
+def _content_hash(files: tuple[tuple[str, Path, int, int], ...]) -> str:
+    digests: list[bytes] = [b""] * len(files)
+
+    def read(i: int) -> None:
+        with open(files[i][1], "rb") as file:
+            digests[i] = hashlib.file_digest(file, "blake2b").digest()
+
+    threaded(read, len(files))
+    total = hashlib.blake2b(digest_size=16)
+    for (name, *_), digest in zip(files, digests, strict=True):
+        total.update(hashlib.blake2b(name.encode("utf-8", "surrogateescape")).digest() + digest)
+    return total.hexdigest()
+
+
+# ---- finding pictures and masks -------------------------------------------------------------------------
+
+
+def _natural(path: Path) -> tuple:
+    """Sort key: 2.png before 10.png; the name itself decides between 1.png and 01.png."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", path.name.casefold())], path.name
+
+
+def _is_picture_name(path: Path) -> bool:
+    return path.suffix.lower() in PICTURES and not path.name.startswith(".")
+
+
+def _pictures(folder: Path) -> list[Path]:
+    """Pictures directly in a folder (none if it is absent), in natural order."""
+    found = sorted(filter(_is_picture_name, folder.iterdir()), key=_natural) if folder.is_dir() else []
+    for path in found:
+        if not path.is_file():
+            raise ValueError(f"named like a picture, but {'a folder' if path.is_dir() else 'a broken link'}: {path}")
+    return found
+
+
+def _any_picture_below(folder: Path) -> bool:
+    return any(map(_is_picture_name, folder.rglob("*")))
+
+
+def _folders(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted((p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")), key=_natural)
+
+
+def _is_normal(folder: Path) -> bool:
+    return folder.name.lower() in NORMAL
+
+
+def _masks_by_stem(folder: Path) -> dict[str, Path]:
+    masks: dict[str, Path] = {}
+    for path in _pictures(folder):
+        stem = path.stem.removesuffix("_mask")
+        if stem in masks:
+            raise ValueError(f"two masks for one picture: {masks[stem]} and {path}")
+        masks[stem] = path
+    return masks
+
+
+def _check_masks(test: Split) -> None:
+    """Every defective picture has a mask of its own size, or none has one at all."""
+    pairs = [(p, m) for p, m, label in zip(test.paths, test.masks, test.labels, strict=True) if label]
+    if all(mask is None for _, mask in pairs):
+        return
+    for picture, mask in pairs:
+        if mask is None or not mask.is_file():
+            raise ValueError(
+                f"no mask for the defective picture {picture}: looked for {mask or 'its entry in the table'}"
+            )
+        size, mask_size = picture_size(picture), picture_size(mask)
+        if size != mask_size:
+            raise ValueError(
+                f"mask and picture differ in size (width x height, after EXIF rotation): "
+                f"{mask} is {mask_size[0]} x {mask_size[1]}, {picture} is {size[0]} x {size[1]}"
+            )
+
+
+def _split(rows: Iterable[tuple[Path, str, Path | None]]) -> Split:
+    """(path, defect or "good", mask) of each picture -> Split."""
+    paths, defects, masks = zip(*rows, strict=True) if rows else ((), (), ())
+    return Split(paths, np.array([defect != "good" for defect in defects]), defects, masks)
+
+
+# ---- the layouts ----------------------------------------------------------------------------------------
+
+
+def _read_tree(folder: Path) -> tuple[Split, Split]:
+    """train/ and test/ of MVTec AD, BTAD and own folders; or a plain folder of normal pictures."""
+    train_folder, truth = folder / "train", folder / "ground_truth"
+    if not train_folder.is_dir():
+        return _split([(path, "good", None) for path in _pictures(folder)]), _split([])
+    sources = [train_folder, *filter(_is_normal, _folders(train_folder))]
+    train = [(path, "good", None) for source in sources for path in _pictures(source)]
+
+    if unlabelled := _pictures(folder / "test"):
+        raise ValueError(
+            f"test picture without label: {unlabelled[0]}; move it to test/good/ or to test/NAME_OF_DEFECT/"
+        )
+    truth_exists = _any_picture_below(truth)
+    test: list[tuple[Path, str, Path | None]] = []
+    for kind in _folders(folder / "test"):
+        if _is_normal(kind):
+            test += [(path, "good", None) for path in _pictures(kind)]
+            continue
+        masks = _masks_by_stem(truth / kind.name)
+        for path in _pictures(kind):
+            looked_for = truth / kind.name / f"{path.stem}_mask.png" if truth_exists else None
+            test.append((path, kind.name, masks.get(path.stem, looked_for)))
+    return _split(train), _split(test)
+
+
+def _read_visa(folder: Path) -> tuple[Split, Split]:
+    """The 1-class split of VisA; its CSV gives paths relative to the root."""
+    table = folder.parent / "split_csv" / "1cls.csv"
+    with open(table, newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        if missing := {"object", "split", "label", "image", "mask"} - set(reader.fieldnames or ()):
+            raise ValueError(f"{table} has no column {', '.join(sorted(missing))}; its columns are {reader.fieldnames}")
+        rows = [row for row in reader if row["object"] == folder.name]
+    truth_exists = _any_picture_below(folder / "Data" / "Masks")
+    splits: dict[str, list] = {"train": [], "test": []}
+    for row in rows:
+        path, split, label = folder.parent / row["image"], row["split"], row["label"]
+        if split not in splits or label not in ("normal", "anomaly") or (split, label) == ("train", "anomaly"):
+            raise ValueError(
+                f"{table}: {row['image']} is {split!r} and {label!r}; expected train normal, test normal or anomaly"
+            )
+        if not path.is_file():
+            raise FileNotFoundError(f"no such picture: {path}, listed in {table}")
+        normal = label == "normal"
+        mask = None if normal or not row["mask"] or not truth_exists else folder.parent / row["mask"]
+        splits[split].append((path, "good" if normal else label, mask))
+    for listed in splits.values():
+        listed.sort(key=lambda row: (row[1] == "good", _natural(row[0])))
+    return _split(splits["train"]), _split(splits["test"])
+
+
+@dataclass(frozen=True)
+class _Layout:
+    looked_for: str
+    matches: Callable[[Path], bool]  # is this the folder of one category?
+    read: Callable[[Path], tuple[Split, Split]] = _read_tree
+
+
+LAYOUTS = {  # detection takes the first that fits
+    "visa": _Layout(
+        "split_csv/1cls.csv beside CATEGORY/Data/Images",
+        lambda f: (f / "Data" / "Images").is_dir() and (f.parent / "split_csv" / "1cls.csv").is_file(),
+        _read_visa,
+    ),
+    "mvtec": _Layout(
+        "CATEGORY/train/good and CATEGORY/test",
+        lambda f: (f / "train" / "good").is_dir() and (f / "test").is_dir(),
+    ),
+    "btad": _Layout(
+        "CATEGORY/train/ok and CATEGORY/test/ok or ko",
+        lambda f: (f / "train" / "ok").is_dir() and any((f / "test" / n).is_dir() for n in ("ok", "ko")),
+    ),
+    "own": _Layout(
+        "train (pictures in it, or in train/good, ok or normal), or CATEGORY/train, or pictures themselves",
+        lambda f: (f / "train").is_dir(),
+    ),
+}
+
+
+def _find(root: Path, layout: str) -> tuple[str, dict[str, Path]]:
+    """Layout of a folder, and the folder of each category: the root itself, or those below it."""
+    if layout != "auto" and layout not in LAYOUTS:
+        raise ValueError(
+            f"unknown layout {layout!r}; expected 'auto' or one of {', '.join(LAYOUTS)}.{nearest(layout, LAYOUTS)}"
+        )
+    if not root.exists():
+        raise FileNotFoundError(f"no such data folder: {root}")
+    if not root.is_dir():
+        raise ValueError(f"the data folder is a file: {root}; if it is an archive, unpack it first")
+    wanted = LAYOUTS if layout == "auto" else {layout: LAYOUTS[layout]}
+    for name, candidate in wanted.items():
+        if candidate.matches(root):
+            return name, {root.name: root}
+        if found := {folder.name: folder for folder in _folders(root) if candidate.matches(folder)}:
+            return name, found
+    if "own" in wanted and _pictures(root):
+        return "own", {root.name: root}
+
+    there = [p.name + "/" * p.is_dir() for p in sorted(root.iterdir(), key=_natural)]
+    listed = ", ".join(there[:12]) + (f" and {len(there) - 12} more" if len(there) > 12 else "") or "nothing"
+    looked_for = "".join(f"\n  {name}: {candidate.looked_for}" for name, candidate in wanted.items())
+    deeper = [p for p in _folders(root) if any(c.matches(f) for f in _folders(p) for c in wanted.values())]
+    hint = f"\nDid you mean {deeper[0]}?" if deeper else ""
+    raise ValueError(f"no known layout in {root}. Looked for{looked_for}\nFound: {listed}{hint}")
+
+
+def _absolute(root: str | Path) -> Path:
+    return Path(os.path.abspath(Path(root).expanduser()))  # not resolve(): a link's own name is the category's
+
+
+def categories(root: str | Path, layout: str = "auto") -> list[str]:
+    """Names of the categories in a data folder, in natural order. Errors: as `load_dataset`."""
+    return list(_find(_absolute(root), layout)[1])
+
+
+def load_dataset(root: str | Path, category: str | None = None, layout: str = "auto") -> Dataset:
+    """One category of MVTec AD, BTAD, VisA, or of an own folder.
+
+    root: folder of the categories, or of one of them. category: may be left out where there is only one.
+    layout: "mvtec", "btad", "visa" or "own", or "auto" to detect it. An own folder holds ``train`` (normal pictures, in
+    it or in its ``good``, ``ok`` or ``normal``), optionally ``test/good`` (or ok, normal), ``test/KIND_OF_DEFECT`` and
+    ``ground_truth/KIND_OF_DEFECT``; a plain folder of pictures is training data alone. A mask bears its picture's name,
+    with or without ``_mask``, and any picture extension. Without any ground truth, ``test.has_masks`` is False.
+
+    Errors, all before any picture is decoded and each naming the path: FileNotFoundError if there is no such folder;
+    ValueError for an unknown layout or category, no training pictures, a test picture without label, a defective
+    picture without mask where others have one, a mask whose size is not its picture's.
+    """
+    root = _absolute(root)
+    name, folders = _find(root, layout)
+    if category is None and len(folders) > 1:
+        raise ValueError(f"{root} holds {len(folders)} categories; name one with category=: {', '.join(folders)}")
+    if category is not None and category not in folders:
+        near = sorted(
+            folders, key=lambda there: -difflib.SequenceMatcher(None, str(category).lower(), there.lower()).ratio()
+        )
+        raise ValueError(f"no category {category!r} in {root} (layout {name}); nearest first: {', '.join(near)}")
+    category = next(iter(folders)) if category is None else category
+    folder = folders[category]
+    train, test = LAYOUTS[name].read(folder)
+    if not train:
+        where = folder.parent / "split_csv" / "1cls.csv" if name == "visa" else folder / "train"
+        raise ValueError(
+            f"no training pictures of {category!r} in {where}: looked for {', '.join(PICTURES)}, "
+            f"directly or in {', '.join(NORMAL)}"
+        )
+    _check_masks(test)
+    return Dataset(root, name, category, train, test, folder=folder)

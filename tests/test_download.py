@@ -1,0 +1,251 @@
+"""Downloads from a server of our own: success, a broken line, wrong content, archives that want out of their folder."""
+
+import hashlib
+import io
+import os
+import tarfile
+import threading
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+
+import pytest
+
+from rcp.data import REGISTRY, Source, download
+
+TREE = {"set/train/good/0.png": os.urandom(200_000), "set/readme.txt": b"text"}
+
+
+def tar_bytes(files: dict[str, bytes], links: dict[str, str] | None = None) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+        for name, target in (links or {}).items():
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = tarfile.SYMTYPE, target
+            tar.addfile(member)
+    return out.getvalue()
+
+
+def zip_bytes(files: dict[str, bytes], links: dict[str, str] | None = None) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as zipped:
+        for name, content in files.items():
+            zipped.writestr(name, content)
+        for name, target in (links or {}).items():
+            member = zipfile.ZipInfo(name)
+            member.external_attr = 0o120777 << 16
+            zipped.writestr(member, target)
+    return out.getvalue()
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """files: path -> content. requests: (path, Range) as they came. breaks: bytes sent before a connection is cut."""
+    state = SimpleNamespace(files={}, requests=[], breaks=[], ranges=True)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked = self.headers.get("Range")
+            state.requests.append((self.path, asked))
+            content = state.files.get(self.path)
+            if content is None:
+                return self.send_error(404)
+            start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and state.ranges else 0
+            if start and start >= len(content):
+                self.send_response(416)
+                self.send_header("Content-Range", f"bytes */{len(content)}")
+                self.send_header("Content-Length", "0")
+                return self.end_headers()
+            self.send_response(206 if start else 200)
+            if start:
+                self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+            self.send_header("Content-Length", str(len(content) - start))
+            self.end_headers()
+            self.wfile.write(content[start:][: state.breaks.pop(0) if state.breaks else None])
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    state.address = f"http://127.0.0.1:{http.server_port}"
+    yield state
+    http.shutdown()
+    thread.join()
+    http.server_close()
+
+
+def serve(server, content: bytes, name="set.tar.gz", algorithm="sha256", digest=None) -> dict[str, Source]:
+    server.files[f"/{name}"] = content
+    known = f"{algorithm}:{digest or hashlib.new(algorithm, content).hexdigest()}"
+    return {"mine": Source(f"{server.address}/{name}", known, "CC0", "https://example.org/page")}
+
+
+def contents(folder) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+UNPACKED = {name.removeprefix("set/"): content for name, content in TREE.items()}
+
+
+@pytest.mark.parametrize(
+    ("pack", "name", "algorithm"), [(tar_bytes, "set.tar.gz", "sha256"), (zip_bytes, "set.zip", "md5")]
+)
+def test_success(server, tmp_path, capsys, pack, name, algorithm):
+    registry = serve(server, pack(TREE), name, algorithm)
+    folder = download("mine", tmp_path / "data", registry)
+    assert folder == tmp_path / "data/mine" and contents(folder) == UNPACKED  # the single top folder is left out
+    assert "licence CC0, https://example.org/page" in capsys.readouterr().out
+    assert sorted(p.name for p in (tmp_path / "data").iterdir()) == ["mine", name]  # nothing half-done is left
+    assert download("mine", tmp_path / "data", registry) == folder and len(server.requests) == 1
+
+
+def test_several_top_folders_stay(server, tmp_path):
+    files = {"bottle/train/good/0.png": b"a", "cable/train/good/0.png": b"b", "license.txt": b"c"}
+    assert contents(download("mine", tmp_path, serve(server, tar_bytes(files)))) == files
+
+
+def test_default_root_is_the_data_root(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("RCP_DATA", str(tmp_path))
+    assert download("mine", registry=serve(server, tar_bytes(TREE))) == tmp_path / "mine"
+
+
+def test_broken_connection_is_taken_up_again(server, tmp_path):
+    content = tar_bytes(TREE)
+    server.breaks = [70_000, 80_000]  # a broken piece of 65,536 bytes is asked for again
+    assert contents(download("mine", tmp_path, serve(server, content))) == UNPACKED
+    assert [asked for _, asked in server.requests] == [None, "bytes=65536-", "bytes=131072-"]
+
+
+def test_resume_from_an_earlier_run(server, tmp_path):
+    content = tar_bytes(TREE)
+    (tmp_path / "set.tar.gz.part").write_bytes(content[:7000])
+    assert contents(download("mine", tmp_path, serve(server, content))) == UNPACKED
+    assert server.requests == [("/set.tar.gz", "bytes=7000-")]
+
+
+def test_resume_where_the_server_cannot(server, tmp_path):
+    content = tar_bytes(TREE)
+    server.ranges = False
+    (tmp_path / "set.tar.gz.part").write_bytes(content[:7000])
+    assert contents(download("mine", tmp_path, serve(server, content))) == UNPACKED
+
+
+def test_a_server_that_never_gets_further_ends(server, tmp_path):
+    server.ranges, server.breaks = False, [70_000] * 9
+    with pytest.raises(ConnectionError, match=r"65,536 bytes are kept in .*set.tar.gz.part: call again to go on"):
+        download("mine", tmp_path, serve(server, tar_bytes(TREE)))
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize("extra", [b"", b"junk"])
+def test_partial_file_that_is_complete_or_too_long(server, tmp_path, extra):
+    content = tar_bytes(TREE)
+    (tmp_path / "set.tar.gz.part").write_bytes(content + extra)
+    assert contents(download("mine", tmp_path, serve(server, content))) == UNPACKED
+    assert len(server.requests) == (2 if extra else 1)
+
+
+def test_wrong_hash_is_set_aside(server, tmp_path):
+    content = tar_bytes(TREE)
+    found = hashlib.sha256(content).hexdigest()
+    with pytest.raises(ValueError) as error:
+        download("mine", tmp_path, serve(server, content, digest="0" * 64))
+    aside = tmp_path / "set.tar.gz.wrong-hash"
+    for part in (f"sha256:{'0' * 64} expected, sha256:{found} found", str(aside), "https://example.org/page"):
+        assert part in str(error.value)
+    assert [p.name for p in tmp_path.iterdir()] == [aside.name] and aside.read_bytes() == content
+    assert contents(download("mine", tmp_path, serve(server, content))) == UNPACKED  # the next call starts afresh
+
+
+def test_missing_link_says_how_to_place_the_file_by_hand(server, tmp_path):
+    registry = serve(server, tar_bytes(TREE))
+    content = server.files.pop("/set.tar.gz")
+    with pytest.raises(ConnectionError) as error:
+        download("mine", tmp_path, registry)
+    source = registry["mine"]
+    for part in ("404", source.url, source.page, source.known_hash, f"place it at {tmp_path / 'set.tar.gz'}"):
+        assert part in str(error.value)
+    (tmp_path / "set.tar.gz").write_bytes(content)
+    assert contents(download("mine", tmp_path, registry)) == UNPACKED and len(server.requests) == 1
+
+
+def test_file_placed_by_hand_is_checked_too(server, tmp_path):
+    (tmp_path / "set.tar.gz").write_bytes(b"something else")
+    with pytest.raises(ValueError, match=r"set.tar.gz is not the expected file: .* set aside as"):
+        download("mine", tmp_path, serve(server, tar_bytes(TREE)))
+    assert not server.requests and (tmp_path / "set.tar.gz.wrong-hash").read_bytes() == b"something else"
+
+
+def test_no_server_at_all(tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    registry = {"mine": Source("http://127.0.0.1:9/set.zip", "md5:" + "0" * 32, "CC0", "https://example.org/page")}
+    with pytest.raises(
+        ConnectionError, match=r"download of http://127.0.0.1:9/set.zip failed.*Fetch it from https://example.org/page"
+    ):
+        download("mine", tmp_path, registry)
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (tar_bytes(TREE | {"../escaped.txt": b"out"}), "up.tar.gz"),
+        (tar_bytes(TREE | {"set/../../escaped.txt": b"out"}), "deep.tar.gz"),
+        (tar_bytes(TREE, {"set/link": "../../escaped.txt"}), "link.tar.gz"),
+        (tar_bytes(TREE, {"set/link": "/etc/passwd"}), "absolute-link.tar.gz"),
+        (zip_bytes(TREE | {"../escaped.txt": b"out"}), "up.zip"),
+        (zip_bytes(TREE | {"/escaped.txt": b"out"}), "absolute.zip"),
+        (zip_bytes(TREE, {"set/link": "../../escaped.txt"}), "link.zip"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_archives_that_want_out(server, tmp_path, content, name):
+    with pytest.raises(ValueError, match=rf"{name} cannot be unpacked safely: "):
+        download("mine", tmp_path / "data", serve(server, content, name))
+    assert sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")) == ["data", f"data/{name}"]
+
+
+def test_an_absolute_name_in_a_tar_stays_inside(server, tmp_path):
+    folder = download("mine", tmp_path, serve(server, tar_bytes(TREE | {f"{tmp_path}/escaped.txt": b"out"})))
+    assert not (tmp_path / "escaped.txt").exists() and (folder / "set/readme.txt").exists()
+
+
+def test_not_an_archive(server, tmp_path):
+    with pytest.raises(ValueError, match=r"set.tar.gz cannot be unpacked safely"):
+        download("mine", tmp_path, serve(server, b"<html>moved</html>"))
+    assert not (tmp_path / "mine").exists()
+
+
+@pytest.mark.parametrize("when", ["before the download", "before unpacking"])
+def test_full_disk(server, tmp_path, monkeypatch, when):
+    content = zip_bytes({"set/zeros.bmp": bytes(1_000_000)})
+    registry = serve(server, content, "set.zip")
+    if when == "before unpacking":
+        (tmp_path / "set.zip").write_bytes(content)
+    needed = 1_000_000 if when == "before unpacking" else 2 * len(content)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=needed - 1))
+    with pytest.raises(OSError, match=rf"not enough disk space in .*: {needed:,} bytes needed, {needed - 1:,} free"):
+        download("mine", tmp_path, registry)
+    assert not (tmp_path / "mine").exists()
+
+
+def test_unknown_name(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"unknown data set 'mvtek'; expected one of mvtec, btad, dtd, visa. Did you mean 'mvtec'"
+    ):
+        download("mvtek", tmp_path)
+
+
+def test_registry():
+    assert list(REGISTRY) == ["mvtec", "btad", "dtd", "visa"]
+    for source in REGISTRY.values():
+        algorithm, digest = source.known_hash.split(":")
+        assert len(digest) == hashlib.new(algorithm).digest_size * 2 and int(digest, 16)
+        assert source.url.startswith("https://") and source.page.startswith("https://") and source.licence
+        assert source.archive.endswith((".tar", ".tar.gz", ".tar.xz", ".zip"))

@@ -1,10 +1,13 @@
 """Frozen ImageNet CNN → feature maps of chosen hierarchy levels (Sec. 3.1)."""
 
 import hashlib
+import pickle
 from functools import lru_cache
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.feature_extraction import create_feature_extractor
@@ -33,6 +36,7 @@ class Backbone(nn.Module):
 
     def __init__(self, name: str, weights: str, levels: tuple[int, ...]):
         super().__init__()
+        check(name, weights)
         self.name, self.levels = name, tuple(levels)
         seed = _seed_of(weights)
         with torch.random.fork_rng(devices=[]):
@@ -58,14 +62,32 @@ def normalize(pictures: Tensor) -> Tensor:
 
 def weights_identity(name: str, weights: str) -> str:
     """What the weights are, not where: a file's content hash, else the tag or ``random:SEED`` itself, with the model's name."""
-    check_weights(weights)
+    check(name, weights)
     what = f"blake2b:{_file_hash(Path(weights), Path(weights).stat().st_mtime_ns)}" if _is_file(weights) else weights
     return f"{name}/{what}"
 
 
-def check_weights(weights: str) -> None:
-    """Raises where ``weights`` names a file that is not there or a malformed seed; costs nothing."""
-    _seed_of(weights)
+def check(name: str, weights: str) -> None:
+    """Raises where the model's name, the tag, the file or the seed cannot be right; builds nothing.
+
+    Raises:
+        ValueError: neither torchvision nor timm has the model, or the model has no such tag, or the seed is no number.
+        FileNotFoundError: no such weights file.
+    """
+    tag = _tag_of(weights)
+    if name in models.list_models(module=models):
+        tags = [w.name for w in models.get_model_weights(name)]
+        if tag and tag not in tags:
+            raise ValueError(
+                f"weights: {name} has no weights {tag!r}; expected {', '.join(tags)}, a file, or random:SEED."
+                f"{nearest(tag, tags)}"
+            )
+    else:
+        import timm
+
+        if not timm.is_model(name):
+            known = models.list_models(module=models) + timm.list_models()
+            raise ValueError(f"backbone: neither torchvision nor timm has a model {name!r}.{nearest(name, known)}")
     if _is_file(weights) and not Path(weights).is_file():
         raise FileNotFoundError(
             f"weights: no file {weights} (expected a .safetensors or .pth file, a tag such as IMAGENET1K_V1, or random:SEED)"
@@ -85,6 +107,10 @@ def _seed_of(weights: str) -> int | None:
     return int(seed)
 
 
+def _tag_of(weights: str) -> str | None:
+    return None if _is_file(weights) or _seed_of(weights) is not None else weights
+
+
 @lru_cache
 def _file_hash(path: Path, _mtime: int) -> str:
     with path.open("rb") as file:
@@ -93,21 +119,13 @@ def _file_hash(path: Path, _mtime: int) -> str:
 
 def _build(name: str, weights: str, levels: tuple[int, ...]) -> tuple[nn.Module, set[str]]:
     """-> (module that yields the levels' maps, keys of the whole model's state dict)."""
-    tag = None if _is_file(weights) or _seed_of(weights) is not None else weights
+    tag = _tag_of(weights)
     if name in models.list_models(module=models):
-        tags = [w.name for w in models.get_model_weights(name)]
-        if tag and tag not in tags:
-            raise ValueError(
-                f"weights: {name} has no weights {tag!r}; expected {', '.join(tags)}, a file, or random:SEED.{nearest(tag, tags)}"
-            )
         model = models.get_model(name, weights=tag).eval()
         there = _torchvision_levels(model)
     else:
         import timm
 
-        if not timm.is_model(name):
-            known = models.list_models(module=models) + timm.list_models()
-            raise ValueError(f"backbone: neither torchvision nor timm has a model {name!r}.{nearest(name, known)}")
         named = f"{name}.{tag}" if tag and tag not in ("pretrained", "IMAGENET1K_V1") else name
         model = timm.create_model(named, pretrained=tag is not None).eval()
         there = {level["reduction"].bit_length() - 2: level["module"] for level in getattr(model, "feature_info", [])}
@@ -150,13 +168,16 @@ def _last_at_each_stride(model: nn.Module, side: int = 224) -> dict[int, str]:
 
 
 def _load_file(trunk: nn.Module, full_keys: set[str], path: Path, name: str) -> None:
-    check_weights(str(path))
     if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        state = load_file(path)
+        try:
+            state = load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"weights: {path} is not a safetensors file ({error})") from None
     else:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise ValueError(f"weights: {path} is not a plain file of tensors ({error})") from None
         state = state.get("state_dict", state)
     wanted = trunk.state_dict()
     counters = {key for key in wanted if key.endswith("num_batches_tracked")}

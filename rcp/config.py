@@ -34,7 +34,9 @@ def check_type(name: str, kind: Any, value: Any) -> Any:
         return float(value)
     items = get_args(kind)[:1] if get_origin(kind) is tuple else ()
     fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
-    if not fits or not all(isinstance(v, items) and not isinstance(v, bool) for v in value if items):
+    if items and fits:
+        fits = all(isinstance(v, items) and not isinstance(v, bool) for v in value)
+    if not fits:
         words = (
             f"a list of {items[0].__name__}"
             if items
@@ -178,6 +180,11 @@ class Config:
         self._require("coreset_ratio", 0 < self.coreset_ratio <= 1, "a share of the patches, above 0 and at most 1")
         self._require("k", self.k >= 2, "2 or more (Eq. 4 needs k/2 neighbours)")
         self._require("k", self.k < self.batch_size, f"fewer than batch_size={self.batch_size} patches")
+        self._require(
+            "neighbours",
+            self.neighbours >= 1 + self.self_in_neighbours,
+            f"{1 + self.self_in_neighbours} or more (else Eq. 10 is 0)",
+        )
         for name in ("projection", "coreset_projection"):
             self._require(name, getattr(self, name) is None or getattr(self, name) > 0, "a size above 0, or None")
         if not self.represent:

@@ -1,5 +1,6 @@
 """The detectors: ``ReConPatch``, and ``PatchCore``, which is ReConPatch without f."""
 
+import dataclasses
 import inspect
 import json
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rcp.backbone import check_weights, weights_identity
+from rcp import backbone
 from rcp.config import Config
 from rcp.coreset import coreset_size, greedy_k_center
 from rcp.data import Transform, load_images
@@ -74,7 +75,7 @@ class ReConPatch:
         c = self.config
         self.transform = Transform(resize=c.resize, image_size=c.image_size, aspect=c.aspect)
         self.device = resolve_device(c.device)
-        check_weights(c.weights)
+        backbone.check(c.backbone, c.weights)
         self.bank_: MemoryBank | None = None
         self.timings_ = Timings()
         self._extractor: PatchExtractor | None = None
@@ -202,7 +203,7 @@ class ReConPatch:
         header = {
             "format": "rcp-detector-1",
             "config": json.dumps(self.config.asdict()),
-            "backbone": weights_identity(self.config.backbone, self.config.weights),
+            "backbone": backbone.weights_identity(self.config.backbone, self.config.weights),
         }
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path, metadata=header)
 
@@ -236,7 +237,7 @@ class ReConPatch:
         values |= {"device": device or "auto"} | ({"weights": str(weights)} if weights else {})
         detector = cls(**values)
         c = detector.config
-        if (identity := weights_identity(c.backbone, c.weights)) != header["backbone"]:
+        if (identity := backbone.weights_identity(c.backbone, c.weights)) != header["backbone"]:
             raise ValueError(
                 f"weights: {c.weights} are not the weights {path} was fitted with ({identity}, expected {header['backbone']})"
             )
@@ -252,8 +253,8 @@ class ReConPatch:
         return detector
 
     def __repr__(self) -> str:
-        changed = {k: v for k, v in self.config.asdict().items() if k not in Config.names() or v != _DEFAULTS[k]}
-        changed.pop("represent", None)
+        values = {n: getattr(self.config, n) for n in _SIGNATURE.parameters}
+        changed = {n: v for n, v in values.items() if v != _DEFAULTS[n]}
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in changed.items())})"
 
 
@@ -272,12 +273,8 @@ def _as_tensor(features: np.ndarray) -> Tensor:
         return torch.from_numpy(np.asarray(features))
 
 
-_DEFAULTS = Config().asdict()
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Config)}
 _SIGNATURE = inspect.Signature(
-    [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value)
-        for name, value in _DEFAULTS.items()
-        if name != "represent"
-    ]
+    [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=v) for n, v in _DEFAULTS.items() if n != "represent"]
 )
 ReConPatch.__signature__ = PatchCore.__signature__ = _SIGNATURE  # so that help() and editors show every argument

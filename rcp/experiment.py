@@ -15,7 +15,6 @@ import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -232,7 +231,6 @@ def _compute(cell: Cell, data: Dataset, store: Store, log: Callable[[str], None]
     prediction = fitted.predict_features(test)
     with fitted.timings_("metrics"):
         measured = metrics.evaluate(prediction, data.test)
-    n, hw, dim = test.shape
     result = {
         "config": cell.config.asdict(),
         "data": {

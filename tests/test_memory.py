@@ -66,7 +66,7 @@ def test_coreset_size_is_the_floor(ratio, patches, count):
 
 def test_coreset_that_selects_nothing():
     with pytest.raises(
-        ValueError, match="coreset_ratio: 0.001 of 784 patches selects nothing; expected at least 0.0013"
+        ValueError, match=r"coreset_ratio: 0\.001 of 784 patches selects nothing; expected at least 0\.0013"
     ):
         coreset_size(0.001, 784)
     with pytest.raises(ValueError, match="count: expected 1 to 5"):

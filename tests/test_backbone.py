@@ -1,0 +1,131 @@
+"""Backbones: levels by number, weights by tag, file and seed, and errors before any work."""
+
+import re
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torchvision import models
+
+from rcp.backbone import Backbone, check, normalize, weights_identity
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [
+        ("resnet18", (128, 256)),
+        ("wide_resnet50_2", (512, 1024)),
+        ("densenet121", (512, 1024)),
+        ("efficientnet_b0", (40, 112)),
+        ("resnetv2_50", (512, 1024)),  # timm
+    ],
+)
+def test_levels_2_and_3_have_strides_8_and_16(name, channels):
+    backbone = Backbone(name, "random:0", (2, 3))
+    maps = backbone(torch.rand(1, 3, 96, 96))
+    assert backbone.channels == channels
+    assert [m.shape[1:] for m in maps] == [(channels[0], 12, 12), (channels[1], 6, 6)]
+
+
+def test_it_computes_the_layers_of_the_model_and_nothing_deeper():
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        whole = models.resnet18(weights=None).eval()
+    x = torch.rand(2, 3, 64, 64)
+    with torch.inference_mode():
+        y = whole.layer1(whole.maxpool(whole.relu(whole.bn1(whole.conv1(x)))))
+        level_2 = whole.layer2(y)
+        level_3 = whole.layer3(level_2)
+    backbone = Backbone("resnet18", "random:3", (2, 3))
+    torch.testing.assert_close(backbone(x), [level_2, level_3])
+    assert not any("layer4" in name or "fc" in name for name, _ in backbone.named_parameters())
+    assert not any(p.requires_grad for p in backbone.parameters()) and not backbone.training
+
+
+def test_random_weights_follow_the_seed_and_leave_the_global_generator_alone():
+    torch.manual_seed(11)
+    expected = torch.rand(1)
+    torch.manual_seed(11)
+    a, b, c = (Backbone("resnet18", f"random:{s}", (1,)) for s in (0, 0, 1))
+    assert torch.equal(torch.rand(1), expected)
+    x = torch.rand(1, 3, 32, 32)
+    assert torch.equal(a(x)[0], b(x)[0]) and not torch.equal(a(x)[0], c(x)[0])
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pth"])
+def test_weights_from_a_file_may_lack_deeper_layers(tmp_path, kind):
+    state = {k: v for k, v in models.resnet18(weights=None).state_dict().items() if not k.startswith(("layer4", "fc"))}
+    path = tmp_path / f"w.{kind}"
+    save_file(state, path) if kind == "safetensors" else torch.save(state, path)
+    backbone = Backbone("resnet18", str(path), (2, 3))
+    assert torch.equal(backbone.trunk.state_dict()["layer3.0.conv1.weight"], state["layer3.0.conv1.weight"])
+
+
+def test_weights_that_do_not_fit_name_missing_unexpected_and_shapes(tmp_path):
+    state = models.resnet18(weights=None).state_dict()
+    del state["layer2.0.conv1.weight"]
+    state["layer9.weight"] = torch.zeros(1)
+    state["conv1.weight"] = torch.zeros(64, 1, 7, 7)
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(ValueError) as error:
+        Backbone("resnet18", str(tmp_path / "w.safetensors"), (2, 3))
+    message = str(error.value)
+    assert "w.safetensors does not fit resnet18" in message
+    assert "1 missing: layer2.0.conv1.weight" in message
+    assert "1 unexpected: layer9.weight" in message
+    assert "conv1.weight (64, 1, 7, 7) instead of (64, 3, 7, 7)" in message
+
+
+class Evil:
+    def __reduce__(self):
+        import os
+
+        return os.mkdir, ("owned",)
+
+
+def test_nothing_is_unpickled(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"conv1.weight": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(ValueError, match=r"weights: .*evil\.pth"):
+        Backbone("resnet18", str(tmp_path / "evil.pth"), (1,))
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "error", "message"),
+    [
+        (
+            "resnet81",
+            "random:0",
+            ValueError,
+            "neither torchvision nor timm has a model 'resnet81'. Did you mean 'resnet18'?",
+        ),
+        ("resnet18", "IMAGENET1K_V7", ValueError, "resnet18 has no weights 'IMAGENET1K_V7'; expected IMAGENET1K_V1"),
+        ("resnet18", "random:zero", ValueError, "weights: expected random:SEED with a whole number, got 'random:zero'"),
+        ("resnet18", "no/such.safetensors", FileNotFoundError, "weights: no file no/such.safetensors"),
+    ],
+)
+def test_wrong_names_are_refused_without_building_anything(name, weights, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        check(name, weights)
+
+
+def test_a_level_that_is_not_there():
+    with pytest.raises(ValueError, match=re.escape("layers: resnet18 has no level 5 (stride 64); it has [1, 2, 3, 4]")):
+        Backbone("resnet18", "random:0", (2, 5))
+
+
+def test_identity_is_the_content_of_a_file_not_its_place(tmp_path):
+    state = models.resnet18(weights=None).state_dict()
+    save_file(state, tmp_path / "a.safetensors")
+    save_file(state, tmp_path / "b.safetensors")
+    a, b = (weights_identity("resnet18", str(tmp_path / f"{n}.safetensors")) for n in "ab")
+    assert a == b != weights_identity("resnet18", "random:0")
+
+
+def test_normalize_is_imagenets():
+    pictures = torch.randint(0, 256, (2, 5, 5, 3), dtype=torch.uint8)
+    got = normalize(pictures)
+    assert got.shape == (2, 3, 5, 5)
+    for c, (mean, std) in enumerate(zip((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True)):
+        torch.testing.assert_close(got[:, c], (pictures[..., c] / 255 - mean) / std)

@@ -101,6 +101,7 @@ class Config:
         squared: D is the squared distance in Eq. 10 [?].
         weighting: apply Eq. 10's weight to "patches" (every patch [P]) or to "none" (the plain distance).
         blur: σ of the Gaussian on score maps, pixels of the crop; 4 [I].
+        calibration_folds: folds for the held-out training scores behind ``normal_threshold``; 0 is none. No part of the method [?].
 
     Run
         seed: of initialisation, mini-batches, projection and random start.
@@ -150,6 +151,7 @@ class Config:
     squared: bool = False
     weighting: Literal["patches", "none"] = "patches"
     blur: float = 4.0
+    calibration_folds: int = 2
     seed: int = 0
     device: str = "auto"
 
@@ -167,7 +169,7 @@ class Config:
         positive = "resize image_size patch_size patch_dim dim epochs lr batch_size sigma neighbours"
         for name in positive.split():
             self._require(name, getattr(self, name) > 0, "a number above 0")
-        for name in ("weight_decay", "margin", "blur", "batch_pictures", "seed"):
+        for name in ("weight_decay", "margin", "blur", "batch_pictures", "calibration_folds", "seed"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
         self._require(
             "image_size",

@@ -31,13 +31,13 @@ class Prediction:
     scores: (n,) float32 image scores; higher is more anomalous, in units of feature distance.
     maps: (n, S, S) float32 score maps at ``image_size``, or None.
     transform: the resize and crop that were applied, for masks to go the same way.
-    train_scores: (n_train,) float32, each training picture scored against the bank entries of the *other* pictures.
+    train_scores: (n_train,) float32, each training picture scored against a bank made of other pictures (None without folds).
     """
 
     scores: np.ndarray
     maps: np.ndarray | None
     transform: Transform
-    train_scores: np.ndarray
+    train_scores: np.ndarray | None
 
 
 def resolve_device(name: str) -> torch.device:
@@ -62,7 +62,7 @@ class ReConPatch:
         f_: nn.Linear, p -> f(p); None for PatchCore.
         bank_: the memory bank M.
         history_: one dict per training epoch (loss, quantiles of ω^P).
-        train_scores_: (n_train,) float32, leave-one-picture-out scores of the training pictures.
+        train_scores_: (n_train,) float32, held-out image scores of the training pictures, or None.
         timings_: seconds per stage of the last fit and predict.
     """
 
@@ -125,12 +125,9 @@ class ReConPatch:
         with self.timings_("representation"):
             represented = torch.cat([self.represent_patches(part) for part in held])  # (n · h · w, dim)
         with self.timings_("coreset"):
-            picks = greedy_k_center(
-                represented, count, start=c.coreset_start, projection=c.coreset_projection, seed=c.seed
-            )
-        self.bank_ = MemoryBank(represented[picks], picks // patches, c.neighbours, c.self_in_neighbours)
-        with self.timings_("training scores"):
-            self.train_scores_ = self._leave_one_picture_out(represented.reshape(n, patches, -1))
+            self.bank_ = self._memorize(represented, count)
+        with self.timings_("calibration"):
+            self.train_scores_ = self._held_out_scores(represented.reshape(n, patches, -1))
         return self
 
     @torch.inference_mode()
@@ -164,26 +161,40 @@ class ReConPatch:
             with self.timings_("features"):
                 features = _as_tensor(features_of(part))
             with self.timings_("scoring"):
-                s = self._score(self.represent_patches(features.flatten(0, 1))).reshape(len(features), -1)
+                s = self._score(self.represent_patches(features.flatten(0, 1)), self.bank_).reshape(len(features), -1)
                 scores[part] = image_scores(s).cpu().numpy()
                 if maps:
                     side = int(s.shape[1] ** 0.5)
                     all_maps[part] = score_maps(s.reshape(-1, side, side), self.config.image_size, self.config.blur)
         return Prediction(scores, all_maps, self.transform, self.train_scores_)
 
-    @torch.inference_mode()
-    def _score(self, queries: Tensor, nearest: Tensor | None = None) -> Tensor:
-        return patch_scores(
-            queries, self.bank_, squared=self.config.squared, weighting=self.config.weighting, nearest=nearest
-        )
+    def _memorize(self, represented: Tensor, count: int) -> MemoryBank:
+        """(N, dim) -> the coreset of ``count`` patches as a memory bank."""
+        c = self.config
+        picks = greedy_k_center(represented, count, start=c.coreset_start, projection=c.coreset_projection, seed=c.seed)
+        return MemoryBank(represented[picks], c.neighbours, c.self_in_neighbours)
 
-    def _leave_one_picture_out(self, represented: Tensor) -> np.ndarray:
-        """(n, h · w, dim) -> (n,): what a training picture scores when the bank holds none of its own patches; NaN if nothing is left."""
-        scores = np.full(len(represented), np.nan, np.float32)
-        for i, queries in enumerate(represented):
-            if (self.bank_.pictures != i).any():
-                nearest = self.bank_.nearest_of_other_pictures(queries, i)
-                scores[i] = self._score(queries, nearest).max().item()
+    @torch.inference_mode()
+    def _score(self, queries: Tensor, bank: MemoryBank) -> Tensor:
+        return patch_scores(queries, bank, squared=self.config.squared, weighting=self.config.weighting)
+
+    def _held_out_scores(self, represented: Tensor) -> np.ndarray | None:
+        """(n, h · w, dim) -> (n,): image scores of training pictures against a bank made of the other folds' pictures.
+
+        A picture that helped to fill the bank scores lower than a fresh one would; these do not. f has still seen all.
+        None where there is nothing to hold out.
+        """
+        n, _, dim = represented.shape
+        folds = min(self.config.calibration_folds, n)
+        if folds < 2:
+            return None
+        scores = np.empty(n, np.float32)
+        for fold in range(folds):
+            held = torch.arange(n, device=represented.device) % folds == fold
+            others = represented[~held].reshape(-1, dim)
+            bank = self._memorize(others, max(2, int(self.config.coreset_ratio * len(others))))
+            for i in held.nonzero().flatten().tolist():
+                scores[i] = self._score(represented[i], bank).max().item()
         return scores
 
     def _check_fitted(self):
@@ -195,9 +206,9 @@ class ReConPatch:
         self._check_fitted()
         tensors = {
             "bank": self.bank_.entries,
-            "bank_pictures": self.bank_.pictures,
-            "train_scores": torch.from_numpy(self.train_scores_),
         }
+        if self.train_scores_ is not None:
+            tensors["train_scores"] = torch.from_numpy(self.train_scores_)
         if self.f_ is not None:
             tensors |= {f"f.{name}": value for name, value in self.f_.state_dict().items()}
         header = {
@@ -241,9 +252,9 @@ class ReConPatch:
             raise ValueError(
                 f"weights: {c.weights} are not the weights {path} was fitted with ({identity}, expected {header['backbone']})"
             )
-        entries, pictures = tensors["bank"].to(detector.device), tensors["bank_pictures"].to(detector.device)
-        detector.bank_ = MemoryBank(entries, pictures, c.neighbours, c.self_in_neighbours)
-        detector.train_scores_, detector.history_, detector.f_ = tensors["train_scores"].numpy(), [], None
+        detector.bank_ = MemoryBank(tensors["bank"].to(detector.device), c.neighbours, c.self_in_neighbours)
+        detector.history_, detector.f_ = [], None
+        detector.train_scores_ = tensors["train_scores"].numpy() if "train_scores" in tensors else None
         if c.represent:
             detector.f_ = torch.nn.Linear(tensors["f.weight"].shape[1], c.dim, bias=c.bias, device=detector.device)
             detector.f_.load_state_dict(

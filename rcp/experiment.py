@@ -62,7 +62,7 @@ class Result:
     """What a cell gave.
 
     metrics: as :func:`rcp.metrics.evaluate` returns them. info: config, data, timings, versions, device, peak memory, history.
-    scores, labels: (n_test,) of the test pictures; train_scores: (n_train,).
+    scores, labels: (n_test,) of the test pictures; train_scores: (n_train,), or (0,).
     """
 
     metrics: dict
@@ -248,7 +248,8 @@ def _compute(cell: Cell, data: Dataset, store: Store, log: Callable[[str], None]
         "versions": versions(),
         "commit": commit(),
     }  # fmt: skip
-    arrays = {"scores": prediction.scores, "labels": data.test.labels, "train_scores": prediction.train_scores}
+    train_scores = np.empty(0, np.float32) if prediction.train_scores is None else prediction.train_scores
+    arrays = {"scores": prediction.scores, "labels": data.test.labels, "train_scores": train_scores}
     return result, arrays
 
 

@@ -46,13 +46,12 @@ class MemoryBank:
 
     Args:
         entries: (M, D) float32, the coreset of the training f(p).
-        pictures: (M,) int64, the training picture that each entry is a patch of.
         b: size of N_b(r*).
         self_in_neighbours: r* ∈ N_b(r*).
     """
 
-    def __init__(self, entries: Tensor, pictures: Tensor, b: int, self_in_neighbours: bool = True):
-        self.entries, self.pictures = entries, pictures
+    def __init__(self, entries: Tensor, b: int, self_in_neighbours: bool = True):
+        self.entries = entries
         self.self_in_neighbours = self_in_neighbours
         self.neighbourhood = self._neighbourhood(b)
 
@@ -69,11 +68,6 @@ class MemoryBank:
     def nearest(self, queries: Tensor) -> Tensor:
         """Eq. 9: index of r* in M. queries: (n, D) -> (n,) int64."""
         return search(queries, self.entries, 1)[:, 0]
-
-    def nearest_of_other_pictures(self, queries: Tensor, picture: int) -> Tensor:
-        """r* among the entries that do not stem from one training picture: (n, D) -> (n,) int64."""
-        others = (self.pictures != picture).nonzero().flatten()
-        return others[search(queries, self.entries[others], 1)[:, 0]]
 
 
 def _first_others(different: Tensor, count: int) -> Tensor:

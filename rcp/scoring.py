@@ -16,16 +16,15 @@ def distances(queries: Tensor, bank: MemoryBank, index: Tensor, squared: bool = 
     return d if squared else d.sqrt()
 
 
-def patch_scores(
-    queries: Tensor, bank: MemoryBank, *, squared=False, weighting="patches", nearest: Tensor | None = None
-) -> Tensor:
+def patch_scores(queries: Tensor, bank: MemoryBank, *, squared=False, weighting="patches") -> Tensor:
     """Eq. 9 and 10: s = (1 - e^{D(f(p), r*)} / Σ_{r' ∈ N_b(r*)} e^{D(f(p), r')}) · D(f(p), r*), for every patch.
 
-    queries: (n, D) = f(p) -> (n,) float32. ``weighting="none"`` is D(f(p), r*) alone; ``nearest`` gives r* if known.
+    queries: (n, D) = f(p) -> (n,) float32. ``weighting="none"`` is D(f(p), r*) alone, which
+    also serves where M holds a single entry, for which Eq. 10 would be 0.
     """
-    nearest = bank.nearest(queries) if nearest is None else nearest
+    nearest = bank.nearest(queries)
     d = distances(queries, bank, nearest[:, None], squared)[:, 0]
-    if weighting == "none" or bank.neighbourhood.shape[1] < 2:  # a single r' would make every score 0
+    if weighting == "none" or bank.neighbourhood.shape[1] < 2:
         return d
     around = distances(queries, bank, bank.neighbourhood[nearest], squared)  # (n, b)
     return (1 - torch.exp(d - around.logsumexp(1))) * d

@@ -100,16 +100,19 @@ def _decoded(detector, paths):
     return load_images(paths, detector.transform)
 
 
-def test_training_scores_leave_the_own_picture_out(data):
-    """A training picture shown twice finds itself in the other copy; alone it must not find itself at all."""
-    paths = list(data.train[:4])
-    detector = PatchCore(**SMALL | {"coreset_ratio": 1.0}).fit([*paths, paths[0]], log=len)
-    assert detector.train_scores_[0] == pytest.approx(0, abs=1e-4) and detector.train_scores_[4] == pytest.approx(
-        0, abs=1e-4
-    )
-    assert (detector.train_scores_[1:4] > 0.1).all()
-    np.testing.assert_allclose(detector.predict(paths).scores, 0, atol=1e-3)
-    assert np.isnan(PatchCore(**SMALL).fit(paths[:1], log=len).train_scores_).all()
+def test_training_scores_are_held_out(data):
+    """With two folds a picture is scored against the other fold's pictures only: its copy there gives 0, itself does not."""
+    a, b, c = data.train[0], data.train[1], data.train[2]
+    detector = PatchCore(**SMALL | {"coreset_ratio": 1.0}).fit([a, a, b, c], log=len)
+    assert detector.train_scores_[:2] == pytest.approx([0, 0], abs=1e-3)
+    assert (detector.train_scores_[2:] > 0.1).all()
+    np.testing.assert_allclose(detector.predict([a, b, c]).scores, 0, atol=1e-3)
+    by_hand = PatchCore(**SMALL | {"coreset_ratio": 1.0}).fit([a, b], log=len).predict([a, c]).scores
+    assert detector.train_scores_[3] == pytest.approx(by_hand[1], rel=1e-4)
+    for without in ({"calibration_folds": 0}, {"calibration_folds": 1}):
+        detector = PatchCore(**SMALL, **without).fit([a, b], log=len)
+        assert detector.train_scores_ is None and detector.predict([c]).train_scores is None
+    assert PatchCore(**SMALL).fit([a], log=len).train_scores_ is None
 
 
 def test_a_half_precision_bank_of_features_changes_scores_little(data):

@@ -104,7 +104,7 @@ def test_search_without_faiss_falls_back(monkeypatch):
 )
 def test_scores_are_eq_9_and_10(seed, b, self_in, squared, weighting):
     queries, entries = draw(seed, 7, 5), draw(seed + 1, 20, 5)
-    bank = MemoryBank(entries, torch.zeros(20, dtype=torch.int64), b, self_in)
+    bank = MemoryBank(entries, b, self_in)
     expected = [
         literal.patch_score(q, entries.numpy(), b, self_in, squared, weighting == "patches") for q in queries.numpy()
     ]
@@ -114,29 +114,22 @@ def test_scores_are_eq_9_and_10(seed, b, self_in, squared, weighting):
 
 
 def test_scores_stay_finite_where_the_exponential_overflows():
-    bank = MemoryBank(draw(0, 20, 5), torch.zeros(20, dtype=torch.int64), 9)
+    bank = MemoryBank(draw(0, 20, 5), 9)
     s = patch_scores(draw(1, 4, 5, scale=1e4), bank)
     assert s.isfinite().all() and (s > 0).all()
 
 
 def test_an_entry_scores_zero():
     entries = draw(0, 20, 5, offset=1000.0)
-    bank = MemoryBank(entries, torch.zeros(20, dtype=torch.int64), 9)
+    bank = MemoryBank(entries, 9)
     torch.testing.assert_close(patch_scores(entries, bank), torch.zeros(20))
 
 
 def test_neighbourhoods_survive_duplicates_and_small_banks():
-    bank = MemoryBank(torch.ones(12, 3), torch.zeros(12, dtype=torch.int64), 4)
+    bank = MemoryBank(torch.ones(12, 3), 4)
     assert bank.neighbourhood.shape == (12, 4) and bank.neighbourhood[:, 0].tolist() == list(range(12))
-    assert MemoryBank(draw(0, 3, 4), torch.zeros(3, dtype=torch.int64), 9).neighbourhood.shape == (3, 3)
-    assert MemoryBank(draw(0, 3, 4), torch.zeros(3, dtype=torch.int64), 9, False).neighbourhood.shape == (3, 2)
-
-
-def test_leave_one_picture_out_ignores_own_entries():
-    entries = torch.tensor([[0.0], [5.0], [9.0]])
-    bank = MemoryBank(entries, torch.tensor([0, 1, 0]), 2)
-    assert bank.nearest(torch.tensor([[0.1], [8.0]])).tolist() == [0, 2]
-    assert bank.nearest_of_other_pictures(torch.tensor([[0.1], [8.0]]), 0).tolist() == [1, 1]
+    assert MemoryBank(draw(0, 3, 4), 9).neighbourhood.shape == (3, 3)
+    assert MemoryBank(draw(0, 3, 4), 9, False).neighbourhood.shape == (3, 2)
 
 
 def test_image_score_is_the_maximum_and_maps_are_bilinear_then_gaussian():

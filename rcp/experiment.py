@@ -259,7 +259,8 @@ def _result(info: dict, arrays: dict[str, np.ndarray], computed: bool) -> Result
     )
 
 
-def device_name(device: torch.device) -> str:
+def device_name(device: torch.device | str) -> str:
+    device = torch.device(device)
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
 
 

@@ -1,0 +1,103 @@
+"""``python -m rcp``: reproduce, doctor, download, weights, demo."""
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command and returns the exit status; what a user can mend is printed as one line, without a traceback."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except (ValueError, OSError) as error:
+        print(f"{options.command}: {error}", file=sys.stderr)
+        return 1
+
+
+def _reproduce(o: argparse.Namespace) -> int:
+    from rcp import batch
+
+    given = {name: getattr(o, name) for name in PARAMETERS if getattr(o, name) is not None}
+    outcomes = batch.reproduce(given, o.notebooks or (), force=o.force)
+    failed = [outcome for outcome in outcomes if outcome.error]
+    for outcome in failed:
+        print(f"failed: {outcome.name}: {outcome.error}", file=sys.stderr)
+    if failed:
+        print("what is finished is kept; mend the cause and run the same command again", file=sys.stderr)
+    return int(bool(failed))
+
+
+def _doctor(_o: argparse.Namespace) -> int:
+    from rcp import doctor
+
+    lines, missing = doctor.report()
+    print("\n".join(lines))
+    print("\nmissing for the paper profile:" if missing else "\nthe paper profile has all it needs")
+    for line in missing:
+        print(f"  - {line}")
+    return 0
+
+
+def _download(o: argparse.Namespace) -> int:
+    from rcp.data import download
+
+    print(download(o.name, o.root))
+    return 0
+
+
+def _weights(o: argparse.Namespace) -> int:
+    from rcp import doctor
+
+    print(doctor.fetch_weights(o.name))
+    return 0
+
+
+def _demo(o: argparse.Namespace) -> int:
+    from rcp.data import draw_demo
+
+    print(draw_demo(o.root))
+    return 0
+
+
+PARAMETERS = {
+    "profile": {"help": "demo (default): drawn pictures, minutes on two cores; paper: the paper's setting"},
+    "data_root": {"help": "folder that holds the categories"},
+    "categories": {"nargs": "+", "help": "some of them; all where left out"},
+    "backbone": {"help": "a torchvision or timm CNN"},
+    "weights": {"help": "a tag, a .safetensors or .pth file, or random:SEED"},
+    "epochs": {"type": int, "help": "training epochs of f"},
+    "seeds": {"type": int, "nargs": "+", "help": "every cell is computed once per seed"},
+    "device": {"help": "auto, cpu, cuda"},
+    "shard": {"help": "i/n: compute every n-th cell from the i-th"},
+    "render_only": {"action": "store_true", "default": None, "help": "draw from what the store has"},
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m rcp", description="ReConPatch, reproducible from a notebook")
+    commands = parser.add_subparsers(dest="command", required=True)
+    reproduce = commands.add_parser("reproduce", help="run every notebook through papermill and index the results")
+    for name, how in PARAMETERS.items():
+        reproduce.add_argument(f"--{name.replace('_', '-')}", **how)
+    reproduce.add_argument("--notebooks", type=Path, nargs="+", help="some of them; all where left out")
+    reproduce.add_argument("--force", action="store_true", help="run notebooks that are up to date, too")
+    reproduce.set_defaults(run=_reproduce)
+    commands.add_parser("doctor", help="device, versions, data, weights, disk, and what is missing").set_defaults(
+        run=_doctor
+    )
+    download = commands.add_parser("download", help="fetch a data set: resumable, hash-checked")
+    download.add_argument("name", help="mvtec, btad, dtd or visa")
+    download.add_argument("--root", type=Path, help="folder of data sets (default: data/)")
+    download.set_defaults(run=_download)
+    weights = commands.add_parser("weights", help="fetch a backbone's ImageNet weights")
+    weights.add_argument("name", help="for example wide_resnet50_2")
+    weights.set_defaults(run=_weights)
+    demo = commands.add_parser("demo", help="draw the demo set into a folder")
+    demo.add_argument("root", type=Path)
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

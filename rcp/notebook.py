@@ -1,0 +1,171 @@
+"""What every notebook begins and ends with: checked parameters, and one line on where its numbers come from."""
+
+import ast
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_type_hints
+
+from rcp import backbone, experiment, paper, paths
+from rcp.config import Config, check_type, nearest
+from rcp.data import categories, draw_demo
+from rcp.experiment import Cell
+from rcp.store import Store
+
+# What a profile stands for where a parameter is left empty.
+PROFILES = {
+    "demo": {"backbone": "resnet18", "weights": "random:0", "epochs": 5, "seeds": (0,)},
+    "paper": {"backbone": "wide_resnet50_2", "weights": "IMAGENET1K_V1", "epochs": 120, "seeds": (0, 1, 2)},
+}
+
+DEMO_GROUPS = {"object": ("circuit", "gear"), "texture": ("fabric",)}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The parameters that notebooks share, resolved by profile and checked; a notebook's own are in ``extra``.
+
+    Raises:
+        ValueError: an unknown name or value; names the nearest valid one.
+        FileNotFoundError: the paper profile without data, with the command that fetches them.
+    """
+
+    profile: Literal["demo", "paper"] = "demo"
+    data_root: str = ""
+    categories: tuple[str, ...] = ()
+    backbone: str = ""
+    weights: str = ""
+    epochs: int = 0
+    seeds: tuple[int, ...] = ()
+    device: str = "auto"
+    shard: str = "1/1"
+    render_only: bool = False
+    extra: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        for name, kind in get_type_hints(type(self)).items():
+            check_type(name, kind, getattr(self, name))
+        for name, value in PROFILES[self.profile].items():
+            if not getattr(self, name):
+                object.__setattr__(self, name, value)
+        experiment.shard_of([], self.shard)
+        backbone.check(self.backbone, self.weights)
+        if not self.data_root:
+            object.__setattr__(self, "data_root", str(self._default_data()))
+        there = categories(self.data_root)
+        for name in self.categories:
+            if name not in there:
+                raise ValueError(
+                    f"categories: {self.data_root} has no {name!r}.{nearest(name, there)} There are: {', '.join(there)}"
+                )
+        object.__setattr__(self, "categories", tuple(self.categories) or tuple(there))
+
+    def _default_data(self) -> Path:
+        if self.profile == "demo":
+            return draw_demo(paths.runs_root() / "demo-data")
+        if not (root := paths.data_root() / "mvtec").is_dir():
+            raise FileNotFoundError(
+                f"data_root: no {root}; name the folder that holds bottle, cable, ..., or fetch it with: python -m rcp download mvtec"
+            )
+        return root
+
+    @property
+    def store(self) -> Store:
+        return Store(paths.runs_root())
+
+    @property
+    def label(self) -> str:
+        """What every table and figure says about where its numbers come from."""
+        if self.profile == "demo":
+            made_of = f"drawn pictures, {self.backbone} with weights {self.weights}, {self.epochs} epochs"
+            return f"Demo: {made_of}. The numbers are not the paper's."
+        seeds = f"{len(self.seeds)} seeds" if len(self.seeds) > 1 else "1 seed"
+        return f"{self.backbone} ({Path(self.weights).stem}), {self.epochs} epochs, {seeds}, {len(self.categories)} categories."
+
+    @property
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """Which categories are objects and which textures."""
+        return DEMO_GROUPS if self.profile == "demo" else {"object": paper.OBJECTS, "texture": paper.TEXTURES}
+
+    def config(self, **changes) -> Config:
+        """The paper's single-model config with this profile's backbone, weights and epochs."""
+        base = {
+            "backbone": self.backbone,
+            "weights": self.weights,
+            "epochs": self.epochs,
+            "device": self.device,
+            "seed": self.seeds[0],
+        }
+        return Config.build(**(base | changes))
+
+    def cells(self, configs: Sequence[Config]) -> list[Cell]:
+        """Every config for every category and seed."""
+        return [
+            Cell(dataclasses.replace(config, seed=seed), self.data_root, category)
+            for category in self.categories
+            for config in configs
+            for seed in self.seeds
+        ]
+
+    def out(self, name: str) -> Path:
+        """Where a table or figure of this run goes: beside the executed notebooks."""
+        folder = paths.runs_root() / "reproduce" / self.profile
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / name
+
+
+def settings(names: dict) -> Settings:
+    """Checked settings from a notebook's ``globals()``; call it in the cell after the parameters.
+
+    The parameters are the names assigned in the cell that declares ``profile``, and those that papermill injected after it:
+    papermill itself only warns of an unknown one, so it is refused here, before any work.
+    """
+    sources = list(names.get("In", []))
+    declared = next((_assigned(s) for s in sources if "profile" in _assigned(s)), [])
+    injected = [name for s in sources if s.lstrip().startswith("# Parameters") for name in _assigned(s)]
+    valid = declared or [f.name for f in dataclasses.fields(Settings) if f.name != "extra"]
+    for name in injected:
+        if name not in valid:
+            raise ValueError(f"unknown parameter {name!r}.{nearest(name, valid)} Valid: {', '.join(valid)}")
+    shared = {f.name for f in dataclasses.fields(Settings)} - {"extra"}
+    values = {name: names[name] for name in valid if name in names}
+    values = {name: plain(value) for name, value in values.items()}
+    own = {name: value for name, value in values.items() if name not in shared}
+    return Settings(**{name: value for name, value in values.items() if name in shared}, extra=own)
+
+
+def plain(value):
+    """A parameter as papermill has it (a list) -> as frozen settings hold it (a tuple)."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _assigned(source: str) -> list[str]:
+    """Names that a cell assigns at its top level; none where it is not plain Python."""
+    try:
+        body = ast.parse(source).body
+    except SyntaxError:
+        return []
+    targets = [t for node in body for t in (getattr(node, "targets", None) or [getattr(node, "target", None)])]
+    return [t.id for t in targets if isinstance(t, ast.Name)]
+
+
+def provenance(results: Sequence[experiment.Result], cells: int) -> str:
+    """One line on where a grid's numbers come from: cells done, commit, versions, devices, hours, seeds."""
+    if not results:
+        return f"0 of {cells} cells done."
+    infos = [r.info for r in results]
+    hours = sum(sum(info["seconds"].values()) for info in infos) / 3600
+    commits, devices = (", ".join(sorted({info[name] for info in infos})) for name in ("commit", "device"))
+    seeds = ", ".join(map(str, sorted({info["config"]["seed"] for info in infos})))
+    versions = _versions(infos[0]["versions"])
+    return f"{len(results)} of {cells} cells done; commit {commits}; {versions}; {devices}; {hours:.2f} hours of computing; seeds {seeds}"
+
+
+def environment(device) -> str:
+    """One line on where this session's numbers come from: commit, versions, device."""
+    return f"commit {experiment.commit()}; {_versions(experiment.versions())}; {experiment.device_name(device)}"
+
+
+def _versions(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {versions[name]}" for name in ("rcp", "torch", "torchvision", "faiss-gpu", "adamp"))

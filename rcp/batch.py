@@ -46,7 +46,7 @@ def reproduce(
     for name in parameters:
         if name not in known:
             raise ValueError(f"unknown parameter {name!r}.{nearest(name, known)} Valid: {', '.join(known)}")
-    shared = {f for f in notebook.Settings.__dataclass_fields__ if f != "extra"} & set(parameters)
+    shared = set(notebook.Settings.__dataclass_fields__) & set(parameters)
     settings = notebook.Settings(**{n: notebook.plain(parameters[n]) for n in shared})
     outcomes = []
     for i, file in enumerate(files, 1):

@@ -3,7 +3,7 @@
 import ast
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_type_hints
 
@@ -24,7 +24,7 @@ DEMO_GROUPS = {"object": ("circuit", "gear"), "texture": ("fabric",)}
 
 @dataclass(frozen=True)
 class Settings:
-    """The parameters that notebooks share, resolved by profile and checked; a notebook's own are in ``extra``.
+    """The parameters that notebooks share, resolved by profile and checked.
 
     Raises:
         ValueError: an unknown name or value; names the nearest valid one.
@@ -41,7 +41,6 @@ class Settings:
     device: str = "auto"
     shard: str = "1/1"
     render_only: bool = False
-    extra: dict = field(default_factory=dict)
 
     def __post_init__(self):
         for name, kind in get_type_hints(type(self)).items():
@@ -119,20 +118,18 @@ def settings(names: dict) -> Settings:
     """Checked settings from a notebook's ``globals()``; call it in the cell after the parameters.
 
     The parameters are the names assigned in the cell that declares ``profile``, and those that papermill injected after it:
-    papermill itself only warns of an unknown one, so it is refused here, before any work.
+    papermill itself only warns of an unknown one, so it is refused here, before any work. A notebook's own parameters are
+    plain variables; only those that :class:`Settings` knows are in what is returned.
     """
     sources = list(names.get("In", []))
     declared = next((_assigned(s) for s in sources if "profile" in _assigned(s)), [])
     injected = [name for s in sources if s.lstrip().startswith("# Parameters") for name in _assigned(s)]
-    valid = declared or [f.name for f in dataclasses.fields(Settings) if f.name != "extra"]
+    shared = [f.name for f in dataclasses.fields(Settings)]
+    valid = declared or shared
     for name in injected:
         if name not in valid:
             raise ValueError(f"unknown parameter {name!r}.{nearest(name, valid)} Valid: {', '.join(valid)}")
-    shared = {f.name for f in dataclasses.fields(Settings)} - {"extra"}
-    values = {name: names[name] for name in valid if name in names}
-    values = {name: plain(value) for name, value in values.items()}
-    own = {name: value for name, value in values.items() if name not in shared}
-    return Settings(**{name: value for name, value in values.items() if name in shared}, extra=own)
+    return Settings(**{name: plain(names[name]) for name in valid if name in shared and name in names})
 
 
 def plain(value):

@@ -121,6 +121,20 @@ def test_a_batch_goes_on_after_a_failure_resumes_and_indexes(tmp_path, demo_root
     assert changed.seconds is not None, "other parameters are another run"
 
 
+def test_papermill_alone_refuses_a_mistyped_parameter(tmp_path, demo_root):
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    file = tiny(
+        tmp_path, "one", "from rcp import notebook\nsettings = notebook.settings(globals())\nprint(settings.epochs)"
+    )
+    given = {"data_root": str(demo_root), "epochs": 3}
+    done = papermill.execute_notebook(str(file), str(tmp_path / "out.ipynb"), given, progress_bar=False)
+    assert done.cells[-1].outputs[0].text == "3\n"
+    with pytest.raises(PapermillExecutionError, match="unknown parameter 'epoch'. Did you mean 'epochs'"):
+        papermill.execute_notebook(str(file), str(tmp_path / "out.ipynb"), {"epoch": 3}, progress_bar=False)
+
+
 def test_the_batch_refuses_unknown_parameters_before_any_work(tmp_path, demo_root, monkeypatch):
     monkeypatch.setattr(batch, "_run", lambda *_a: pytest.fail("a notebook was run"))
     file = tiny(tmp_path, "good", "1")

@@ -131,7 +131,7 @@ def test_papermill_alone_refuses_a_mistyped_parameter(tmp_path, demo_root):
     given = {"data_root": str(demo_root), "epochs": 3}
     done = papermill.execute_notebook(str(file), str(tmp_path / "out.ipynb"), given, progress_bar=False)
     assert done.cells[-1].outputs[0].text == "3\n"
-    with pytest.raises(PapermillExecutionError, match="unknown parameter 'epoch'. Did you mean 'epochs'"):
+    with pytest.raises(PapermillExecutionError, match=r"unknown parameter 'epoch'\. Did you mean 'epochs'"):
         papermill.execute_notebook(str(file), str(tmp_path / "out.ipynb"), {"epoch": 3}, progress_bar=False)
 
 

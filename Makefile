@@ -5,7 +5,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup reproduce test lab doctor lint lock clean
+.PHONY: help setup reproduce test lab doctor lint notebooks lock clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -21,9 +21,14 @@ USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 INSTALL_UV = $(PY) -m pip install --quiet --no-deps --require-hashes -r <(sed -n '/^uv==/,/[^\\]$$/p' requirements.lock)
 UV = UV_PYTHON=$(PY) $(PY) -m uv --system-certs
 
-# Given on the command line, and passed on only then: PROFILE=demo|paper DATA=dir WEIGHTS=file BACKBONE=name CATEGORIES='a b' EPOCHS=n
+# Passed on only where given, on the command line or in the environment: PROFILE=demo|paper DATA=dir WEIGHTS=file BACKBONE=name CATEGORIES='a b' EPOCHS=n
 OPTIONS = $(if $(PROFILE),--profile $(PROFILE)) $(if $(DATA),--data-root "$(DATA)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") \
 	$(if $(BACKBONE),--backbone $(BACKBONE)) $(if $(CATEGORIES),--categories $(CATEGORIES)) $(if $(EPOCHS),--epochs $(EPOCHS))
+
+# A mistyped option would silently run something else.
+KNOWN := PYTHON PROFILE DATA WEIGHTS BACKBONE CATEGORIES EPOCHS
+UNKNOWN := $(filter-out $(KNOWN),$(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $v))),$v)))
+$(if $(UNKNOWN),$(error unknown option $(UNKNOWN); expected some of $(KNOWN)))
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,11 +60,10 @@ reproduce: $(STAMP) ## run every notebook through papermill and index the result
 	@$(PY) -m rcp reproduce $(OPTIONS) || { echo "reproduce: failed; the reason stands above. What is finished is kept:" \
 		"mend the cause (make doctor says what is missing) and run the same command again"; exit 1; }
 
-# One pytest run, so that its summary covers all and stands last. nbval-lax compares only cells marked # NBVAL_CHECK_OUTPUT; figures
-# drawn by the demo profile must not replace the published ones.
+# One pytest run, so that its summary covers all and stands last. nbval-lax compares only cells marked # NBVAL_CHECK_OUTPUT.
 test: $(STAMP) ## all tests, and every notebook in the demo profile (nbval)
 	@echo "test: tests/, then $(words $(NOTEBOOKS)) notebooks in the demo profile"
-	@RCP_FIGURES="$(CURDIR)/runs/test-figures" $(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=900 tests $(NOTEBOOKS) || { \
+	@$(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=900 tests $(NOTEBOOKS) || { \
 		echo "test: failed. Run one again with: $(PY) -m pytest tests/test_NAME.py -k WORD -x --showlocals" \
 			"(a notebook: add --nbval-lax and its path). If nothing can be imported: rm -rf $(VENV), then make test"; exit 1; }
 
@@ -75,6 +79,11 @@ lint: $(STAMP) ## check style and format (ruff, notebooks too)
 	@echo "lint: ruff over modules, tests and notebooks"
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check . || { \
 		echo "lint: failed; mend with: $(VENV)/bin/ruff check --fix . && $(VENV)/bin/ruff format ."; exit 1; }
+
+notebooks: $(STAMP) ## execute the notebooks in place, in the demo profile (before committing a change to them)
+	@echo "notebooks: executing $(words $(NOTEBOOKS)) notebooks in place"
+	@$(PY) -m nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False \
+		--ExecutePreprocessor.timeout=900 --log-level=WARN $(NOTEBOOKS)
 
 lock: $(STAMP) ## resolve requirements.lock anew (maintainers; needs the package index)
 	@echo "lock: resolving pyproject.toml and its extra test; the torch, torchvision and faiss of the published run stay"

@@ -77,7 +77,9 @@ PARAMETERS = {
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m rcp", description="ReConPatch, reproducible from a notebook")
     commands = parser.add_subparsers(dest="command", required=True)
-    reproduce = commands.add_parser("reproduce", help="run every notebook through papermill and index the results")
+    reproduce = commands.add_parser(
+        "reproduce", allow_abbrev=False, help="run every notebook through papermill and index the results"
+    )
     for name, how in PARAMETERS.items():
         reproduce.add_argument(f"--{name.replace('_', '-')}", **how)
     reproduce.add_argument("--notebooks", type=Path, nargs="+", help="some of them; all where left out")

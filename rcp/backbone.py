@@ -13,6 +13,7 @@ from torchvision import models
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from rcp.config import nearest
+from rcp.paths import weights_root
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -88,6 +89,11 @@ def check(name: str, weights: str) -> None:
         if not timm.is_model(name):
             known = models.list_models(module=models) + timm.list_models()
             raise ValueError(f"backbone: neither torchvision nor timm has a model {name!r}.{nearest(name, known)}")
+        tags = [tagged.partition(".")[2] for tagged in timm.list_pretrained(f"{name}.*")]
+        if tag and tag not in ("pretrained", "IMAGENET1K_V1", *tags):
+            raise ValueError(
+                f"weights: timm's {name} has no weights {tag!r}; expected 'pretrained' or one of {tags}.{nearest(tag, tags)}"
+            )
     if _is_file(weights) and not Path(weights).is_file():
         raise FileNotFoundError(
             f"weights: no file {weights} (expected a .safetensors or .pth file, a tag such as IMAGENET1K_V1, or random:SEED)"
@@ -121,7 +127,9 @@ def _build(name: str, weights: str, levels: tuple[int, ...]) -> tuple[nn.Module,
     """-> (module that yields the levels' maps, keys of the whole model's state dict)."""
     tag = _tag_of(weights)
     if name in models.list_models(module=models):
-        model = models.get_model(name, weights=tag).eval()
+        model = models.get_model(name, weights=None).eval()
+        if tag:
+            model.load_state_dict(_tagged_weights(name, tag))
         there = _torchvision_levels(model)
     else:
         import timm
@@ -135,6 +143,20 @@ def _build(name: str, weights: str, levels: tuple[int, ...]) -> tuple[nn.Module,
         )
     trunk = create_feature_extractor(model, return_nodes={there[n]: str(n) for n in levels})
     return trunk, set(model.state_dict())
+
+
+def _tagged_weights(name: str, tag: str) -> dict[str, Tensor]:
+    """torchvision's published weights, from ``paths.weights_root()`` or fetched into it and hash-checked."""
+    published = models.get_model_weights(name)[tag]
+    try:
+        return published.get_state_dict(
+            model_dir=str(weights_root()), progress=False, check_hash=True, weights_only=True, map_location="cpu"
+        )
+    except OSError as error:
+        raise OSError(
+            f"weights: {name} {tag} could not be fetched ({error}); place {published.url} at "
+            f"{weights_root() / Path(published.url).name}, or name a file"
+        ) from None
 
 
 def _torchvision_levels(model: nn.Module) -> dict[int, str]:
@@ -178,7 +200,9 @@ def _load_file(trunk: nn.Module, full_keys: set[str], path: Path, name: str) -> 
             state = torch.load(path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
             raise ValueError(f"weights: {path} is not a plain file of tensors ({error})") from None
-        state = state.get("state_dict", state)
+        state = state.get("state_dict", state) if isinstance(state, dict) else state
+        if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+            raise ValueError(f"weights: {path} is not a state dict (names with tensors)")
     wanted = trunk.state_dict()
     counters = {key for key in wanted if key.endswith("num_batches_tracked")}
     missing = sorted(set(wanted) - set(state) - counters)

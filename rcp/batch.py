@@ -3,6 +3,7 @@
 import hashlib
 import html
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import nbformat
 
-from rcp import notebook, paths
+from rcp import backbone, notebook, paths
 from rcp.config import nearest
+from rcp.data import load_dataset
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ def reproduce(
     for name in parameters:
         if name not in known:
             raise ValueError(f"unknown parameter {name!r}.{nearest(name, known)} Valid: {', '.join(known)}")
+    parameters = _absolute(parameters)
     shared = set(notebook.Settings.__dataclass_fields__) & set(parameters)
     settings = notebook.Settings(**{n: notebook.plain(parameters[n]) for n in shared})
     outcomes = []
@@ -59,6 +62,15 @@ def reproduce(
     index.write_text(_index(outcomes, settings), encoding="utf-8")
     say(f"index: {index}")
     return outcomes
+
+
+def _absolute(parameters: dict) -> dict:
+    """Relative paths are the caller's; notebooks run in the project's folder."""
+    given = dict(parameters)
+    for name in ("data_root", "weights"):
+        if given.get(name) and Path(given[name]).exists():
+            given[name] = str(Path(given[name]).absolute())
+    return given
 
 
 def _declared(file: Path) -> list[str]:
@@ -84,24 +96,33 @@ def _run(file: Path, parameters: dict, settings: notebook.Settings, force: bool)
     error = ""
     try:
         papermill.execute_notebook(
-            str(file), str(out), parameters, kernel_name="python3", cwd=str(paths.PROJECT), progress_bar=False
+            str(file),
+            str(out),
+            parameters,
+            kernel_name="python3",
+            cwd=str(paths.PROJECT),
+            progress_bar=False,
+            stdout_file=sys.stdout,
         )
-    except PapermillExecutionError as failed:
-        error = f"{failed.ename}: {failed.evalue}"
+    except (PapermillExecutionError, RuntimeError) as failed:  # RuntimeError: the kernel died
+        error = f"{getattr(failed, 'ename', type(failed).__name__)}: {getattr(failed, 'evalue', failed)}"
     _to_html(out)
-    if not error:
+    if not error and not settings.render_only and settings.shard == "1/1":
         stamp.write_text(json.dumps(version))
     return Outcome(file.stem, title, time.perf_counter() - started, error)
 
 
 def _version(source: nbformat.NotebookNode, parameters: dict, settings: notebook.Settings) -> dict:
-    """What an executed notebook depends on: its code cells, its parameters, the package, and where the data is."""
+    """What an executed notebook depends on: its cells, its parameters, the package, the content of data and weights."""
     digest = hashlib.blake2b(digest_size=12)
     for cell in source.cells:
         digest.update(cell.source.encode())
-    for module in sorted((paths.PROJECT / "rcp").rglob("*.py")):
-        digest.update(module.read_bytes())
-    return {"code": digest.hexdigest(), "parameters": parameters, "data": settings.data_root}
+    for file in sorted(f for f in (paths.PROJECT / "rcp").rglob("*") if f.suffix in {".py", ".csv"}):
+        digest.update(file.read_bytes())
+    for name in settings.categories:
+        digest.update(load_dataset(settings.data_root, category=name).fingerprint().encode())
+    weights = backbone.weights_identity(settings.backbone, settings.weights)
+    return {"code": digest.hexdigest(), "parameters": parameters, "weights": weights}
 
 
 def _to_html(executed: Path) -> None:

@@ -76,17 +76,19 @@ class Config:
         weight_decay: of AdamP, 1e-2 [P].
         cosine: learning rate annealed per "step" or per "epoch" [?].
         batch_size: patches in a mini-batch (N of Eq. 7) [?].
+        drop_last: leave the incomplete last mini-batch of an epoch out [?].
         batch_pictures: 0 shuffles the patches of the whole training set; n > 0 takes ``batch_size`` patches of n pictures [?].
         k: neighbours in N_k (Eq. 2); 5 [P].
         margin: m of Eq. 7; 1.0 [P].
         alpha: share of pairwise similarity in Eq. 6; 0.5 [P].
         sigma: bandwidth of Eq. 1, divides the squared distance [?].
         gamma: momentum of the EMA copies, Eq. 8 [?].
-        normalize_teacher: divide z̄ by its length before Eq. 1 [?].
+        normalize_teacher: divide z̄ by its length before Eq. 1 to 5 [?].
         gate: Eq. 2 is zero unless j ∈ N_k(i) [P]; False drops the condition.
         self_neighbour: i counts among its own k nearest [?].
         expansion: Eq. 4 averages over "reciprocal" [P] or "plain" k/2 neighbours.
         half_k: rounding of k/2 in Eq. 4, "floor" or "ceil" [?].
+        empty_expansion: what Eq. 4 is where R_{k/2}(i) is empty: "self" takes i alone, "zero" takes 0 [?].
         pairs: what Eq. 7 divides by: "N" [P] or "N(N-1)".
         diagonal: keep the pairs i = j in Eq. 7; they add the constant mean (1 - ω_ii) m² and no gradient [P].
 
@@ -130,6 +132,7 @@ class Config:
     weight_decay: float = 1e-2
     cosine: Literal["step", "epoch"] = "step"
     batch_size: int = 1024
+    drop_last: bool = True
     batch_pictures: int = 0
     k: int = 5
     margin: float = 1.0
@@ -141,6 +144,7 @@ class Config:
     self_neighbour: bool = True
     expansion: Literal["reciprocal", "plain"] = "reciprocal"
     half_k: Literal["floor", "ceil"] = "floor"
+    empty_expansion: Literal["self", "zero"] = "self"
     pairs: Literal["N", "N(N-1)"] = "N"
     diagonal: bool = True
     coreset_ratio: float = 0.01

@@ -46,10 +46,10 @@ def report() -> tuple[list[str], list[str]]:
 
 
 def weights_file(name: str, tag: str = "IMAGENET1K_V1") -> Path:
-    """Where torchvision keeps a model's downloaded weights."""
+    """Where a model's weights are looked for and fetched to."""
     from torchvision import models
 
-    return Path(torch.hub.get_dir()) / "checkpoints" / Path(models.get_model_weights(name)[tag].url).name
+    return paths.weights_root() / Path(models.get_model_weights(name)[tag].url).name
 
 
 def _faiss() -> str:

@@ -21,15 +21,15 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from rcp import backbone, coreset, detector, losses, memory, metrics, model, patches, paths, scoring, similarity
+from rcp import backbone, config, coreset, detector, losses, memory, metrics, model, patches, paths, scoring, similarity
 from rcp.config import Config
-from rcp.data import Dataset, Split, load_dataset, load_images, pictures
+from rcp.data import Dataset, Split, layouts, load_dataset, load_images, pictures
 from rcp.detector import ReConPatch
 from rcp.store import Store, require_disk
 
 logger = logging.getLogger("rcp")
 
-FEATURE_CODE = (pictures, backbone, patches)
+FEATURE_CODE = (config, pictures, layouts, backbone, patches)
 CELL_CODE = (*FEATURE_CODE, similarity, losses, model, coreset, memory, scoring, detector, metrics)
 _FEATURE_FIELDS = (
     "resize",
@@ -38,12 +38,14 @@ _FEATURE_FIELDS = (
     "backbone",
     "layers",
     "patch_size",
+    "patch_dim",
     "feature_dtype",
     "extracted_dim",
 )
 _PATCHCORE_IGNORES = (
     "projection", "bias", "init", "epochs", "lr", "weight_decay", "cosine", "batch_size", "batch_pictures", "k", "margin", "alpha",
-    "sigma", "gamma", "normalize_teacher", "gate", "self_neighbour", "expansion", "half_k", "pairs", "diagonal",
+    "sigma", "gamma", "normalize_teacher", "gate", "self_neighbour", "expansion", "half_k", "empty_expansion", "drop_last",
+    "pairs", "diagonal",
 )  # fmt: skip
 
 
@@ -111,12 +113,12 @@ class Grid:
             method = "ReConPatch" if cell.config.represent else "PatchCore"
             metrics_ = {name: value for name, value in result.metrics.items() if name != "undefined"}
             rows.append({"method": method, "category": cell.category} | cell.config.asdict() | metrics_)
-        return pd.DataFrame(rows)
+        return pd.DataFrame(
+            rows, columns=None if rows else ["method", "category", "seed", "image_auroc", "pixel_auroc"]
+        )
 
 
-def run_grid(
-    cells: Sequence[Cell], store: Store, *, shard: str = "1/1", render_only: bool = False, log=logger.info
-) -> Grid:
+def run_grid(cells: Sequence[Cell], store: Store, *, shard: str = "1/1", render_only: bool = False, log=print) -> Grid:
     """Every cell of this shard through :func:`run`, with a progress bar; the rest from the store where it is there.
 
     Args:
@@ -151,16 +153,16 @@ def shard_of(cells: Sequence, shard: str) -> list:
 
 def identity_of(cell: Cell, data: Dataset) -> dict:
     """What a cell's result depends on: resolved config, content of data and weights, code. Not the device, not any path."""
-    config = cell.config.asdict()
+    values = cell.config.asdict()
     for name in ("device", "weights"):
-        del config[name]
+        del values[name]
     if not cell.config.represent:
         for name in _PATCHCORE_IGNORES:
-            del config[name]
+            del values[name]
         if cell.config.coreset_projection is None and cell.config.coreset_start == "mean":
-            del config["seed"]  # nothing is drawn: all seeds are the same cell
+            del values["seed"]  # nothing is drawn: all seeds are the same cell
     return {
-        "config": config,
+        "config": values,
         "weights": backbone.weights_identity(cell.config.backbone, cell.config.weights),
         "data": data.fingerprint(),
         "code": code_version(CELL_CODE),
@@ -169,7 +171,7 @@ def identity_of(cell: Cell, data: Dataset) -> dict:
 
 @lru_cache
 def code_version(modules: tuple) -> str:
-    """Hash of the modules' code without comments, docstrings and layout."""
+    """Hash of the modules' code without comments, docstrings and layout (Python's own version can change it)."""
     digest = hashlib.blake2b(digest_size=8)
     for module in modules:
         tree = ast.parse(inspect.getsource(module))
@@ -185,11 +187,11 @@ def code_version(modules: tuple) -> str:
 
 def extract(detector_: ReConPatch, data: Dataset, splits: Iterable[str], store: Store) -> dict[str, np.ndarray]:
     """Patch features of the named splits ("train", "test"), from the store or computed into it: (n, h · w, D), memory-mapped."""
-    config = detector_.config
+    c = detector_.config
     shape, found = None, {}
-    described = {name: getattr(config, name) for name in _FEATURE_FIELDS} | {"layers": list(config.layers)}
+    described = {name: getattr(c, name) for name in _FEATURE_FIELDS} | {"layers": list(c.layers)}
     described |= {
-        "weights": backbone.weights_identity(config.backbone, config.weights),
+        "weights": backbone.weights_identity(c.backbone, c.weights),
         "code": code_version(FEATURE_CODE),
     }
     h, w, dim = detector_.extractor.shape()
@@ -197,7 +199,7 @@ def extract(detector_: ReConPatch, data: Dataset, splits: Iterable[str], store: 
     missing = [name for name, identity in wanted.items() if not store.folder("features", identity).exists()]
     require_disk(
         store.root,
-        sum(len(getattr(data, n)) for n in missing) * h * w * dim * np.dtype(config.feature_dtype).itemsize,
+        sum(len(getattr(data, n)) for n in missing) * h * w * dim * np.dtype(c.feature_dtype).itemsize,
         "patch features",
     )
     with detector_.timings_("decode"):
@@ -211,7 +213,7 @@ def extract(detector_: ReConPatch, data: Dataset, splits: Iterable[str], store: 
             detector_.extractor(pictures_, out=out, names=split.paths)
 
         with detector_.timings_("features"):
-            found[name] = store.features(identity, shape, config.feature_dtype, compute)
+            found[name] = store.features(identity, shape, c.feature_dtype, compute)
     return found
 
 
@@ -227,6 +229,8 @@ def fit(
 
 def _compute(cell: Cell, data: Dataset, store: Store, log: Callable[[str], None]) -> tuple[dict, dict]:
     started = datetime.datetime.now(datetime.UTC)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     fitted, test = fit(cell, data, store, log)
     prediction = fitted.predict_features(test)
     with fitted.timings_("metrics"):
@@ -241,8 +245,8 @@ def _compute(cell: Cell, data: Dataset, store: Store, log: Callable[[str], None]
         "bank": list(fitted.bank_.entries.shape),
         "history": fitted.history_,
         "seconds": {stage: round(seconds, 3) for stage, seconds in fitted.timings_.items()},
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated() if fitted.device.type == "cuda" else 0,
+        "process_peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated(fitted.device) if fitted.device.type == "cuda" else 0,
         "started": started.isoformat(timespec="seconds"),
         "device": device_name(fitted.device),
         "versions": versions(),

@@ -143,7 +143,7 @@ def evaluate(prediction, split) -> dict[str, float | int | dict[str, str] | None
 
     Args:
         prediction: has scores (n,), maps (n, S, S) or None, transform, and train_scores (n_train,) or None: the
-            leave-one-out scores of the training pictures.
+            held-out scores of the training pictures.
         split: has paths, labels (n,), has_masks and load_masks(transform) -> (n, S, S) bool.
     Returns: name -> float, int or None. Rates and areas are fractions; thresholds have the unit of the scores; ``f1``
         and ``f1_pixel`` belong to the oracle thresholds. ``n_masks_cropped_away`` counts defective pictures with no
@@ -198,7 +198,7 @@ def _leave_out(report: dict, names: list[str], reason: str) -> None:
 
 def _threshold_of(prediction) -> float:
     if prediction.train_scores is None:
-        raise UndefinedMetric("the prediction has no leave-one-out scores of training pictures")
+        raise UndefinedMetric("the prediction has no held-out scores of training pictures")
     return normal_threshold(prediction.train_scores)
 
 

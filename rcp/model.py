@@ -43,18 +43,16 @@ def update_ema(teacher: nn.Module, student: nn.Module, gamma: float) -> None:
 @torch.no_grad()
 def similarity_targets(z_bar: Tensor, config: Config) -> tuple[Tensor, Tensor]:
     """Eq. 1 to 6 for one mini-batch. z_bar: (N, d) of the teacher -> (ω, ω^P), each (N, N)."""
-    d2 = squared_distances(z_bar)
-    omega_c = contextual(
-        d2, config.k, config.k_half, gate=config.gate, self_neighbour=config.self_neighbour, expansion=config.expansion
-    )
-    if config.normalize_teacher:
-        d2 = squared_distances(nn.functional.normalize(z_bar))
-    omega_p = pairwise(d2, config.sigma)
+    c = config
+    d2 = squared_distances(nn.functional.normalize(z_bar) if c.normalize_teacher else z_bar)
+    variant = {"gate": c.gate, "self_neighbour": c.self_neighbour, "expansion": c.expansion, "empty": c.empty_expansion}
+    omega_c = contextual(d2, c.k, c.k_half, **variant)
+    omega_p = pairwise(d2, c.sigma)
     return soft_labels(omega_p, omega_c, config.alpha), omega_p
 
 
 def mini_batches(pictures: int, patches: int, config: Config, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yields one epoch of flat patch indices, each (batch,): every patch at most once, the incomplete last batch left out.
+    """Yields one epoch of flat patch indices, each (batch,): every patch at most once.
 
     ``batch_pictures=0`` shuffles the patches of the whole set; n draws ``batch_size`` patches out of n pictures at a time.
     """
@@ -62,13 +60,17 @@ def mini_batches(pictures: int, patches: int, config: Config, generator: torch.G
         total = pictures * patches
         size = min(config.batch_size, total)
         order = torch.randperm(total, generator=generator)
-        yield from order[: total // size * size].split(size)
+        batches = order.split(size)
+        yield from (
+            batch for batch in batches if len(batch) == size or (not config.drop_last and len(batch) > config.k)
+        )
         return
     some = min(config.batch_pictures, pictures)
     order = torch.randperm(pictures, generator=generator)
-    for chosen in order[: pictures // some * some].split(some):
+    for chosen in order.split(some):
         pool = (chosen[:, None] * patches + torch.arange(patches)).flatten()
-        yield pool[torch.randperm(len(pool), generator=generator)[: config.batch_size]]
+        if len(chosen) == some or not config.drop_last:
+            yield pool[torch.randperm(len(pool), generator=generator)[: config.batch_size]]
 
 
 def train(features: Tensor, config: Config, log: Callable[[str], None] = print) -> tuple[nn.Linear, list[dict]]:
@@ -90,8 +92,9 @@ def train(features: Tensor, config: Config, log: Callable[[str], None] = print) 
     n, patches, in_dim = features.shape
     device = features.device
     flat = features.reshape(-1, in_dim)
-    if min(config.batch_size, len(flat)) <= config.k:
-        raise ValueError(f"k: expected fewer than the {len(flat)} patches of the training pictures, got {config.k}")
+    smallest = len(flat) if config.batch_pictures == 0 else patches
+    if min(config.batch_size, smallest) <= config.k:
+        raise ValueError(f"k: expected fewer than the {smallest} patches of a mini-batch, got {config.k}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         student = Representation(in_dim, config).to(device)

@@ -77,7 +77,8 @@ class Settings:
     def label(self) -> str:
         """What every table and figure says about where its numbers come from."""
         if self.profile == "demo":
-            made_of = f"drawn pictures, {self.backbone} with weights {self.weights}, {self.epochs} epochs"
+            pictures = "drawn pictures" if self.data_root == str(paths.runs_root() / "demo-data") else self.data_root
+            made_of = f"{pictures}, {self.backbone} with weights {self.weights}, {self.epochs} epochs"
             return f"Demo: {made_of}. The numbers are not the paper's."
         seeds = f"{len(self.seeds)} seeds" if len(self.seeds) > 1 else "1 seed"
         return f"{self.backbone} ({Path(self.weights).stem}), {self.epochs} epochs, {seeds}, {len(self.categories)} categories."

@@ -1,7 +1,7 @@
 """Locally aware patch features (Sec. 3.1), PatchCore's chain without its p² unfold.
 
 The reference unfolds every p×p neighbourhood, resizes the unfolded patches to the finest grid, pools each flattened
-(C·p·p) vector to ``dim``, concatenates the levels and pools again. All of it is linear in the maps and the same at every
+(C·p·p) vector to ``level_dim``, concatenates the levels and pools again to ``dim``. All of it is linear in the maps and the same at every
 position, so it is one fixed banded matrix over (C, p, p) per level, that is, one (grouped) convolution, then the resize.
 """
 
@@ -22,17 +22,18 @@ class PatchAggregator(nn.Module):
     Args:
         channels: C_l of each level.
         patch_size: side of the neighbourhood, odd; zeros outside the map are counted, as the reference does.
-        dim: size that each level and then their concatenation is pooled to.
+        level_dim: size that each level is pooled to.
+        dim: size that their concatenation is pooled to.
     """
 
-    def __init__(self, channels: tuple[int, ...], patch_size: int, dim: int):
+    def __init__(self, channels: tuple[int, ...], patch_size: int, level_dim: int, dim: int):
         super().__init__()
         self.patch_size, self.dim = patch_size, dim
-        second = _pooling_matrix(len(channels) * dim, dim)  # (dim, levels · dim)
+        second = _pooling_matrix(len(channels) * level_dim, dim)  # (dim, levels · level_dim)
         self.rows, self.groups = [], []
         for level, c in enumerate(channels):
-            first = _pooling_matrix(c * patch_size**2, dim)  # (dim, C · p · p)
-            chain = torch.sparse.mm(second[:, level * dim : (level + 1) * dim].to_sparse(), first)
+            first = _pooling_matrix(c * patch_size**2, level_dim)  # (level_dim, C · p · p)
+            chain = torch.sparse.mm(second[:, level * level_dim : (level + 1) * level_dim].to_sparse(), first)
             used = chain.abs().sum(1).nonzero().flatten()
             rows = slice(int(used[0]), int(used[-1]) + 1)  # banded: a level feeds one run of outputs
             kernel = chain[rows].reshape(-1, c, patch_size, patch_size)
@@ -99,7 +100,9 @@ class PatchExtractor:
         self.backbone = Backbone(config.backbone, config.weights, config.layers).to(
             device, memory_format=torch.channels_last
         )
-        self.aggregate = PatchAggregator(self.backbone.channels, config.patch_size, config.extracted_dim).to(device)
+        self.aggregate = PatchAggregator(
+            self.backbone.channels, config.patch_size, config.patch_dim, config.extracted_dim
+        ).to(device)
 
     def shape(self) -> tuple[int, int, int]:
         """(h, w, D) of one picture's features."""
@@ -124,7 +127,9 @@ class PatchExtractor:
         for start in range(0, len(pictures), batch):
             stop = min(start + batch, len(pictures))
             images = normalize(torch.from_numpy(np.ascontiguousarray(pictures[start:stop])).to(self.device))
-            p = self.aggregate(self.backbone(images)).to(getattr(torch, self.config.feature_dtype))
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # the same features as on a processor
+                p = self.aggregate(self.backbone(images))
+            p = p.to(getattr(torch, self.config.feature_dtype))
             finite = p.isfinite().flatten(1).all(1)
             if not finite.all():
                 bad = start + int((~finite).nonzero()[0])

@@ -1,4 +1,4 @@
-"""Where data, weights, runs and figures live: an argument, else an environment variable, else a folder of the project."""
+"""Where data, weights and runs (tables and figures too) live: an argument, else an environment variable, else a folder of the project."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 
 def _root(argument: str | Path | None, variable: str, default: Path) -> Path:
-    return Path(argument or os.environ.get(variable) or default).expanduser()
+    return Path(argument or os.environ.get(variable) or default).expanduser().absolute()
 
 
 def data_root(argument: str | Path | None = None) -> Path:
@@ -16,15 +16,12 @@ def data_root(argument: str | Path | None = None) -> Path:
 
 
 def weights_root(argument: str | Path | None = None) -> Path:
-    """Folder of backbone weights (``RCP_WEIGHTS``, default ``data/weights``)."""
-    return _root(argument, "RCP_WEIGHTS", data_root() / "weights")
+    """Folder that weights given by tag are kept in (``RCP_WEIGHTS``, default torch.hub's own)."""
+    import torch
+
+    return _root(argument, "RCP_WEIGHTS", Path(torch.hub.get_dir()) / "checkpoints")
 
 
 def runs_root(argument: str | Path | None = None) -> Path:
     """Folder of the store and of executed notebooks (``RCP_RUNS``, default ``runs/``)."""
     return _root(argument, "RCP_RUNS", PROJECT / "runs")
-
-
-def figures_root(argument: str | Path | None = None) -> Path:
-    """Folder that notebooks draw figures into (``RCP_FIGURES``, default ``figures/``)."""
-    return _root(argument, "RCP_FIGURES", PROJECT / "figures")

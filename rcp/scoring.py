@@ -24,7 +24,7 @@ def patch_scores(queries: Tensor, bank: MemoryBank, *, squared=False, weighting=
     """
     nearest = bank.nearest(queries)
     d = distances(queries, bank, nearest[:, None], squared)[:, 0]
-    if weighting == "none" or bank.neighbourhood.shape[1] < 2:
+    if weighting == "none" or bank.neighbourhood.shape[1] < 1 + bank.self_in_neighbours:
         return d
     around = distances(queries, bank, bank.neighbourhood[nearest], squared)  # (n, b)
     return (1 - torch.exp(d - around.logsumexp(1))) * d

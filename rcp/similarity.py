@@ -46,27 +46,29 @@ def shared_neighbours(neighbours: Tensor, gate: bool = True) -> Tensor:
     return out.scatter_(1, neighbours, common.float() / k)
 
 
-def expand_query(shared: Tensor, half: Tensor, expansion: str = "reciprocal") -> Tensor:
+def expand_query(shared: Tensor, half: Tensor, expansion: str = "reciprocal", empty: str = "self") -> Tensor:
     """Eq. 3 and 4: ω̂_ij = mean of ω̃_lj over l ∈ R_{k/2}(i). shared: (N, N), half: (N, k/2) = N_{k/2} -> (N, N).
 
     R_{k/2}(i) keeps those j of N_{k/2}(i) that have i in N_{k/2}(j) ("plain" keeps all). Where it is empty, which
-    takes ``self_neighbour=False``, i stands for itself: ω̂_ij = ω̃_ij.
+    takes ``self_neighbour=False``, ``empty="self"`` takes i alone (ω̂_ij = ω̃_ij), "zero" takes 0.
     """
     n = len(shared)
     keep = torch.ones_like(half, dtype=torch.bool)
     if expansion == "reciprocal":
         keep = (half[half] == torch.arange(n, device=half.device)[:, None, None]).any(2)  # (N, k/2)
     count = keep.sum(1, keepdim=True)
-    out = torch.where(count == 0, shared, 0)
+    out = torch.where(count == 0, shared, 0) if empty == "self" else torch.zeros_like(shared)
     for column in range(half.shape[1]):
         out += shared[half[:, column]] * (keep[:, column, None] / count.clamp_min(1))
     return out
 
 
-def contextual(d2: Tensor, k: int, k_half: int, *, gate=True, self_neighbour=True, expansion="reciprocal") -> Tensor:
+def contextual(
+    d2: Tensor, k: int, k_half: int, *, gate=True, self_neighbour=True, expansion="reciprocal", empty="self"
+) -> Tensor:
     """Eq. 2 to 5: ω^C_ij = ½ (ω̂_ij + ω̂_ji). d2: (N, N) teacher distances -> (N, N) float32 in [0, 1], symmetric."""
     neighbours = nearest_neighbours(d2, k, self_neighbour)
-    expanded = expand_query(shared_neighbours(neighbours, gate), neighbours[:, :k_half], expansion)
+    expanded = expand_query(shared_neighbours(neighbours, gate), neighbours[:, :k_half], expansion, empty)
     return (expanded + expanded.T) / 2
 
 

@@ -50,6 +50,7 @@ class Store:
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
         try:
             fill(temporary)
+            temporary.chmod(0o755)  # mkdtemp's 0700 would lock others out of a shared store
             os.replace(temporary, folder)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -86,7 +87,7 @@ class Store:
     def features(
         self, identity: dict, shape: tuple[int, ...], dtype: str, compute: Callable[[np.ndarray], None]
     ) -> np.ndarray:
-        """A memory-mapped, read-only array; ``compute(out)`` fills it where it is absent.
+        """A memory-mapped, read-only array; ``compute(out)`` fills it where it is absent. Its size and type are checked, not its content.
 
         Raises:
             OSError: the disk has no room; needed and free are named, before anything is computed.
@@ -94,6 +95,8 @@ class Store:
         with self.locked("features", identity) as folder:
             found = self._open_features(folder, shape, dtype)
             if found is None:
+                for abandoned in folder.parent.glob(f".{folder.name}.*/"):  # by a process that was killed
+                    shutil.rmtree(abandoned, ignore_errors=True)
                 require_disk(self.root, int(np.prod(shape)) * np.dtype(dtype).itemsize, "patch features")
 
                 def fill(temporary: Path):
@@ -120,8 +123,14 @@ class Store:
             return None
 
     def _set_aside(self, folder: Path, error: Exception) -> None:
+        if isinstance(error, PermissionError | MemoryError):
+            raise error
         aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".damaged-{folder.name}-"))
-        os.replace(folder, aside)
+        try:
+            os.replace(folder, aside)
+        except FileNotFoundError:  # another process was faster
+            aside.rmdir()
+            return
         warnings.warn(
             f"damaged store entry {folder} set aside as {aside.name} and computed again ({error})", stacklevel=4
         )

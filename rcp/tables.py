@@ -31,6 +31,10 @@ def table_5(frame: pd.DataFrame, metric: str, groups: dict[str, tuple[str, ...]]
         many, and the published mean beside it is the one over the same categories where the paper prints them all.
     """
     groups = groups or {"object": paper.OBJECTS, "texture": paper.TEXTURES}
+    if frame.empty:  # nothing computed yet
+        return pd.DataFrame(
+            columns=pd.MultiIndex.from_product([["published"], sorted(paper.table("5")["method"].unique())])
+        )
     ours = mean_and_spread(frame, metric, ["method", "category"])
     there = list(dict.fromkeys(frame["category"]))
     known = [c for c in (*groups["object"], *groups["texture"]) if c in there]
@@ -123,25 +127,20 @@ def _styled(frame: pd.DataFrame, caption: str) -> "pd.io.formats.style.Styler":
 
 def in_words(table: pd.DataFrame, what: str) -> str:
     """The difference to the paper in one sentence per method, from the last row (all categories that were run)."""
-    sentences = []
+    sentences = [] if len(table) else [f"{what}: nothing is computed yet."]
     for source in dict.fromkeys(c[0] for c in table.columns if c[0] != "published"):
         method, row = source.removeprefix("rcp "), table.iloc[-1]
-        mean, spread, published = row[(source, "mean")], row[(source, "spread")], row[("published", method)]
+        mean, spread, difference = (row[(source, name)] for name in ("mean", "spread", "difference"))
         spread_words = "" if np.isnan(spread) else f" ± {spread:.2f}"
         if np.isnan(mean):
             sentences.append(f"{method}: {what} is undefined for at least one category.")
-        elif np.isnan(published):
-            sentences.append(
-                f"{method}: {what} {mean:.2f}{spread_words}; the paper prints no value for these categories."
-            )
+        elif np.isnan(difference):
+            sentences.append(f"{method}: {what} {mean:.2f}{spread_words}; the paper prints nothing to hold it against.")
         else:
-            d = mean - published
-            verdict = (
-                "the same within 0.1" if abs(d) <= 0.1 else f"{abs(d):.2f} {'above' if d > 0 else 'below'} the paper's"
-            )
-            sentences.append(
-                f"{method}: {what} {mean:.2f}{spread_words}, {verdict} {published:.2f} on the same categories."
-            )
+            side = "above" if difference > 0 else "below"
+            verdict = "the same within 0.1 as" if abs(difference) <= 0.1 else f"{abs(difference):.2f} {side}"
+            held = f"{verdict} the paper's {mean - difference:.2f} on the same categories"
+            sentences.append(f"{method}: {what} {mean:.2f}{spread_words}, {held}.")
     return "\n".join(sentences)
 
 

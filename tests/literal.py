@@ -46,17 +46,17 @@ def reciprocal(sets):
     return [{j for j in sets[i] if i in sets[j]} for i in range(len(sets))]
 
 
-def contextual(z, k, k_half, gate=True, self_neighbour=True, expansion="reciprocal"):
-    """Eq. 2 to 5; an empty R_{k/2}(i) counts as {i}."""
+def contextual(z, k, k_half, gate=True, self_neighbour=True, expansion="reciprocal", empty="self"):
+    """Eq. 2 to 5; an empty R_{k/2}(i) counts as {i}, or gives 0."""
     n = len(z)
     omega = shared(neighbourhood(z, k, self_neighbour), gate)
     half = neighbourhood(z, k_half, self_neighbour)
     r = reciprocal(half) if expansion == "reciprocal" else half
     hat = np.zeros((n, n))
     for i in range(n):
-        members = r[i] or {i}
+        members = r[i] or ({i} if empty == "self" else set())
         for j in range(n):
-            hat[i, j] = sum(omega[m, j] for m in members) / len(members)
+            hat[i, j] = sum(omega[m, j] for m in members) / max(len(members), 1)
     return np.array([[(hat[i, j] + hat[j, i]) / 2 for j in range(n)] for i in range(n)])
 
 

@@ -1,6 +1,7 @@
 """Backbones: levels by number, weights by tag, file and seed, and errors before any work."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -129,3 +130,39 @@ def test_normalize_is_imagenets():
     assert got.shape == (2, 3, 5, 5)
     for c, (mean, std) in enumerate(zip((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True)):
         torch.testing.assert_close(got[:, c], (pictures[..., c] / 255 - mean) / std)
+
+
+def test_weights_by_tag_come_from_the_weights_folder_and_are_not_unpickled(tmp_path, monkeypatch):
+    monkeypatch.setenv("RCP_WEIGHTS", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / Path(models.ResNet18_Weights.IMAGENET1K_V1.url).name
+    state = models.resnet18(weights=None).state_dict()
+    torch.save(state, file)
+    backbone = Backbone("resnet18", "IMAGENET1K_V1", (2,))
+    assert torch.equal(backbone.trunk.state_dict()["conv1.weight"], state["conv1.weight"])
+    torch.save({"conv1.weight": Evil()}, file)
+    with pytest.raises(Exception, match=r"(?i)weights"):
+        Backbone("resnet18", "IMAGENET1K_V1", (2,))
+    assert not (tmp_path / "owned").exists()
+
+
+def test_weights_that_cannot_be_fetched_say_where_to_put_them(tmp_path, monkeypatch):
+    from urllib.error import URLError
+
+    monkeypatch.setenv("RCP_WEIGHTS", str(tmp_path))
+
+    def refused(*_args, **_kwargs):
+        raise URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refused)
+    with pytest.raises(
+        OSError, match=r"resnet18 IMAGENET1K_V1 could not be fetched .*; place .* at .*resnet18-.*\.pth"
+    ):
+        Backbone("resnet18", "IMAGENET1K_V1", (2,))
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"conv1.weight": "text"}])
+def test_a_pth_that_is_no_state_dict(tmp_path, content):
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="is not a state dict"):
+        Backbone("resnet18", str(tmp_path / "w.pth"), (1,))

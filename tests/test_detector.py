@@ -81,7 +81,7 @@ def test_patchcore_is_the_pipeline_without_f(data):
     assert detector.f_ is None
     features = detector.extractor(_decoded(detector, data.test[:1]))[0].astype(np.float32)
     pooled = torch.nn.functional.adaptive_avg_pool1d(torch.from_numpy(features)[:, None], 64)[:, 0].numpy()
-    expected = max(literal.patch_score(q, detector.bank_.entries.numpy(), 9) for q in pooled)
+    expected = max(literal.patch_score(q, detector.bank_.entries.cpu().numpy(), 9) for q in pooled)
     assert detector.predict(data.test[:1]).scores[0] == pytest.approx(expected, rel=1e-4)
 
 
@@ -89,8 +89,8 @@ def test_reconpatch_scores_f_of_p(fitted, data):
     import literal
 
     features = fitted.extractor(_decoded(fitted, data.test[:1]))[0].astype(np.float32)
-    represented = features @ fitted.f_.weight.numpy().T + fitted.f_.bias.numpy()
-    expected = max(literal.patch_score(q, fitted.bank_.entries.numpy(), 9) for q in represented)
+    represented = features @ fitted.f_.weight.cpu().numpy().T + fitted.f_.bias.cpu().numpy()
+    expected = max(literal.patch_score(q, fitted.bank_.entries.cpu().numpy(), 9) for q in represented)
     assert fitted.predict(data.test[:1]).scores[0] == pytest.approx(expected, rel=1e-3)
 
 

@@ -33,10 +33,11 @@ def test_pairwise_is_eq_1(seed, sigma, offset):
     gate=st.booleans(),
     self_neighbour=st.booleans(),
     expansion=st.sampled_from(["reciprocal", "plain"]),
+    empty=st.sampled_from(["self", "zero"]),
 )
-def test_contextual_is_eq_2_to_5(seed, k, ceil, gate, self_neighbour, expansion):
+def test_contextual_is_eq_2_to_5(seed, k, ceil, gate, self_neighbour, expansion, empty):
     z, k_half = points(seed), -(-k // 2) if ceil else k // 2
-    variant = {"gate": gate, "self_neighbour": self_neighbour, "expansion": expansion}
+    variant = {"gate": gate, "self_neighbour": self_neighbour, "expansion": expansion, "empty": empty}
     got = contextual(squared_distances(z), k, k_half, **variant)
     np.testing.assert_allclose(got, literal.contextual(z.numpy(), k, k_half, **variant), atol=1e-6)
     torch.testing.assert_close(got, got.T)
@@ -129,9 +130,10 @@ def test_targets_mix_eq_1_and_eq_5():
     np.testing.assert_allclose(omega_p, literal.pairwise(z.numpy(), 2.0), atol=1e-5)
     expected = 0.3 * literal.pairwise(z.numpy(), 2.0) + 0.7 * literal.contextual(z.numpy(), 4, 2)
     np.testing.assert_allclose(omega, expected, atol=1e-5)
-    unit = z / z.norm(dim=1, keepdim=True)
-    normalized = similarity_targets(z, Config(k=4, normalize_teacher=True))[1]
-    np.testing.assert_allclose(normalized, literal.pairwise(unit.numpy(), 1.0), atol=1e-5)
+    unit = (z / z.norm(dim=1, keepdim=True)).numpy()
+    omega, omega_p = similarity_targets(z, Config(k=4, normalize_teacher=True))
+    np.testing.assert_allclose(omega_p, literal.pairwise(unit, 1.0), atol=1e-5)
+    np.testing.assert_allclose(2 * omega - omega_p, literal.contextual(unit, 4, 2), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -148,13 +150,13 @@ def test_targets_mix_eq_1_and_eq_5():
 def test_aggregation_is_patchcores_chain(channels, sides, p, dim):
     maps = [torch.randn(2, c, s, s) for c, s in zip(channels, sides, strict=True)]
     torch.testing.assert_close(
-        PatchAggregator(channels, p, dim)(maps), literal.aggregate(maps, p, dim, dim), atol=1e-4, rtol=0
+        PatchAggregator(channels, p, 1024, dim)(maps), literal.aggregate(maps, p, 1024, dim), atol=1e-4, rtol=0
     )
 
 
 def test_pooling_in_two_steps_is_pooling_in_one_where_dimensions_divide():
     maps = [torch.randn(1, 128, 6, 6), torch.randn(1, 256, 3, 3)]
-    stored = PatchAggregator((128, 256), 3, 1024)(maps)
+    stored = PatchAggregator((128, 256), 3, 1024, 1024)(maps)
     for dim in (512, 256, 64):
         torch.testing.assert_close(pool(stored[0], dim), literal.aggregate(maps, 3, 1024, dim)[0], atol=1e-5, rtol=0)
 
@@ -165,6 +167,10 @@ def test_mini_batches_cover_each_patch_at_most_once():
     flat = torch.cat(batches)
     assert [len(b) for b in batches] == [10, 10, 10]
     assert len(flat.unique()) == 30
+    kept = list(mini_batches(4, 8, Config(batch_size=10, k=1 + 1, drop_last=False), torch.Generator().manual_seed(0)))
+    assert [len(b) for b in kept] == [10, 10, 10], "two patches are no more than k"
+    kept = list(mini_batches(5, 8, Config(batch_size=12, k=3, drop_last=False), torch.Generator().manual_seed(0)))
+    assert [len(b) for b in kept] == [12, 12, 12, 4] and len(torch.cat(kept).unique()) == 40
     of_two = list(mini_batches(4, 8, Config(batch_size=10, k=3, batch_pictures=2), torch.Generator().manual_seed(0)))
     assert [len(b) for b in of_two] == [10, 10]
     assert all(len((b // 8).unique()) <= 2 for b in of_two)
@@ -227,5 +233,5 @@ def test_nan_loss_names_epoch_step_and_cause():
 
 
 def test_too_few_patches_for_k():
-    with pytest.raises(ValueError, match="k: expected fewer than the 4 patches"):
+    with pytest.raises(ValueError, match="k: expected fewer than the 4 patches of a mini-batch"):
         train(fake_features(n=1, patches=4), Config(**SMALL, epochs=1), lambda _line: None)

@@ -7,7 +7,7 @@ import nbformat
 import pytest
 
 from rcp import __main__ as cli
-from rcp import batch, doctor, notebook
+from rcp import batch, notebook
 from rcp.config import Config
 from rcp.notebook import Settings, settings
 
@@ -86,7 +86,8 @@ def test_form_of_a_notebook(path):
     assert "notebook.settings(globals())" in code[1].source, "the next builds the config and refuses what is unknown"
     assert len(nb.cells) <= 30 and max(len(c.source.splitlines()) for c in code) <= 15
     assert not any(o.output_type == "error" for c in code for o in c.outputs)
-    assert any("NBVAL_CHECK_OUTPUT" in c.source for c in code)
+    checked = [c for c in code if "NBVAL_CHECK_OUTPUT" in c.source]
+    assert checked and all(c.outputs for c in checked), "checked cells are compared with their stored outputs"
     assert path.stat().st_size < 2**20
 
 
@@ -156,7 +157,7 @@ def test_command_line_says_what_is_wrong_and_fails(capsys, tmp_path, demo_root, 
 
 def test_doctor_names_what_is_missing_and_how_to_get_it(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("RCP_DATA", str(tmp_path))
-    monkeypatch.setattr(doctor.torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setenv("RCP_WEIGHTS", str(tmp_path))
     assert cli.main(["doctor"]) == 0
     out = capsys.readouterr().out
     for part in (

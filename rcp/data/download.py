@@ -68,6 +68,11 @@ REGISTRY = {
 }
 
 
+def _need_safe_extraction() -> None:
+    if not hasattr(tarfile, "data_filter"):  # Python 3.11.4 brought it
+        raise OSError("this Python cannot unpack archives safely: use 3.11.4 or later, or unpack the archive by hand")
+
+
 def download(name: str, root: str | Path | None = None, registry: Mapping[str, Source] = REGISTRY) -> Path:
     """Fetch, check and unpack a data set into ``root/name``; returns that folder, at once if it already holds anything.
 
@@ -83,6 +88,7 @@ def download(name: str, root: str | Path | None = None, registry: Mapping[str, S
     folder, archive = root / name, root / source.archive
     if folder.is_dir() and any(folder.iterdir()):
         return folder
+    _need_safe_extraction()
     root.mkdir(parents=True, exist_ok=True)
     print(f"{name}: licence {source.licence}, {source.page}", flush=True)
     file = archive if archive.exists() else _fetch(source, archive)

@@ -19,7 +19,6 @@ from functools import lru_cache
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from rcp import backbone, config, coreset, detector, losses, memory, metrics, model, patches, paths, scoring, similarity
 from rcp.config import Config
@@ -110,24 +109,32 @@ class Grid:
         """One row per cell: method, category, seed, every hyper-parameter that differs, every metric (fractions)."""
         rows = []
         for cell, result in zip(self.cells, self.results, strict=True):
-            method = "ReConPatch" if cell.config.represent else "PatchCore"
             metrics_ = {name: value for name, value in result.metrics.items() if name != "undefined"}
-            rows.append({"method": method, "category": cell.category} | cell.config.asdict() | metrics_)
+            rows.append({"method": _method(cell), "category": cell.category} | cell.config.asdict() | metrics_)
         return pd.DataFrame(
             rows, columns=None if rows else ["method", "category", "seed", "image_auroc", "pixel_auroc"]
         )
 
 
+def _method(cell: Cell) -> str:
+    return "ReConPatch" if cell.config.represent else "PatchCore"
+
+
 def run_grid(cells: Sequence[Cell], store: Store, *, shard: str = "1/1", render_only: bool = False, log=print) -> Grid:
-    """Every cell of this shard through :func:`run`, with a progress bar; the rest from the store where it is there.
+    """Every cell of this shard through :func:`run`, with a line each; the rest from the store where it is there.
 
     Args:
         shard: "i/n" computes every n-th cell from the i-th.
         render_only: computes nothing; what the store lacks is in ``missing``.
     """
     mine = [] if render_only else shard_of(cells, shard)
-    for cell in tqdm(mine, desc="cells", unit="cell", disable=None):
-        run(cell, store, log)
+    for i, cell in enumerate(mine, 1):
+        name = f"[{i}/{len(mine)}] {cell.category} {_method(cell)} seed {cell.config.seed}"
+        log(f"{name} ...")
+        result = run(cell, store, log)
+        auroc = result.metrics["image_auroc"]
+        took = f"{sum(result.info['seconds'].values()):.0f} s" if result.computed else "from the store"
+        log(f"{name}: image AUROC {'undefined' if auroc is None else f'{auroc:.4f}'}, {took}")
     found = {id(cell): load(cell, store) for cell in cells}
     done = [cell for cell in cells if found[id(cell)]]
     return Grid(done, [found[id(cell)] for cell in done], [cell for cell in cells if not found[id(cell)]])

@@ -8,7 +8,8 @@ import pandas as pd
 
 from rcp import paper
 
-MEANS = ("object", "texture", "average")
+OVERALL = "mean of all {}"
+PRINTED = "printed mean of 15"
 
 
 def mean_and_spread(frame: pd.DataFrame, metric: str, by: Sequence[str]) -> pd.DataFrame:
@@ -49,7 +50,9 @@ def table_5(frame: pd.DataFrame, metric: str, groups: dict[str, tuple[str, ...]]
             name: _seed_means(per_seed[per_seed["method"] == method], members)
             for name, members in _members(rows, groups).items()
         }
-        block = pd.concat([mine[["mean", "spread"]], pd.DataFrame(means, index=["mean", "spread"]).T])
+        block = pd.concat([mine[["mean", "spread"]], pd.DataFrame(means, index=["mean", "spread"]).T]).reindex(
+            published.index
+        )
         block["difference"] = block["mean"] - _target(published[method], method, metric)
         computed[method] = block
     return pd.concat({"published": published} | {f"rcp {m}": block for m, block in computed.items()}, axis=1)
@@ -61,31 +64,32 @@ def _target(published: pd.Series, method: str, metric: str) -> pd.Series:
     if (method, metric) != ("ReConPatch", "pixel_auroc"):
         return published
     target = pd.Series(np.nan, published.index)
-    if (name := f"mean of {len(paper.CATEGORIES)} in all") in target.index:
+    if (name := OVERALL.format(len(paper.CATEGORIES))) in target.index:
         target[name] = paper.published("3", metric=metric, layers="2+3", patch_size=3)
     return target
 
 
 def _members(rows: list[str], groups: dict[str, tuple[str, ...]]) -> dict[str, list[str]]:
     """Row name -> the categories that it is the mean of; groups that no category was run of are left out."""
-    found = {g: [c for c in rows if c in groups[g]] for g in ("object", "texture")} | {"all": rows}
-    return {
-        f"mean of {len(members)} {name if name != 'all' else 'in all'}": members
-        for name, members in found.items()
-        if members
-    }
+    found = {}
+    for group, names in groups.items():
+        if members := [c for c in rows if c in names]:
+            found[f"mean of {len(members)} {group}{'s' if len(members) > 1 else ''}"] = members
+    return found | {OVERALL.format(len(rows)): rows}
 
 
 def _published(metric: str, rows: list[str], groups: dict[str, tuple[str, ...]]) -> pd.DataFrame:
-    """The paper's single models at 224 and 256 px for these categories, with the means over exactly them."""
+    """The paper's single models for these categories, with the means over exactly them; then the printed 15-class means."""
     table = paper.table("5")
-    single = table[(table["metric"] == metric) & (table["image_size"] <= 256)]
+    single = table[table["metric"] == metric]
+    large = single["image_size"] > 256
+    single = single.assign(method=single["method"].where(~large, single["method"] + " 480 px"))
     per_class = single.pivot_table(index="category", columns="method", values="value", dropna=False, sort=False)
     out = per_class.reindex(rows)
     for name, members in _members(rows, groups).items():
         out.loc[name] = per_class.reindex(members).mean(skipna=False)
-        if set(members) == set(paper.CATEGORIES):  # for some methods the paper prints the mean only
-            out.loc[name] = per_class.loc["average"]
+    printed = OVERALL.format(len(paper.CATEGORIES)) if set(rows) == set(paper.CATEGORIES) else PRINTED
+    out.loc[printed] = per_class.loc["average"]  # for some methods the paper prints only this
     return out
 
 
@@ -120,16 +124,19 @@ def _styled(frame: pd.DataFrame, caption: str) -> "pd.io.formats.style.Styler":
     styles = [
         {"selector": "caption", "props": "caption-side: top; text-align: left; font-weight: bold; padding: 0.4em 0"},
         {"selector": "td, th", "props": "padding: 0.15em 0.7em; text-align: right"},
-        {"selector": "th.row_heading", "props": "text-align: left"},
+        {"selector": "th.row_heading", "props": "text-align: left; white-space: nowrap"},
     ]
     return frame.style.set_caption(caption).set_table_styles(styles).set_uuid("t")
 
 
 def in_words(table: pd.DataFrame, what: str) -> str:
-    """The difference to the paper in one sentence per method, from the last row (all categories that were run)."""
+    """The difference to the paper in one sentence per method, over all categories that were run."""
     sentences = [] if len(table) else [f"{what}: nothing is computed yet."]
     for source in dict.fromkeys(c[0] for c in table.columns if c[0] != "published"):
-        method, row = source.removeprefix("rcp "), table.iloc[-1]
+        method, row = (
+            source.removeprefix("rcp "),
+            table.loc[[i for i in table.index if i.startswith(OVERALL.format(""))][-1]],
+        )
         mean, spread, difference = (row[(source, name)] for name in ("mean", "spread", "difference"))
         spread_words = "" if np.isnan(spread) else f" ± {spread:.2f}"
         if np.isnan(mean):

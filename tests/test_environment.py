@@ -186,3 +186,11 @@ def test_make_installs_only_what_changed():
     """The stamp depends on the lock and on pyproject.toml, so a second run installs nothing."""
     rule = re.search(r"^\$\(STAMP\):(.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE).group(1).split()
     assert {"requirements.lock", "pyproject.toml"} <= set(rule)
+
+
+def test_readme_has_no_loose_ends():
+    """Every linked file is there, and no placeholder was left."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert target.startswith("http") or (ROOT / target).exists(), f"README links {target}, which is not there"
+    assert not re.search(r"\b(RESULTS|MIN\d\d|TODO)\b", text)

@@ -24,7 +24,14 @@ TWO = {
 
 def test_ours_stand_beside_the_published_with_the_difference():
     table = tables.table_5(frame(TWO), "image_auroc")
-    assert list(table.index) == ["bottle", "carpet", "mean of 1 object", "mean of 1 texture", "mean of 2 in all"]
+    assert list(table.index) == [
+        "bottle",
+        "carpet",
+        "mean of 1 object",
+        "mean of 1 texture",
+        "mean of all 2",
+        "printed mean of 15",
+    ]
     assert table.loc["bottle", ("rcp PatchCore", "mean")] == pytest.approx(99.0)
     assert table.loc["bottle", ("rcp PatchCore", "spread")] == pytest.approx(np.std([100, 98], ddof=1))
     assert (
@@ -32,7 +39,7 @@ def test_ours_stand_beside_the_published_with_the_difference():
         and table.loc["carpet", ("published", "ReConPatch")] == 99.6
     )
     assert table.loc["carpet", ("rcp PatchCore", "difference")] == pytest.approx(97.0 - 98.7)
-    last = table.loc["mean of 2 in all"]
+    last = table.loc["mean of all 2"]
     assert last[("published", "PatchCore")] == pytest.approx((100 + 98.7) / 2), "over the same categories"
     assert last[("rcp PatchCore", "spread")] == pytest.approx(np.std([98.5, 97.5], ddof=1)), "of the seeds' means"
 
@@ -42,7 +49,7 @@ def test_all_categories_give_the_papers_own_averages():
         {"PatchCore": {c: [0.99] for c in paper.CATEGORIES}, "ReConPatch": {c: [0.98] for c in paper.CATEGORIES}}
     )
     image, pixel = (tables.table_5(whole, metric).iloc[-1] for metric in ("image_auroc", "pixel_auroc"))
-    assert image.name == "mean of 15 in all"
+    assert image.name == "mean of all 15" and image[("published", "ReConPatch 480 px")] == 99.62
     assert image[("published", "ReConPatch")] == 99.56 and image[("published", "SPADE")] == 85.5
     assert image[("rcp ReConPatch", "difference")] == pytest.approx(98 - 99.56)
     assert pixel[("rcp ReConPatch", "difference")] == pytest.approx(98 - 98.07), "98.18 is another model's"
@@ -65,14 +72,16 @@ def test_words_say_how_well_it_agrees():
 def test_an_undefined_metric_leaves_the_mean_undefined():
     values = frame({"PatchCore": {"bottle": [0.99], "carpet": [np.nan]}})
     table = tables.table_5(values, "image_auroc")
-    assert np.isnan(table.iloc[-1][("rcp PatchCore", "mean")])
+    assert np.isnan(table.loc["mean of all 2", ("rcp PatchCore", "mean")])
     assert "undefined for at least one category" in tables.in_words(table, "image AUROC")
 
 
 def test_own_categories_have_no_published_value_and_nothing_run_is_an_empty_table():
     table = tables.table_5(frame({"PatchCore": {"gear": [0.9]}}), "image_auroc", {"object": ("gear",), "texture": ()})
-    assert list(table.index) == ["gear", "mean of 1 object", "mean of 1 in all"]
-    assert table["published"].isna().all().all()
+    assert list(table.index) == ["gear", "mean of 1 object", "mean of all 1", "printed mean of 15"]
+    assert table["published"].iloc[:-1].isna().all().all()
+    assert table.loc["printed mean of 15", ("published", "ReConPatch")] == 99.56
+    assert np.isnan(table.loc["printed mean of 15", ("rcp PatchCore", "mean")])
     empty = pd.DataFrame(columns=["method", "category", "seed", "image_auroc"])
     table = tables.table_5(empty, "image_auroc")
     assert table.empty and "nothing" in tables.in_words(table, "image AUROC")

@@ -4,6 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A time limit per example fails on a busy machine and says nothing of the code.
+settings.register_profile("busy", deadline=None)
+settings.load_profile("busy")
 
 SHARED = Path(os.environ.get("RCP_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 

@@ -18,7 +18,7 @@ def draw(seed, n, d, scale=1.0, offset=0.0):
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed)) * scale + offset
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10**6), n=st.integers(2, 40), offset=st.sampled_from([0.0, 50.0]))
 def test_coreset_is_greedy_k_center_from_the_patch_farthest_from_the_mean(seed, n, offset):
     x, count = draw(seed, n, 6, offset=offset), max(1, n // 3)
@@ -73,7 +73,7 @@ def test_coreset_that_selects_nothing():
         greedy_k_center(torch.ones(5, 2), 6)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10**6), k=st.integers(1, 9))
 def test_faiss_and_torch_search_agree_with_the_literal(seed, k):
     pytest.importorskip("faiss")
@@ -94,7 +94,7 @@ def test_search_without_faiss_falls_back(monkeypatch):
         search(queries, bank, 13)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     seed=st.integers(0, 10**6),
     b_and_self=st.sampled_from([(1, False), (2, True), (4, True), (9, True), (3, False), (9, False)]),

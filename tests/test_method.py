@@ -18,14 +18,14 @@ def points(seed: int, n: int = 14, d: int = 5, scale: float = 1.0, offset: float
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed)) * scale + offset
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10**6), sigma=st.sampled_from([0.1, 1.0, 30.0]), offset=st.sampled_from([0.0, 100.0]))
 def test_pairwise_is_eq_1(seed, sigma, offset):
     z = points(seed, offset=offset)
     np.testing.assert_allclose(pairwise(squared_distances(z), sigma), literal.pairwise(z.numpy(), sigma), atol=2e-4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 10**6),
     k=st.integers(2, 9),
@@ -66,7 +66,7 @@ def test_soft_labels_ends_are_pairwise_and_contextual():
     torch.testing.assert_close(soft_labels(p, c, 0.25), 0.25 * p + 0.75 * c)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10**6), m=st.sampled_from([0.0, 0.5, 1.0, 2.0]), scale=st.sampled_from([1e-3, 1.0, 1e3]))
 def test_loss_and_gradient_are_eq_7(seed, m, scale):
     z = points(seed, n=7, scale=scale).requires_grad_()

@@ -22,7 +22,7 @@ from rcp.metrics import (
     pixel_auroc,
 )
 
-no_deadline = settings(max_examples=60, deadline=None)  # the time of one example says nothing on a shared machine
+thorough = settings(max_examples=60)
 
 
 @st.composite
@@ -64,7 +64,7 @@ def literal_aupro(masks, maps, limit):
     return area / limit
 
 
-@no_deadline
+@thorough
 @given(small_maps(), st.sampled_from([0.05, 0.3, 0.5, 1.0]))
 def test_aupro_is_the_literal_integral(case, limit):
     masks, maps = case
@@ -113,7 +113,7 @@ def test_aupro_of_a_constant_map_is_the_triangle_under_the_diagonal(limit):
     assert aupro(masks, np.full(masks.shape, 7, np.float32), limit) == pytest.approx(limit / 2)
 
 
-@no_deadline
+@thorough
 @given(small_maps())
 def test_perfect_maps_reach_one_and_inverted_maps_zero(case):
     masks, maps = case
@@ -123,7 +123,7 @@ def test_perfect_maps_reach_one_and_inverted_maps_zero(case):
         assert area(masks, -perfect) == pytest.approx(0, abs=1e-12)
 
 
-@no_deadline
+@thorough
 @given(small_maps(), st.sampled_from([np.exp, np.cbrt, lambda x: 3 * x - 50, lambda x: x**3]))
 def test_areas_are_invariant_under_strictly_increasing_transforms(case, transform):
     masks, maps = case
@@ -131,7 +131,7 @@ def test_areas_are_invariant_under_strictly_increasing_transforms(case, transfor
     assert aupro(masks, transform(maps)) == pytest.approx(aupro(masks, maps), abs=1e-12)
 
 
-@no_deadline
+@thorough
 @given(small_scores())
 def test_image_auroc_is_the_chance_that_a_defective_picture_scores_higher(case):
     labels, scores = case
@@ -147,7 +147,7 @@ def literal_f1(labels, found):
     return 2 * hits / (2 * hits + alarms + missed)
 
 
-@no_deadline
+@thorough
 @given(small_scores())
 def test_f1_threshold_is_the_best_of_all_thresholds(case):
     labels, scores = case[0] == 1, case[1]
@@ -182,7 +182,7 @@ def test_normal_threshold_flags_few_gaussian_scores(rng):
     assert (scores > normal_threshold(scores, z=2)).mean() == pytest.approx(0.0228, abs=0.002)
 
 
-@no_deadline
+@thorough
 @given(small_scores())
 def test_d_prime_is_eq_12(case):
     labels, scores = case

@@ -1,7 +1,24 @@
-"""Greedy k-center coreset (Sec. 3.3): each pick is the patch farthest from all picks so far."""
+"""Greedy k-center coreset (Sec. 3.3): each pick is the patch farthest from all picks so far.
 
+The plain algorithm compares every patch with every pick. The processor's path skips what cannot matter and picks the same:
+
+- A patch's distance to its nearest pick only shrinks. What is held of it (``near``) may therefore be old, that is too large, as long as
+  it is brought up to date before the patch is picked; a patch whose old value is under another's true one waits (lazy evaluation).
+- Bringing a patch up to date, a pick counts only if it is nearer than ``near``. The distance in the 31 leading principal directions and
+  of the lengths of what they leave over is never larger than the true one (a rotation keeps distances), so most picks are ruled out by it.
+"""
+
+import logging
+from functools import cache
+
+import numpy as np
 import torch
 from torch import Tensor
+
+logger = logging.getLogger("rcp")
+
+_LEADING = 32  # numbers of a patch that a distance is bounded by
+_CHUNK = 8192  # rows at a time where a whole copy would double the memory
 
 
 def coreset_size(ratio: float, patches: int) -> int:
@@ -20,7 +37,13 @@ def coreset_size(ratio: float, patches: int) -> int:
 
 @torch.no_grad()
 def greedy_k_center(
-    features: Tensor, count: int, *, start: str = "mean", projection: int | None = None, seed: int = 0
+    features: Tensor,
+    count: int,
+    *,
+    start: str = "mean",
+    projection: int | None = None,
+    seed: int = 0,
+    among: Tensor | None = None,
 ) -> Tensor:
     """features: (N, D) float32 -> (count,) int64 indices in the order of picking; exact, deterministic by seed.
 
@@ -29,47 +52,118 @@ def greedy_k_center(
         start: "mean" begins with the patch farthest from the mean, "random" with one drawn from the seed.
         projection: compare patches by a Gaussian random projection to this size instead of by themselves.
         seed: of the projection and of the random start; without either the picks do not depend on it.
+        among: (N,) bool, the patches that may be picked (and need covering); None is all. Spares a copy of them.
 
-    Where all remaining patches coincide with picks, the lowest index not yet picked follows: no index comes twice.
+    Of patches at the same distance the lowest index comes first; no index comes twice.
     """
     n, dim = features.shape
-    if not 1 <= count <= n:
-        raise ValueError(f"count: expected 1 to {n} (the number of patches), got {count}")
+    allowed = n if among is None else int(among.sum())
+    if not 1 <= count <= allowed:
+        raise ValueError(f"count: expected 1 to {allowed} (the number of patches), got {count}")
     generator = torch.Generator().manual_seed(seed)
     x = features
     if projection is not None:
         x = x @ (torch.randn(dim, projection, generator=generator) / projection**0.5).to(x)
+    if start == "mean":
+        mean = x.mean(0) if among is None else among.to(x) @ x / allowed
+        from_mean = torch.cat([(part - mean).square().sum(1) for part in x.split(_CHUNK)])
+        first = (from_mean if among is None else from_mean.where(among, -1)).argmax()
+    else:
+        first = torch.randint(allowed, (), generator=generator).to(x.device)
+        first = first if among is None else among.nonzero()[first, 0]
+    if not x.is_cuda and (kernel := _kernel()):
+        return kernel(x, count, int(first), among)
+    return plain_greedy(x, count, first, among)
+
+
+def plain_greedy(x: Tensor, count: int, first: Tensor, among: Tensor | None = None) -> Tensor:
+    """Every pick compared with every patch: x: (N, D) float32, any device -> (count,) int64.
+
+    Nothing is waited for: on a GPU one step is captured as a graph and replayed for each pick.
+    """
     x = x - x.mean(0)  # distances stay, and small ones keep their digits
     norms = x.square().sum(1)
-    first = norms.argmax() if start == "mean" else torch.randint(n, (), generator=generator).to(x.device)
+    near = torch.full_like(norms, torch.inf)  # squared distance to the nearest pick
+    if among is not None:
+        near[~among] = -1
     picks = torch.empty(count, dtype=torch.int64, device=x.device)
-    centers = torch.empty(count, x.shape[1], dtype=x.dtype, device=x.device)
-    nearest = torch.full_like(norms, torch.inf)  # squared distance to the nearest pick
-    owner = torch.zeros(n, dtype=torch.int64, device=x.device)  # which pick that is
-    for i in range(count):
-        pick = first if i == 0 else nearest.argmax()
-        picks[i], centers[i] = pick, x[pick]
-        some = _can_be_closer(i, centers, nearest, owner)
-        part, part_norms = (x, norms) if some is None else (x[some], norms[some])
-        d2 = torch.addmv(part_norms, part, centers[i], alpha=-2).add_(norms[pick]).clamp_min_(0)
-        if some is None:
-            owner[d2 < nearest] = i
-            torch.minimum(nearest, d2, out=nearest)
-        else:
-            closer = d2 < nearest[some]
-            nearest[some[closer]], owner[some[closer]] = d2[closer], i
-        nearest[pick] = -1  # never again
+    pick, number = first.reshape(1).clone(), torch.zeros(1, dtype=torch.int64, device=x.device)
+
+    def step():
+        picks.index_copy_(0, number, pick)
+        number.add_(1)
+        center = x.index_select(0, pick)[0]
+        d2 = torch.addmv(norms + norms.index_select(0, pick), x, center, alpha=-2).clamp_min_(0)
+        torch.minimum(near, d2, out=near)
+        near.index_fill_(0, pick, -1)  # never again
+        torch.argmax(near, 0, keepdim=True, out=pick)
+
+    replay = _captured(step, (near, picks, pick, number)) if x.is_cuda else step
+    for _ in range(count):
+        replay()
     return picks
 
 
-def _can_be_closer(i: int, centers: Tensor, nearest: Tensor, owner: Tensor) -> Tensor | None:
-    """Indices of the patches that pick i may be nearer to than their nearest pick so far; None where that is most of them.
+def _captured(step, state: tuple[Tensor, ...]):
+    """``step`` as a CUDA graph, ``state`` as it was; or ``step`` itself, with a notice, where it cannot be captured."""
+    before = [t.clone() for t in state]
+    try:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step()
+        replay = graph.replay
+    except RuntimeError as error:
+        logger.warning("coreset: no CUDA graph (%s); each pick is launched by itself", error)
+        replay = step
+    for t, value in zip(state, before, strict=True):
+        t.copy_(value)
+    return replay
 
-    By the triangle inequality a patch keeps its pick c where ‖c - new‖ >= 2 ‖patch - c‖ (1e-4 to spare for rounding). On a
-    GPU the answer would have to be waited for, and costs more than it saves.
+
+def leading_directions(x: Tensor, among: Tensor | None = None) -> tuple[Tensor, float]:
+    """x: (N, D) -> y: (N, 32) float32 and the error e of its distances: ‖y_i - y_j‖ - e <= ‖x_i - x_j‖ up to 1e-5 of it.
+
+    Columns: the length of what the leading directions leave over, then the coordinates in them (of a sample's covariance).
     """
-    if i == 0 or nearest.is_cuda:
+    sample = (x if among is None else x[among])[:: max(1, len(x) // 20_000)].double()
+    mean = sample.mean(0)
+    eigenvectors = torch.linalg.eigh((sample - mean).T @ (sample - mean)).eigenvectors
+    basis = eigenvectors.flip(1)[:, : _LEADING - 1].float().contiguous()
+    y = torch.zeros(len(x), _LEADING)
+    longest = 0.0
+    for rows in torch.arange(len(x)).split(_CHUNK):
+        rows = slice(int(rows[0]), int(rows[-1]) + 1)
+        part = x[rows] - mean.float()
+        longest = max(longest, part.square().sum(1).max().item() ** 0.5)
+        y[rows, 1 : 1 + basis.shape[1]] = leading = part @ basis
+        y[rows, 0] = part.addmm_(leading, basis.T, alpha=-1).norm(dim=1)
+    # the worst case of a D-term float32 sum in each of 32 coordinates, of both patches
+    return y, 2 * _LEADING**0.5 * x.shape[1] * 2**-24 * longest
+
+
+@cache
+def _kernel():
+    """The compiled search over (x, count, first, among), or None, with a notice, where numba cannot be imported."""
+    try:
+        from rcp import coreset_kernel
+    except ImportError as error:
+        logger.warning("coreset: no numba (%s); every patch is compared with every pick", error)
         return None
-    gap = (centers[:i] - centers[i]).square().sum(1)
-    some = (gap[owner] < 4 * 1.0001 * nearest).nonzero().flatten()
-    return some if len(some) < len(nearest) // 3 else None
+
+    def search(x: Tensor, count: int, first: int, among: Tensor | None) -> Tensor:
+        y, error = leading_directions(x, among)
+        near = np.full(len(x), np.inf, np.float32)
+        if among is not None:
+            near[~among.numpy()] = -1
+        threads = coreset_kernel.threads()
+        picks = coreset_kernel.lazy_greedy(
+            x.contiguous().numpy(), y.numpy(), near, count, first, np.float32(error), threads
+        )
+        return torch.from_numpy(picks)
+
+    return search

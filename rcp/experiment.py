@@ -29,7 +29,7 @@ from rcp.store import Store, require_disk
 logger = logging.getLogger("rcp")
 
 FEATURE_CODE = (config, pictures, layouts, backbone, patches)
-CELL_CODE = (*FEATURE_CODE, similarity, losses, model, coreset, memory, scoring, detector, metrics)
+CELL_CODE = (*FEATURE_CODE, similarity, losses, model, coreset, "coreset_kernel", memory, scoring, detector, metrics)
 _FEATURE_FIELDS = (
     "resize",
     "image_size",
@@ -178,10 +178,15 @@ def identity_of(cell: Cell, data: Dataset) -> dict:
 
 @lru_cache
 def code_version(modules: tuple) -> str:
-    """Hash of the modules' code without comments, docstrings and layout (Python's own version can change it)."""
+    """Hash of the modules' code without comments, docstrings and layout (Python's own version can change it).
+
+    A module of rcp that may not be importable here goes by its name.
+    """
     digest = hashlib.blake2b(digest_size=8)
     for module in modules:
-        tree = ast.parse(inspect.getsource(module))
+        tree = ast.parse(
+            (paths.PACKAGE / f"{module}.py").read_text() if isinstance(module, str) else inspect.getsource(module)
+        )
         for node in ast.walk(tree):
             if (
                 isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module)

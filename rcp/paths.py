@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[1]
+PACKAGE = Path(__file__).resolve().parent
 
 
 def _root(argument: str | Path | None, variable: str, default: Path) -> Path:

@@ -1,5 +1,7 @@
 """Coreset, memory bank and scores: Eq. 9 and 10 and greedy k-center against their literal transcriptions."""
 
+import sys
+
 import literal
 import numpy as np
 import pytest
@@ -8,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
-from rcp import memory
-from rcp.coreset import coreset_size, greedy_k_center
+from rcp import coreset, coreset_kernel, memory
+from rcp.coreset import coreset_size, greedy_k_center, leading_directions, plain_greedy
 from rcp.memory import MemoryBank, search
 from rcp.scoring import image_scores, patch_scores, score_maps
 
@@ -44,6 +46,77 @@ def test_coreset_of_duplicates_picks_each_index_once():
     assert sorted(greedy_k_center(x, 10).tolist()) == list(range(10))
     two = torch.cat([torch.zeros(5, 3), torch.ones(5, 3)])
     assert {int(i) // 5 for i in greedy_k_center(two, 2)} == {0, 1}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["random", "clusters", "duplicates", "constant", "grid", "huge norm", "far offset", "one outlier", "small D"],
+)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_pruned_coreset_picks_what_the_plain_loop_picks(kind, threads):
+    """Ties included: on whole numbers every distance is exact, so that equals are equal in both."""
+    rng = np.random.default_rng(len(kind))
+    n, dim = 1500, 5 if kind == "small D" else 96
+    x = rng.normal(size=(n, dim)) * np.linspace(3, 0.1, dim)
+    x = {
+        "clusters": x * 0.05 + 5 * rng.normal(size=(20, dim))[rng.integers(20, size=n)],
+        "duplicates": x[rng.integers(60, size=n)],
+        "constant": np.full((n, dim), 7.0),
+        "grid": rng.integers(-2, 3, size=(n, dim)),
+        "huge norm": x * 1e15,
+        "far offset": x.round() + 1e5,
+        "one outlier": np.concatenate([x[:-1], np.full((1, dim), 1e4)]),
+    }.get(kind, x).astype(np.float32)
+    started = int(rng.integers(n))
+    near, picks = np.full(n, np.inf), [started]
+    for _ in range(119):  # the plain loop, in double precision
+        near = np.minimum(near, ((x.astype(np.float64) - x[picks[-1]]) ** 2).sum(1))
+        near[picks] = -1
+        picks.append(int(near.argmax()))
+    y, error = leading_directions(torch.from_numpy(x))
+    near = np.full(n, np.inf, np.float32)
+    assert coreset_kernel.lazy_greedy(x, y.numpy(), near, 120, started, np.float32(error), threads).tolist() == picks
+    # the GPU's path expands the square, so that equals can differ in the last digit: each pick is a farthest one to rounding
+    centred = torch.from_numpy(x).double()
+    centred -= centred.mean(0)
+    slack = 1e-5 * centred.square().sum(1).max()
+    near = torch.full((n,), torch.inf, dtype=torch.float64)
+    for pick in plain_greedy(torch.from_numpy(x), 120, torch.tensor(started)):
+        assert near[pick] >= near.max() - slack
+        near = torch.minimum(near, (centred - centred[pick]).square().sum(1))
+        near[pick] = -1
+
+
+def test_bound_of_distances_holds():
+    x = torch.randn(400, 64, dtype=torch.float64) * torch.linspace(2, 0.01, 64) + 30
+    y, error = leading_directions(x.float())
+    assert (torch.cdist(y.double(), y.double()) - torch.cdist(x, x) <= error).all() and error < 0.05
+    assert torch.cdist(y, y).mean() > 0.8 * torch.cdist(x, x).mean(), "tight enough to be of use"
+
+
+def test_coreset_among_some_equals_the_coreset_of_a_copy():
+    x = torch.randn(600, 24)
+    among = torch.arange(600) % 3 != 0
+    for options in ({}, {"start": "random", "seed": 4}):
+        copied = greedy_k_center(x[among], 60, **options)
+        assert torch.equal(greedy_k_center(x, 60, among=among, **options), among.nonzero()[:, 0][copied])
+    assert torch.equal(
+        plain_greedy(x, 60, copied[0] * 0 + 1, among), among.nonzero()[:, 0][plain_greedy(x[among], 60, copied[0] * 0)]
+    )
+    with pytest.raises(ValueError, match="count: expected 1 to 400"):
+        greedy_k_center(x, 401, among=among)
+
+
+def test_coreset_without_numba_says_so_and_picks_the_same(monkeypatch, caplog):
+    x = torch.randn(300, 16)
+    expected = greedy_k_center(x, 40)
+    coreset._kernel.cache_clear()
+    monkeypatch.setitem(sys.modules, "rcp.coreset_kernel", None)
+    monkeypatch.delattr("rcp.coreset_kernel", raising=False)
+    with caplog.at_level("WARNING", logger="rcp"):
+        assert torch.equal(greedy_k_center(x, 40), expected)
+    coreset._kernel.cache_clear()
+    assert "no numba" in caplog.text
 
 
 def test_coreset_covers_better_than_chance():

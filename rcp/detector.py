@@ -3,6 +3,8 @@
 import dataclasses
 import inspect
 import json
+import mmap
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ from rcp.memory import MemoryBank
 from rcp.model import train
 from rcp.patches import PatchExtractor, pool
 from rcp.scoring import image_scores, patch_scores, score_maps
+from rcp.store import require_disk
 from rcp.timing import Timings
 
 
@@ -107,10 +110,16 @@ class ReConPatch:
             raise ValueError("images: expected at least one picture without defects, got none")
         with self.timings_("decode"):
             pictures = load_images(paths, self.transform)
-        coreset_size(self.config.coreset_ratio, len(pictures) * int(np.prod(self.extractor.shape()[:2])))
-        with self.timings_("features"):
-            features = self.extractor(pictures, names=paths)
-        return self.fit_features(features, log)
+        h, w, dim = self.extractor.shape()
+        shape, dtype = (len(pictures), h * w, dim), np.dtype(self.config.feature_dtype)
+        coreset_size(self.config.coreset_ratio, len(pictures) * h * w)
+        require_disk(tempfile.gettempdir(), int(np.prod(shape)) * dtype.itemsize, "patch features")
+        with tempfile.TemporaryFile() as file:  # on disk, as in the store: f(p) takes as much memory as p
+            features = np.memmap(file, dtype, "w+", shape=shape)
+            with self.timings_("features"):
+                self.extractor(pictures, out=features, names=paths)
+            del pictures
+            return self.fit_features(features, log)
 
     def fit_features(self, features: np.ndarray, log: Callable[[str], None] = print) -> "ReConPatch":
         """``fit`` from features that are there already: (n, h · w, D) as :class:`PatchExtractor` makes them."""
@@ -121,13 +130,18 @@ class ReConPatch:
         held = _as_tensor(features)
         if c.represent:
             with self.timings_("training"):
-                self.f_, self.history_ = train(held.to(self.device), c, log)
+                held = held.to(self.device)
+                self.f_, self.history_ = train(held, c, log)
         with self.timings_("representation"):
-            represented = torch.cat([self.represent_patches(part) for part in held])  # (n · h · w, dim)
+            represented = torch.empty(n, patches, c.dim, device=self.device)
+            for i, part in enumerate(held):
+                represented[i] = self.represent_patches(part)
+                drop_pages(features)
+            del held, features
         with self.timings_("coreset"):
-            self.bank_ = self._memorize(represented, count)
+            self.bank_ = self._memorize(represented.flatten(0, 1), count)
         with self.timings_("calibration"):
-            self.train_scores_ = self._held_out_scores(represented.reshape(n, patches, -1))
+            self.train_scores_ = self._held_out_scores(represented)
         return self
 
     @torch.inference_mode()
@@ -151,7 +165,12 @@ class ReConPatch:
     def predict_features(self, features: np.ndarray, maps: bool = True) -> Prediction:
         """``predict`` from features that are there already: (n, h · w, D)."""
         self._check_fitted()
-        return self._predict(len(features), lambda part: features[part], maps)
+
+        def features_of(part: slice) -> np.ndarray:
+            drop_pages(features)
+            return features[part]
+
+        return self._predict(len(features), features_of, maps)
 
     def _predict(self, n: int, features_of: Callable[[slice], np.ndarray], maps: bool, batch: int = 16) -> Prediction:
         scores = np.empty(n, np.float32)
@@ -168,10 +187,11 @@ class ReConPatch:
                     all_maps[part] = score_maps(s.reshape(-1, side, side), self.config.image_size, self.config.blur)
         return Prediction(scores, all_maps, self.transform, self.train_scores_)
 
-    def _memorize(self, represented: Tensor, count: int) -> MemoryBank:
+    def _memorize(self, represented: Tensor, count: int, among: Tensor | None = None) -> MemoryBank:
         """(N, dim) -> the coreset of ``count`` patches as a memory bank."""
         c = self.config
-        picks = greedy_k_center(represented, count, start=c.coreset_start, projection=c.coreset_projection, seed=c.seed)
+        how = {"start": c.coreset_start, "projection": c.coreset_projection, "seed": c.seed, "among": among}
+        picks = greedy_k_center(represented, count, **how)
         return MemoryBank(represented[picks], c.neighbours, c.self_in_neighbours)
 
     @torch.inference_mode()
@@ -184,15 +204,16 @@ class ReConPatch:
         A picture that helped to fill the bank scores lower than a fresh one would; these do not. f has still seen all.
         None where there is nothing to hold out.
         """
-        n, _, dim = represented.shape
+        n, patches, _ = represented.shape
         folds = min(self.config.calibration_folds, n)
         if folds < 2:
             return None
         scores = np.empty(n, np.float32)
         for fold in range(folds):
             held = torch.arange(n, device=represented.device) % folds == fold
-            others = represented[~held].reshape(-1, dim)
-            bank = self._memorize(others, max(2, int(self.config.coreset_ratio * len(others))))
+            others = (~held).repeat_interleave(patches)
+            count = max(2, len(self.bank_.entries) * int(others.sum()) // len(others))  # Eq. 10 needs a neighbour
+            bank = self._memorize(represented.flatten(0, 1), count, others)
             for i in held.nonzero().flatten().tolist():
                 scores[i] = self._score(represented[i], bank).max().item()
         return scores
@@ -273,6 +294,12 @@ class PatchCore(ReConPatch):
     """PatchCore: ReConPatch without f, p pooled to ``dim``; everything else is the same code and the same arguments."""
 
     represent = False
+
+
+def drop_pages(features: np.ndarray) -> None:
+    """Gives the memory of what was read of a memory map back; the file keeps it."""
+    if isinstance(features, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
+        features._mmap.madvise(mmap.MADV_DONTNEED)
 
 
 def _as_tensor(features: np.ndarray) -> Tensor:

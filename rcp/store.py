@@ -136,7 +136,7 @@ class Store:
         )
 
 
-def require_disk(folder: Path, needed: int, what: str) -> None:
+def require_disk(folder: str | Path, needed: int, what: str) -> None:
     """Raises OSError, naming needed and free bytes, where the disk of ``folder`` has no room for ``needed`` bytes of ``what``."""
     there = Path(folder).resolve()
     while not there.exists():

@@ -130,9 +130,11 @@ def leading_directions(x: Tensor, among: Tensor | None = None) -> tuple[Tensor, 
 
     Columns: the length of what the leading directions leave over, then the coordinates in them (of a sample's covariance).
     """
-    sample = (x if among is None else x[among])[:: max(1, len(x) // 20_000)].double()
+    rows = torch.arange(len(x)) if among is None else among.nonzero()[:, 0]
+    sample = x[rows[:: max(1, len(rows) // 4096)]].double()
     mean = sample.mean(0)
-    eigenvectors = torch.linalg.eigh((sample - mean).T @ (sample - mean)).eigenvectors
+    sample -= mean
+    eigenvectors = torch.linalg.eigh(sample.T @ sample).eigenvectors
     basis = eigenvectors.flip(1)[:, : _LEADING - 1].float().contiguous()
     y = torch.zeros(len(x), _LEADING)
     longest = 0.0

@@ -3,9 +3,10 @@
 One rule for every threshold here: a picture (or pixel) counts as defective where score >= threshold.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from scipy import ndimage
-from sklearn.metrics import roc_auc_score
 
 
 class UndefinedMetric(ValueError):
@@ -19,7 +20,7 @@ def image_auroc(labels: np.ndarray, scores: np.ndarray) -> float:
         UndefinedMetric: one class only.
         ValueError: shapes differ, labels other than 0 and 1, a score that is NaN or infinite.
     """
-    return _auroc(*_checked(labels, scores, "labels", "scores"))
+    return _auroc(_rank(*_checked(labels, scores, "labels", "scores")))
 
 
 def pixel_auroc(masks: np.ndarray, maps: np.ndarray) -> float:
@@ -27,7 +28,7 @@ def pixel_auroc(masks: np.ndarray, maps: np.ndarray) -> float:
 
     Raises: as ``image_auroc``.
     """
-    return _auroc(*_checked(masks, maps, "masks", "maps"))
+    return _auroc(_rank(*_checked(masks, maps, "masks", "maps")))
 
 
 def aupro(masks: np.ndarray, maps: np.ndarray, limit: float = 0.3) -> float:
@@ -46,29 +47,7 @@ def aupro(masks: np.ndarray, maps: np.ndarray, limit: float = 0.3) -> float:
     masks, maps = _checked(masks, maps, "masks", "maps")
     if masks.ndim != 3:
         raise ValueError(f"masks: expected shape (n, H, W), found {masks.shape}")
-    _need_both(masks)
-
-    scores, weights = [], []
-    for mask, map_ in zip(masks, maps, strict=True):
-        if mask.any():
-            regions = ndimage.label(mask, structure=np.ones((3, 3)))[0][mask]
-            scores.append(map_[mask])
-            weights.append(1 / np.bincount(regions)[regions])
-    scores, weights = np.concatenate(scores), np.concatenate(weights)  # the weights of one region sum to 1
-
-    # The curve is the weighted mean of one ramp per defective pixel: it rises from 0 to 1 while the false positive rate
-    # goes from the share of normal pixels above its score to the share at or above it. So the area is a mean of ramp
-    # areas, and of the many normal pixels only one sorted copy is needed.
-    order = scores.argsort()  # searching in order is several times faster
-    normal = np.sort(maps[~masks])
-    above = (len(normal) - np.searchsorted(normal, scores[order], "right")) / len(normal)
-    at_or_above = (len(normal) - np.searchsorted(normal, scores[order], "left")) / len(normal)
-    reached = np.clip(limit, above, at_or_above)
-    width = at_or_above - above
-    on_ramp = np.divide((reached - above) ** 2, 2 * width, out=np.zeros_like(width), where=width > 0)
-    areas = on_ramp + np.maximum(limit - at_or_above, 0)
-    share = np.average(areas, weights=weights[order]) / limit
-    return _fraction(share)
+    return _aupro(masks, _rank(masks, maps), limit)
 
 
 def f1_threshold(labels: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
@@ -79,17 +58,7 @@ def f1_threshold(labels: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
 
     Raises: as ``image_auroc``.
     """
-    labels, scores = _checked(labels, scores, "labels", "scores")
-    _need_both(labels)
-    # Between two defective scores a lower threshold only adds false alarms, so only defective scores can be best. Of
-    # equal scores the first stands for all: the later ones count too few hits, so argmax passes them over.
-    defective = np.sort(scores[labels])
-    normal = np.sort(scores[~labels])
-    hits = len(defective) - np.arange(len(defective))
-    alarms = len(normal) - np.searchsorted(normal, defective, "left")
-    f1 = 2 * hits / (hits + alarms + len(defective))
-    best = f1.argmax()
-    return float(defective[best]), float(f1[best])
+    return _best_f1(_rank(*_checked(labels, scores, "labels", "scores")))
 
 
 def normal_threshold(train_scores: np.ndarray, z: float = 3.5, beta: float = 1.4826) -> float:
@@ -177,9 +146,12 @@ def _add_pixel_metrics(report: dict, prediction, split, labels: np.ndarray) -> N
     report["n_masks_cropped_away"] = cropped_away = int((labels & ~masks.any(axis=(1, 2))).sum())
     if cropped_away and not masks.any():
         return _leave_out(report, names, f"the masks of all {cropped_away} defective pictures are empty after the crop")
-    _add(report, ["pixel_auroc"], pixel_auroc, masks, maps)
-    _add(report, ["aupro"], aupro, masks, maps)
-    _add(report, ["f1_threshold_pixel", "f1_pixel"], f1_threshold, masks, maps)
+    try:
+        ranks = _rank(masks, maps)  # once for all: sorting the pixels is most of the work
+    except UndefinedMetric as reason:
+        return _leave_out(report, names, str(reason))
+    report |= {"pixel_auroc": _auroc(ranks), "aupro": _aupro(masks, ranks)}
+    report["f1_threshold_pixel"], report["f1_pixel"] = _best_f1(ranks)
 
 
 def _add(report: dict, names: list[str], metric, *arguments) -> None:
@@ -211,14 +183,66 @@ def _flagged(scores: np.ndarray, threshold: float | None, kind: str) -> float:
     return float((scores >= threshold).mean())
 
 
-def _auroc(labels: np.ndarray, scores: np.ndarray) -> float:
-    _need_both(labels)
-    # one byte a label: scikit-learn is a third faster and 100 MB leaner on 7 million pixels than with bool
-    return _fraction(roc_auc_score(labels.ravel().view(np.int8), scores.ravel()))
+class _Ranks(NamedTuple):
+    """Where the m defective items stand among the normal ones: what every metric here needs of all the scores.
+
+    order: (m,) int64, the defective items by ascending score; scores: (m,) float, theirs in that order; below, up_to:
+    (m,) int64, number of normal items with a lower score, and with the same or a lower one; normal: how many there are.
+    """
+
+    order: np.ndarray
+    scores: np.ndarray
+    below: np.ndarray
+    up_to: np.ndarray
+    normal: int
 
 
-def _fraction(value: float) -> float:
-    return min(float(value), 1.0)  # rounding must not carry a perfect result over 1
+def _rank(labels: np.ndarray, scores: np.ndarray) -> _Ranks:
+    items = "pictures" if labels.ndim == 1 else "pixels"
+    for kind, missing in (("defective", not labels.any()), ("normal", labels.all())):
+        if missing:
+            raise UndefinedMetric(f"one class only: there are no {kind} {items}")
+    defective, normal = scores[labels], scores[~labels]
+    order = defective.argsort()  # searching in order is several times faster
+    defective = defective[order]
+    normal.sort()
+    below, up_to = (np.searchsorted(normal, defective, side) for side in ("left", "right"))
+    return _Ranks(order, defective, below, up_to, len(normal))
+
+
+def _auroc(ranks: _Ranks) -> float:
+    """The share of (defective, normal) pairs in which the defective item has the higher score; equal scores count half."""
+    return int(ranks.below.sum() + ranks.up_to.sum()) / (2 * len(ranks.order) * ranks.normal)
+
+
+def _aupro(masks: np.ndarray, ranks: _Ranks, limit: float = 0.3) -> float:
+    regions = ndimage.label(masks, structure=_IN_PLANE)[0][masks]
+    weights = 1 / np.bincount(regions)[regions]  # those of one region sum to 1
+    # The curve is the weighted mean of one ramp per defective pixel: it rises from 0 to 1 while the false positive rate
+    # goes from the share of normal pixels above its score to the share at or above it. So the area is a mean of ramp areas.
+    above = (ranks.normal - ranks.up_to) / ranks.normal
+    at_or_above = (ranks.normal - ranks.below) / ranks.normal
+    reached = np.clip(limit, above, at_or_above)
+    width = at_or_above - above
+    on_ramp = np.divide((reached - above) ** 2, 2 * width, out=np.zeros_like(width), where=width > 0)
+    areas = on_ramp + np.maximum(limit - at_or_above, 0)
+    share = np.average(areas, weights=weights[ranks.order]) / limit
+    return min(float(share), 1.0)  # rounding must not carry a perfect result over 1
+
+
+# 8 neighbours within a picture, none in the next
+_IN_PLANE = np.pad(np.ones((1, 3, 3), bool), ((1, 1), (0, 0), (0, 0)))
+
+
+def _best_f1(ranks: _Ranks) -> tuple[float, float]:
+    # Between two defective scores a lower threshold only adds false alarms, so only defective scores can be best. Of
+    # equal scores the first stands for all: the later ones count too few hits, so argmax passes them over.
+    defective = len(ranks.order)
+    hits = defective - np.arange(defective)
+    alarms = ranks.normal - ranks.below
+    f1 = 2 * hits / (hits + alarms + defective)
+    best = f1.argmax()
+    return float(ranks.scores[best]), float(f1[best])
 
 
 def _checked(labels, scores, labels_name: str, scores_name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -233,13 +257,6 @@ def _checked(labels, scores, labels_name: str, scores_name: str) -> tuple[np.nda
         labels = labels.astype(bool)
     _need_finite(scores, scores_name)
     return labels, scores
-
-
-def _need_both(labels: np.ndarray) -> None:
-    items = "pictures" if labels.ndim == 1 else "pixels"
-    for kind, missing in (("defective", not labels.any()), ("normal", labels.all())):
-        if missing:
-            raise UndefinedMetric(f"one class only: there are no {kind} {items}")
 
 
 def _need_finite(values: np.ndarray, name: str, paths=None) -> None:

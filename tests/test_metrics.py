@@ -10,6 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
+from sklearn.metrics import roc_auc_score
 
 from rcp.metrics import (
     UndefinedMetric,
@@ -140,6 +141,23 @@ def test_image_auroc_is_the_chance_that_a_defective_picture_scores_higher(case):
     assert image_auroc(labels, scores) == pytest.approx(wins, abs=1e-12)
     assert image_auroc(labels, -scores) == pytest.approx(1 - wins, abs=1e-12)
     assert image_auroc(labels, np.full(len(labels), 3.0)) == 0.5
+
+
+@thorough
+@given(small_maps(), small_scores())
+def test_auroc_is_scikit_learns(pixels, pictures):
+    for auroc, (labels, scores) in ((pixel_auroc, pixels), (image_auroc, pictures)):
+        assert auroc(labels, scores) == pytest.approx(roc_auc_score(labels.ravel(), scores.ravel()), abs=1e-12)
+
+
+@pytest.mark.parametrize("digits", [7, 2])
+def test_auroc_is_scikit_learns_on_maps_of_real_size(rng, digits):
+    """Hardly a tie in float32, then hardly a score without; unscaled, and far from zero."""
+    masks = ndimage.gaussian_filter(rng.random((8, 96, 96)), (0, 3, 3)) > 0.54
+    maps = (rng.normal(size=masks.shape) + masks).round(digits).astype(np.float32)
+    for values in (maps, -maps, 1e6 + maps, 1e-30 * maps):
+        reference = roc_auc_score(masks.ravel(), values.ravel())
+        assert pixel_auroc(masks, values) == pytest.approx(reference, abs=1e-12)
 
 
 def literal_f1(labels, found):

@@ -28,7 +28,8 @@ OPTIONS = $(if $(PROFILE),--profile $(PROFILE)) $(if $(DATA),--data-root "$(DATA
 # A mistyped option would silently run something else.
 KNOWN := PYTHON PROFILE DATA WEIGHTS BACKBONE CATEGORIES EPOCHS
 UNKNOWN := $(filter-out $(KNOWN),$(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $v))),$v)))
-$(if $(UNKNOWN),$(error unknown option $(UNKNOWN); expected some of $(KNOWN)))
+nearest = $(shell python3 -c 'import difflib, sys; print(*difflib.get_close_matches(sys.argv[1].upper(), sys.argv[2:], 1))' '$(1)' $(KNOWN) 2>/dev/null)
+$(foreach name,$(UNKNOWN),$(error unknown option '$(name)'.$(patsubst %, Did you mean '%'?,$(call nearest,$(name))) There are: $(KNOWN)))
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,7 +70,7 @@ test: $(STAMP) ## all tests, and every notebook in the demo profile (nbval)
 
 lab: $(STAMP) ## open JupyterLab on notebooks/00_start_here.ipynb
 	@echo "lab: JupyterLab opens in the browser; its address is printed below; Ctrl-C ends it"
-	@$(PY) -m jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/00_start_here.ipynb
+	@$(PY) -m jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
 
 doctor: $(STAMP) ## print device, versions, data, weights, disk, and what the paper profile still needs
 	@echo "doctor: what is here, and what is missing"

@@ -182,6 +182,26 @@ def test_make_passes_only_given_options():
     assert command.search(given).group(1).split() == expected.split()
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("EPOCH=3", "unknown option 'EPOCH'. Did you mean 'EPOCHS'? There are: "),
+        ("data=my data", "unknown option 'data'. Did you mean 'DATA'? There are: "),
+        ("SOLDER=1", "unknown option 'SOLDER'. There are: PYTHON PROFILE DATA "),
+    ],
+)
+def test_make_refuses_a_mistyped_option(given, message):
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        commands("reproduce", given)
+    assert message in refused.value.stderr
+
+
+def test_lab_address_opens_the_first_notebook():
+    """JupyterLab prints this address where it finds no browser to open."""
+    (notebook,) = re.findall(r"jupyter lab .*default_url=/lab/tree/(\S+)", commands("lab"))
+    assert (ROOT / notebook).exists()
+
+
 def test_make_installs_only_what_changed():
     """The stamp depends on the lock and on pyproject.toml, so a second run installs nothing."""
     rule = re.search(r"^\$\(STAMP\):(.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE).group(1).split()

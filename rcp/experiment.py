@@ -29,7 +29,19 @@ from rcp.store import Store, require_disk
 logger = logging.getLogger("rcp")
 
 FEATURE_CODE = (config, pictures, layouts, backbone, patches)
-CELL_CODE = (*FEATURE_CODE, similarity, losses, model, coreset, "coreset_kernel", memory, scoring, detector, metrics)
+CELL_CODE = (
+    *FEATURE_CODE,
+    similarity,
+    losses,
+    "optimizer",
+    model,
+    coreset,
+    "coreset_kernel",
+    memory,
+    scoring,
+    detector,
+    metrics,
+)
 _FEATURE_FIELDS = (
     "resize",
     "image_size",

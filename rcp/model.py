@@ -1,6 +1,7 @@
 """The feature representation layer f, the projection g, their EMA copies, and the training loop (Sec. 3.2)."""
 
 import copy
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +11,10 @@ from torch import Tensor, nn
 
 from rcp.config import Config
 from rcp.losses import relaxed_contrastive
+from rcp.optimizer import AdamP
 from rcp.similarity import contextual, pairwise, soft_labels, squared_distances
+
+logger = logging.getLogger("rcp")
 
 
 class Representation(nn.Module):
@@ -79,6 +83,8 @@ def train(features: Tensor, config: Config, log: Callable[[str], None] = print) 
     The loss can rise while the EMA target moves: it is no sign of success or failure. ω^P near 0 or near 1 everywhere
     means that sigma does not fit the scale of z̄; its quantiles are in every row.
 
+    Mini-batches are gathered from ``features`` where it lies. A step never waits for the device; on a GPU it is one CUDA graph.
+
     Args:
         features: (n, h · w, D) float16 or float32, on the device to train on.
 
@@ -101,33 +107,67 @@ def train(features: Tensor, config: Config, log: Callable[[str], None] = print) 
     teacher = copy.deepcopy(student).requires_grad_(False)
     generator = torch.Generator().manual_seed(config.seed)
     steps = sum(1 for _ in mini_batches(n, patches, config, torch.Generator()))
+    parameters = list(student.parameters())
+    optimizer = AdamP(parameters, learning_rates(config, steps), config.weight_decay)
 
-    from adamp import AdamP
+    def step(index: Tensor) -> tuple[Tensor, Tensor]:
+        """One mini-batch, index (batch,) into flat -> the loss and ω^P; nothing in it waits for the device."""
+        p = flat.index_select(0, index).float()
+        omega, omega_p = similarity_targets(teacher(p), config)
+        loss = relaxed_contrastive(student(p), omega, config.margin, pairs=config.pairs, diagonal=config.diagonal)
+        optimizer.step(torch.autograd.grad(loss, parameters))
+        update_ema(teacher, student, config.gamma)
+        return loss.detach(), omega_p
 
-    optimizer = AdamP(student.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    length = config.epochs * (steps if config.cosine == "step" else 1)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: (1 + math.cos(math.pi * t / length)) / 2)
-
+    usual = min(config.batch_size, smallest)
+    replay = captured(step, usual, [*optimizer.state, *teacher.parameters()]) if features.is_cuda else step
     rows = []
     for epoch in range(1, config.epochs + 1):
         started = time.perf_counter()
         losses = torch.empty(steps, device=device)
-        for step, index in enumerate(mini_batches(n, patches, config, generator)):
-            p = flat[index.to(device)].float()
-            omega, omega_p = similarity_targets(teacher(p), config)
-            loss = relaxed_contrastive(student(p), omega, config.margin, pairs=config.pairs, diagonal=config.diagonal)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            update_ema(teacher, student, config.gamma)
-            losses[step] = loss.detach()
-            if config.cosine == "step":
-                scheduler.step()
-        if config.cosine == "epoch":
-            scheduler.step()
+        batches = list(mini_batches(n, patches, config, generator))
+        on_device = torch.cat(batches).to(device).split([len(batch) for batch in batches])
+        for i, index in enumerate(on_device):
+            losses[i], omega_p = (replay if len(index) == usual else step)(index)
         rows.append(_row(epoch, losses, omega_p, time.perf_counter() - started))
         log(_line(rows[-1], config.epochs))
     return student.f.requires_grad_(False), rows
+
+
+def learning_rates(config: Config, steps: int) -> Tensor:
+    """Cosine annealing from lr to 0: (epochs · steps,) float64, changing with every step or with every epoch."""
+    length = config.epochs * (steps if config.cosine == "step" else 1)
+    rates = config.lr * (1 + torch.cos(math.pi * torch.arange(length, dtype=torch.float64) / length)) / 2
+    return rates if config.cosine == "step" else rates.repeat_interleave(steps)
+
+
+def captured(step: Callable, size: int, state: list[Tensor]) -> Callable:
+    """``step``, which takes (size,) indices and changes ``state`` only, as one CUDA graph with the same results; its outputs are
+    overwritten by the next call. ``step`` itself, with a notice, where it cannot be captured.
+    """
+    index, before = torch.arange(size, device=state[0].device), [t.detach().clone() for t in state]
+    graph, outputs = torch.cuda.CUDAGraph(), None
+    try:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                step(index)
+        torch.cuda.current_stream().wait_stream(side)
+        with torch.cuda.graph(graph):
+            outputs = step(index)
+    except RuntimeError as error:
+        logger.warning("training: no CUDA graph (%s); every step is launched by itself", error)
+    with torch.no_grad():
+        for t, value in zip(state, before, strict=True):
+            t.copy_(value)
+
+    def replay(batch: Tensor):
+        index.copy_(batch)
+        graph.replay()
+        return outputs
+
+    return replay if outputs else step
 
 
 def _row(epoch: int, losses: Tensor, omega_p: Tensor, seconds: float) -> dict:

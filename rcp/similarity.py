@@ -8,13 +8,12 @@ def squared_distances(z: Tensor) -> Tensor:
     """z: (N, d) -> ‖z_i - z_j‖²: (N, N), exact zeros on the diagonal. Centring first keeps small distances accurate."""
     z = z - z.mean(0).detach()
     norms = z.square().sum(1)
-    d2 = (norms[:, None] + norms[None, :] - 2 * z @ z.T).clamp_min(0)
-    return d2 * (1 - torch.eye(len(z), dtype=z.dtype, device=z.device))
+    return (norms[:, None] + norms).addmm_(z, z.T, alpha=-2).clamp_min_(0).fill_diagonal_(0)
 
 
 def pairwise(d2: Tensor, sigma: float) -> Tensor:
     """Eq. 1: ω^P_ij = exp(-‖z̄_i - z̄_j‖² / σ). d2: (N, N) -> (N, N)."""
-    return torch.exp(-d2 / sigma)
+    return (d2 / -sigma).exp_()
 
 
 def nearest_neighbours(d2: Tensor, k: int, self_neighbour: bool = True) -> Tensor:
@@ -32,44 +31,62 @@ def membership(neighbours: Tensor, n: int) -> Tensor:
 
 
 def shared_neighbours(neighbours: Tensor, gate: bool = True) -> Tensor:
-    """Eq. 2: ω̃_ij = |N_k(i) ∩ N_k(j)| / |N_k(i)| if j ∈ N_k(i), else 0. neighbours: (N, k) -> (N, N) float32.
-
-    With the gate only the k entries of N_k(i) can differ from zero, so k³ comparisons a row replace N².
-    """
+    """Eq. 2: ω̃_ij = |N_k(i) ∩ N_k(j)| / |N_k(i)| if j ∈ N_k(i), else 0. neighbours: (N, k) -> (N, N) float32."""
     n, k = neighbours.shape
     if not gate:
         member = membership(neighbours, n).float()
         return member @ member.T / k
+    return torch.zeros(n, n, device=neighbours.device).scatter_(1, neighbours, gated(neighbours))
+
+
+def gated(neighbours: Tensor) -> Tensor:
+    """Eq. 2's entries that can differ from 0: ω̃_ij for j = neighbours[i]. (N, k) -> (N, k); k³ comparisons a row, not N²."""
     theirs = neighbours[neighbours]  # (N, k, k): the neighbours of each neighbour
-    common = (theirs.unsqueeze(-1) == neighbours[:, None, None, :]).sum((2, 3))  # (N, k)
-    out = torch.zeros(n, n, device=neighbours.device)
-    return out.scatter_(1, neighbours, common.float() / k)
+    common = (theirs.unsqueeze(-1) == neighbours[:, None, None, :]).sum((2, 3))
+    return common.float() / neighbours.shape[1]
+
+
+def trusted(half: Tensor, expansion: str = "reciprocal", empty: str = "self") -> tuple[Tensor, Tensor]:
+    """Eq. 3: R_{k/2}(i) and the share of each member in Eq. 4's mean, 0 for one that is none. half: (N, k/2) = N_{k/2} -> two (N, m).
+
+    R_{k/2}(i) keeps those j of N_{k/2}(i) that have i in N_{k/2}(j) ("plain" keeps all). Where it is empty, which
+    takes ``self_neighbour=False``, ``empty="self"`` takes i alone (ω̂_ij = ω̃_ij), "zero" takes none.
+    """
+    own = torch.arange(len(half), device=half.device)[:, None]
+    keep = (half[half] == own[:, :, None]).any(2) if expansion == "reciprocal" else torch.ones_like(half, dtype=bool)
+    if empty == "self":
+        half, keep = torch.cat([half, own], 1), torch.cat([keep, ~keep.any(1, keepdim=True)], 1)
+    return half, keep / keep.sum(1, keepdim=True).clamp_min(1)
 
 
 def expand_query(shared: Tensor, half: Tensor, expansion: str = "reciprocal", empty: str = "self") -> Tensor:
-    """Eq. 3 and 4: ω̂_ij = mean of ω̃_lj over l ∈ R_{k/2}(i). shared: (N, N), half: (N, k/2) = N_{k/2} -> (N, N).
-
-    R_{k/2}(i) keeps those j of N_{k/2}(i) that have i in N_{k/2}(j) ("plain" keeps all). Where it is empty, which
-    takes ``self_neighbour=False``, ``empty="self"`` takes i alone (ω̂_ij = ω̃_ij), "zero" takes 0.
-    """
-    n = len(shared)
-    keep = torch.ones_like(half, dtype=torch.bool)
-    if expansion == "reciprocal":
-        keep = (half[half] == torch.arange(n, device=half.device)[:, None, None]).any(2)  # (N, k/2)
-    count = keep.sum(1, keepdim=True)
-    out = torch.where(count == 0, shared, 0) if empty == "self" else torch.zeros_like(shared)
-    for column in range(half.shape[1]):
-        out += shared[half[:, column]] * (keep[:, column, None] / count.clamp_min(1))
-    return out
+    """Eq. 4: ω̂_ij = mean of ω̃_lj over l ∈ R_{k/2}(i). shared: (N, N), half: (N, k/2) = N_{k/2} -> (N, N)."""
+    members, shares = trusted(half, expansion, empty)
+    return sum(shared[l] * share[:, None] for l, share in zip(members.T, shares.T, strict=True))  # noqa: E741
 
 
 def contextual(
     d2: Tensor, k: int, k_half: int, *, gate=True, self_neighbour=True, expansion="reciprocal", empty="self"
 ) -> Tensor:
-    """Eq. 2 to 5: ω^C_ij = ½ (ω̂_ij + ω̂_ji). d2: (N, N) teacher distances -> (N, N) float32 in [0, 1], symmetric."""
+    """Eq. 2 to 5: ω^C_ij = ½ (ω̂_ij + ω̂_ji). d2: (N, N) teacher distances -> (N, N) float32 in [0, 1], symmetric.
+
+    With the gate a row of ω̂ has at most k entries for each member of R_{k/2}(i), and only these are touched.
+    """
     neighbours = nearest_neighbours(d2, k, self_neighbour)
-    expanded = expand_query(shared_neighbours(neighbours, gate), neighbours[:, :k_half], expansion, empty)
-    return (expanded + expanded.T) / 2
+    half = neighbours[:, :k_half]
+    if not gate:
+        expanded = expand_query(shared_neighbours(neighbours, gate), half, expansion, empty)
+        return (expanded + expanded.T) / 2
+    members, shares = trusted(half, expansion, empty)
+    columns, values = neighbours[members], gated(neighbours)[members] * shares[:, :, None]  # (N, m, k)
+    expanded = torch.zeros_like(d2, dtype=torch.float32)
+    for member in range(members.shape[1]):  # one at a time: no column twice, so the sum has one order on a GPU too
+        expanded.scatter_add_(1, columns[:, member], values[:, member])
+    columns = columns.flatten(1)
+    symmetric = (expanded.gather(1, columns) + expanded.T.gather(1, columns)) / 2
+    expanded.scatter_(1, columns, symmetric)
+    expanded.T.scatter_(1, columns, symmetric)
+    return expanded
 
 
 def soft_labels(omega_p: Tensor, omega_c: Tensor, alpha: float) -> Tensor:

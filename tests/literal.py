@@ -121,3 +121,43 @@ def aggregate(maps, p, level_dim, dim):
         vectors = unfolded.permute(0, 2, 3, 1).reshape(-1, 1, c * p * p)
         levels.append(F.adaptive_avg_pool1d(vectors, level_dim).squeeze(1))
     return F.adaptive_avg_pool1d(torch.cat(levels, 1).unsqueeze(1), dim).squeeze(1).reshape(n, -1, dim)
+
+
+def dense_targets(z_bar, k, k_half, sigma, alpha):
+    """Eq. 1 to 6 as matrices over all pairs, in torch: the default variant."""
+    d = torch.cdist(z_bar, z_bar).fill_diagonal_(0)
+    ordered = d.sort(1).values
+    near, half = (d <= ordered[:, [j - 1]] for j in (k, k_half))
+    shared = torch.where(near, near.float() @ near.float().T / near.sum(1, keepdim=True), 0.0)
+    reciprocal = (half & half.T).float()
+    expanded = reciprocal @ shared / reciprocal.sum(1, keepdim=True).clamp_min(1)
+    return alpha * torch.exp(-d.square() / sigma) + (1 - alpha) * (expanded + expanded.T) / 2
+
+
+def relaxed_contrastive_dense(z, omega, m):
+    """Eq. 7 as matrices over all pairs, in torch, for autograd."""
+    d = torch.cdist(z, z)
+    delta = d / d.mean(1, keepdim=True)
+    return (omega * delta**2 + (1 - omega) * torch.clamp(m - delta, min=0) ** 2).sum() / len(z)
+
+
+def autograd_training(patches, batches, f, g, k, k_half, sigma, alpha, margin, gamma, rates, weight_decay):
+    """Sec. 3.2 step by step: z = g(f(p)), Eq. 7 through autograd, the package's AdamP, Eq. 8. Yields the loss of each batch."""
+    from adamp import AdamP
+
+    student = [torch.nn.Parameter(f.clone()), torch.nn.Parameter(g.clone())]
+    teacher = [f.clone(), g.clone()]
+    optimizer = AdamP(student, lr=rates[0], weight_decay=weight_decay)
+    for batch, rate in zip(batches, rates, strict=True):
+        p = patches[batch].float()
+        omega = dense_targets(p @ teacher[0].T @ teacher[1].T, k, k_half, sigma, alpha)
+        z = p @ student[0].T @ student[1].T
+        loss = relaxed_contrastive_dense(z, omega, margin)
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            for slow, quick in zip(teacher, student, strict=True):
+                slow.mul_(gamma).add_(quick, alpha=1 - gamma)
+        yield loss.detach()

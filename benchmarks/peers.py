@@ -1,0 +1,79 @@
+"""anomalib as a peer: its k-center coreset on given features, and its PatchCore from pictures to metrics."""
+
+import logging
+import tempfile
+import warnings
+
+import torch
+import torchvision
+from alone import seconds
+from safetensors.torch import load_file
+from torch import Tensor
+
+
+def k_center(features: Tensor, count: int, picks: int) -> tuple[float, float]:
+    """anomalib's KCenterGreedy on (N, D) float32 -> (seconds for ``picks`` picks, seconds for ``count`` at the same price each).
+
+    It first projects to 4 ln N / 0.16 dimensions (once, measured apart), then compares every patch with every pick.
+    """
+    from anomalib.models.components.sampling import KCenterGreedy
+
+    torch.manual_seed(0)
+    sampler = KCenterGreedy(features, count / len(features))
+    sampler.coreset_size = 1
+    projection, _ = seconds(sampler.select_coreset_idxs)
+    sampler.coreset_size = picks
+    all_, _ = seconds(sampler.select_coreset_idxs)
+    return all_, projection + (all_ - projection) * (count - 1) / (picks - 1)
+
+
+def patchcore(
+    data: str, category: str, backbone: str, weights: str, ratio: float, size: tuple[int, int], as_shipped: bool
+) -> tuple[dict[str, float], dict[str, float]]:
+    """anomalib's Patchcore (layers 2 and 3) on a folder of MVTec AD's layout, on the processor -> (seconds by stage, metrics).
+
+    Its backbone is torchvision's, with the weights of a .safetensors file; nothing is fetched. size: (resize, crop).
+
+    Args:
+        as_shipped: validates on the test pictures during fit, normalises scores and computes F1, as it does unless told not to.
+            Else it does none of that: image and pixel AUROC alone. Neither logs, saves or draws.
+    """
+    from anomalib.data import MVTecAD
+    from anomalib.engine import Engine
+    from anomalib.metrics import AUROC, Evaluator
+    from anomalib.models import Patchcore
+
+    logging.disable(logging.WARNING)
+    warnings.filterwarnings("ignore")
+    areas = [
+        AUROC(fields=["pred_score", "gt_label"], prefix="image_"),
+        AUROC(fields=["anomaly_map", "gt_mask"], prefix="pixel_"),
+    ]
+
+    def fit():
+        cnn = torchvision.models.get_model(backbone, weights=None)
+        cnn.load_state_dict(load_file(weights), strict=False)  # layer4 may be missing: nothing here runs it
+        model = Patchcore(
+            backbone=cnn,
+            layers=["layer2", "layer3"],
+            coreset_sampling_ratio=ratio,
+            pre_processor=Patchcore.configure_pre_processor((size[0], size[0]), (size[1], size[1])),
+            post_processor=as_shipped,
+            visualizer=False,
+            evaluator=as_shipped or Evaluator(test_metrics=areas),
+        )
+        pictures = MVTecAD(data, category, train_batch_size=16, eval_batch_size=16, num_workers=0)
+        engine.fit(model, datamodule=pictures)
+        return model, pictures
+
+    with tempfile.TemporaryDirectory() as folder:
+        engine = Engine(
+            accelerator="cpu",
+            devices=1,
+            barebones=True,
+            limit_val_batches=1.0 if as_shipped else 0,
+            default_root_dir=folder,
+        )
+        fitting, (model, pictures) = seconds(fit)
+        testing, found = seconds(lambda: engine.test(model, datamodule=pictures, verbose=False))
+    return {"fit": fitting, "test": testing}, {name: float(value) for name, value in found[0].items()}

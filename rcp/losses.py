@@ -41,7 +41,8 @@ class _Sum(torch.autograd.Function):
     """Eq. 7's double sum, its gradient in closed form: two products with z in all, where autograd needs three and keeps every matrix.
 
     With ℓ_ij the term of a pair, g_ij = ∂ℓ_ij/∂δ_ij, d_ij = ‖z_i - z_j‖ and μ_i the mean of row i, so that δ_ij = d_ij / μ_i:
-    ∂L/∂d_ij = (g_ij - mean_n g_in δ_in) / μ_i, and ∂L/∂z_i = Σ_j (K_ij + K_ji) (z_i - z_j) with K_ij = ∂L/∂d_ij / d_ij, or 0 where d_ij = 0.
+    ∂L/∂d_ij = (g_ij - mean_n g_in δ_in) / μ_i, and ∂L/∂z_i = Σ_j (K_ij + K_ji) (z_i - z_j)
+    with K_ij = ∂L/∂d_ij / d_ij, or 0 where d_ij = 0.
     """
 
     @staticmethod

@@ -58,7 +58,7 @@ class AdamP:
         """
         sums = torch.cat([(p * torch.stack([p, update, gradient])).sum(2), gradient.square().sum(1)[None]])
         sums = torch.cat([sums, sums.sum(1, keepdim=True)], 1)  # the last column is p as a whole
-        p_p, p_update, p_gradient, _ = sums
+        _, p_update, p_gradient, _ = sums
         p_norm, _, _, gradient_norm = sums.sqrt()  # the other two mean nothing
         cosine = p_gradient.abs() / (p_norm.clamp_min(self.eps) * gradient_norm.clamp_min(self.eps))
         rows = cosine[:-1].max() < self.delta / p.shape[1] ** 0.5

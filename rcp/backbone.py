@@ -58,7 +58,8 @@ class Backbone(nn.Module):
 def normalize(pictures: Tensor) -> Tensor:
     """pictures: (n, S, S, 3) uint8 -> (n, 3, S, S) float32 with ImageNet's mean and deviation."""
     mean, std = (torch.tensor(v, device=pictures.device) for v in (IMAGENET_MEAN, IMAGENET_STD))
-    return ((pictures.float() / 255 - mean) / std).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+    images = (pictures.float() / 255).sub_(mean).div_(std)
+    return images.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
 
 def weights_identity(name: str, weights: str) -> str:

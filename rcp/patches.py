@@ -44,19 +44,27 @@ class PatchAggregator(nn.Module):
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         n, grid = maps[0].shape[0], maps[0].shape[-2:]
-        out = maps[0].new_zeros(n, self.dim, *grid)
+        out, filled = maps[0].new_empty(n, *grid, self.dim), 0
         for level, (m, rows, groups) in enumerate(zip(maps, self.rows, self.groups, strict=True)):
             kernel = getattr(self, f"kernel{level}").to(m.dtype)
             part = F.conv2d(m, kernel, padding=self.patch_size // 2, groups=groups)
             if part.shape[-2:] != grid:
                 part = F.interpolate(part, size=grid, mode="bilinear", align_corners=False)
-            out[:, rows] += part
-        return out.flatten(2).transpose(1, 2)  # (n, dim, S, S) -> (n, S · S, dim)
+            part = part.permute(0, 2, 3, 1)
+            shared = max(filled - rows.start, 0)  # outputs that the level before feeds too
+            out[..., rows.start : rows.start + shared] += part[..., :shared]
+            out[..., rows.start + shared : rows.stop] = part[..., shared:]
+            filled = rows.stop
+        return out.flatten(1, 2)  # (n, S, S, dim) -> (n, S · S, dim)
 
 
 def pool(p: Tensor, dim: int) -> Tensor:
     """p: (n, D) -> (n, dim), adaptive average pooling of each vector: how PatchCore reaches a smaller dimension."""
-    return p if p.shape[-1] == dim else F.adaptive_avg_pool1d(p.unsqueeze(1), dim).squeeze(1)
+    if p.shape[-1] == dim:
+        return p
+    if p.shape[-1] == 2 * dim:  # the same numbers, eight times as fast
+        return (p[:, ::2] + p[:, 1::2]) / 2
+    return F.adaptive_avg_pool1d(p.unsqueeze(1), dim).squeeze(1)
 
 
 def _pooling_matrix(length: int, dim: int) -> Tensor:
@@ -103,14 +111,13 @@ class PatchExtractor:
         self.aggregate = PatchAggregator(
             self.backbone.channels, config.patch_size, config.patch_dim, config.extracted_dim
         ).to(device)
+        with torch.inference_mode():
+            first = self.backbone(torch.zeros(1, 3, config.image_size, config.image_size, device=device))[0]
+        self._shape = (*first.shape[-2:], config.extracted_dim)
 
     def shape(self) -> tuple[int, int, int]:
         """(h, w, D) of one picture's features."""
-        with torch.inference_mode():
-            first = self.backbone(
-                torch.zeros(1, 3, self.config.image_size, self.config.image_size, device=self.device)
-            )[0]
-        return (*first.shape[-2:], self.config.extracted_dim)
+        return self._shape
 
     @torch.inference_mode()
     def __call__(
@@ -129,13 +136,13 @@ class PatchExtractor:
             images = normalize(torch.from_numpy(np.ascontiguousarray(pictures[start:stop])).to(self.device))
             with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # the same features as on a processor
                 p = self.aggregate(self.backbone(images))
-            p = p.to(getattr(torch, self.config.feature_dtype))
-            finite = p.isfinite().flatten(1).all(1)
-            if not finite.all():
+            dtype = getattr(torch, self.config.feature_dtype)
+            if not torch.stack(torch.aminmax(p)).to(dtype).isfinite().all():  # NaN passes through both
+                finite = p.to(dtype).isfinite().flatten(1).all(1)
                 bad = start + int((~finite).nonzero()[0])
                 raise FloatingPointError(
                     f"features of {names[bad] if names else f'picture {bad}'} hold NaN or infinity; likely cause: damaged weights "
                     f"({self.config.weights}), or values beyond float16 (then set feature_dtype='float32')"
                 )
-            out[start:stop] = p.cpu().numpy()
+            torch.from_numpy(np.asarray(out[start:stop])).copy_(p)
         return out

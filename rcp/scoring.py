@@ -1,8 +1,10 @@
 """Anomaly scores: Eq. 9 and 10, image scores and score maps (Sec. 3.3)."""
 
+from functools import lru_cache
+
 import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from rcp.memory import MemoryBank
@@ -36,9 +38,17 @@ def image_scores(scores: Tensor) -> Tensor:
 
 
 def score_maps(scores: Tensor, size: int, blur: float) -> np.ndarray:
-    """scores: (n, h, w) -> (n, size, size) float32: bilinear to the crop's size, then a Gaussian of σ ``blur`` pixels."""
-    maps = torch.nn.functional.interpolate(scores[:, None], size=(size, size), mode="bilinear", align_corners=False)[
-        :, 0
-    ]
-    maps = maps.cpu().numpy()
-    return gaussian_filter(maps, sigma=(0, blur, blur)) if blur else maps
+    """scores: (n, h, w) -> (n, size, size) float32: bilinear to the crop's size, then a Gaussian of σ ``blur`` pixels.
+
+    Both are linear and act on each axis by itself, so a map is A_h s A_wᵀ.
+    """
+    rows, columns = (_axis_operator(side, size, blur).to(scores) for side in scores.shape[1:])
+    return (rows @ scores @ columns.T).cpu().numpy()
+
+
+@lru_cache
+def _axis_operator(side: int, size: int, blur: float) -> Tensor:
+    """(size, side) float64: bilinear interpolation of one axis, then scipy's Gaussian (4 σ to each side, mirrored at the border)."""
+    units = torch.eye(side, dtype=torch.float64)[None]
+    linear = torch.nn.functional.interpolate(units, size=size, mode="linear", align_corners=False)[0].T.numpy()
+    return torch.from_numpy(gaussian_filter1d(linear, blur, axis=0) if blur else linear)

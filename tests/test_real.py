@@ -30,7 +30,9 @@ def test_patchcore_on_bottle(shared_data, shared_weights):
 def test_patchcore_on_transistor(shared_data, shared_weights):
     _, m = measured(PatchCore, shared_data, shared_weights, "transistor")
     assert m["image_auroc"] >= 0.970 and m["pixel_auroc"] >= 0.915
-    assert m["image_auroc"] == pytest.approx(0.9954, abs=0.008) and m["pixel_auroc"] == pytest.approx(0.9162, abs=0.003)
+    # The eighth digit of a distance decides which picks follow: three deviations of ten random starts
+    # (benchmarks/results/feature_precision_transistor.md) are as near as a run can be held to
+    assert m["image_auroc"] == pytest.approx(0.992, abs=0.010) and m["pixel_auroc"] == pytest.approx(0.9285, abs=0.021)
 
 
 def test_a_short_reconpatch_run_on_bottle(shared_data, shared_weights):

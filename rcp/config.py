@@ -61,9 +61,10 @@ class Config:
         backbone: a torchvision or timm CNN by name; wide_resnet50_2 [P].
         weights: a tag (IMAGENET1K_V1 [I]), a file (.safetensors, .pth), or "random:SEED".
         layers: hierarchy levels, 1 is stride 4; (2, 3) [P].
+        backbone_dtype: arithmetic of the CNN; "bfloat16" is faster where the machine has it, and moves the features by 1e-2 [?].
         patch_size: side of the neighbourhood that is aggregated, odd; 3 or 5 [P].
         patch_dim: size of p: every level is pooled to it, then their concatenation is; 1024 [I].
-        feature_dtype: how p is held and stored, "float16" or "float32"; arithmetic is float32 [?].
+        feature_dtype: how p is held and stored, "float16" or "float32"; what comes after is float32 [?].
 
     Representation f, projection g and their training (Sec. 3.2)
         represent: True is ReConPatch; False is PatchCore, which scores p itself.
@@ -119,6 +120,7 @@ class Config:
     backbone: str = "wide_resnet50_2"
     weights: str = "IMAGENET1K_V1"
     layers: tuple[int, ...] = (2, 3)
+    backbone_dtype: Literal["float32", "bfloat16"] = "float32"
     patch_size: int = 3
     patch_dim: int = 1024
     feature_dtype: Literal["float16", "float32"] = "float16"

@@ -9,15 +9,15 @@ The plain algorithm compares every patch with every pick. The processor's path s
 """
 
 import logging
-from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rcp.leading import LeadingDirections, compiled
+
 logger = logging.getLogger("rcp")
 
-_LEADING = 32  # numbers of a patch that a distance is bounded by
 _CHUNK = 8192  # rows at a time where a whole copy would double the memory
 
 
@@ -71,8 +71,8 @@ def greedy_k_center(
     else:
         first = torch.randint(allowed, (), generator=generator).to(x.device)
         first = first if among is None else among.nonzero()[first, 0]
-    if not x.is_cuda and (kernel := _kernel()):
-        return kernel(x, count, int(first), among)
+    if not x.is_cuda and compiled():
+        return _lazy_greedy(x, count, int(first), among)
     return plain_greedy(x, count, first, among)
 
 
@@ -125,47 +125,17 @@ def _captured(step, state: tuple[Tensor, ...]):
     return replay
 
 
-def leading_directions(x: Tensor, among: Tensor | None = None) -> tuple[Tensor, float]:
-    """x: (N, D) -> y: (N, 32) float32 and the error e of its distances: ‖y_i - y_j‖ - e <= ‖x_i - x_j‖ up to 1e-5 of it.
-
-    Columns: the length of what the leading directions leave over, then the coordinates in them (of a sample's covariance).
-    """
+def _lazy_greedy(x: Tensor, count: int, first: int, among: Tensor | None) -> Tensor:
+    """:func:`plain_greedy`'s picks by :func:`rcp.kernels.lazy_greedy`."""
     rows = torch.arange(len(x)) if among is None else among.nonzero()[:, 0]
-    sample = x[rows[:: max(1, len(rows) // 4096)]].double()
-    mean = sample.mean(0)
-    sample -= mean
-    eigenvectors = torch.linalg.eigh(sample.T @ sample).eigenvectors
-    basis = eigenvectors.flip(1)[:, : _LEADING - 1].float().contiguous()
-    y = torch.zeros(len(x), _LEADING)
-    longest = 0.0
-    for rows in torch.arange(len(x)).split(_CHUNK):
-        rows = slice(int(rows[0]), int(rows[-1]) + 1)
-        part = x[rows] - mean.float()
-        longest = max(longest, part.square().sum(1).max().item() ** 0.5)
-        y[rows, 1 : 1 + basis.shape[1]] = leading = part @ basis
-        y[rows, 0] = part.addmm_(leading, basis.T, alpha=-1).norm(dim=1)
-    # the worst case of a D-term float32 sum in each of 32 coordinates, of both patches
-    return y, 2 * _LEADING**0.5 * x.shape[1] * 2**-24 * longest
-
-
-@cache
-def _kernel():
-    """The compiled search over (x, count, first, among), or None, with a notice, where numba cannot be imported."""
-    try:
-        from rcp import coreset_kernel
-    except ImportError as error:
-        logger.warning("coreset: no numba (%s); every patch is compared with every pick", error)
-        return None
-
-    def search(x: Tensor, count: int, first: int, among: Tensor | None) -> Tensor:
-        y, error = leading_directions(x, among)
-        near = np.full(len(x), np.inf, np.float32)
-        if among is not None:
-            near[~among.numpy()] = -1
-        threads = coreset_kernel.threads()
-        picks = coreset_kernel.lazy_greedy(
-            x.contiguous().numpy(), y.numpy(), near, count, first, np.float32(error), threads
-        )
-        return torch.from_numpy(picks)
-
-    return search
+    leading = LeadingDirections(x[rows[:: max(1, len(rows) // 4096)]])
+    y = leading(x)
+    error = 2 * leading.error * y.norm(dim=1).max().item()
+    near = np.full(len(x), np.inf, np.float32)
+    if among is not None:
+        near[~among.numpy()] = -1
+    kernels = compiled()
+    picks = kernels.lazy_greedy(
+        x.contiguous().numpy(), y.numpy(), near, count, first, np.float32(error), kernels.threads()
+    )
+    return torch.from_numpy(picks)

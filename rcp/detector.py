@@ -180,7 +180,13 @@ class ReConPatch:
             with self.timings_("features"):
                 features = _as_tensor(features_of(part))
             with self.timings_("scoring"):
-                s = self._score(self.represent_patches(features.flatten(0, 1)), self.bank_).reshape(len(features), -1)
+                # on a processor each picture by itself: its scores do not depend on its neighbours in the batch, to the last bit
+                parts = features.flatten(0, 1).split(
+                    features.shape[1] if self.device.type == "cpu" else features[..., 0].numel()
+                )
+                s = torch.cat([self._score(self.represent_patches(p), self.bank_) for p in parts]).reshape(
+                    len(features), -1
+                )
                 scores[part] = image_scores(s).cpu().numpy()
                 if maps:
                     side = int(s.shape[1] ** 0.5)

@@ -20,7 +20,21 @@ import numpy as np
 import pandas as pd
 import torch
 
-from rcp import backbone, config, coreset, detector, losses, memory, metrics, model, patches, paths, scoring, similarity
+from rcp import (
+    backbone,
+    config,
+    coreset,
+    detector,
+    leading,
+    losses,
+    memory,
+    metrics,
+    model,
+    patches,
+    paths,
+    scoring,
+    similarity,
+)
 from rcp.config import Config
 from rcp.data import Dataset, Split, layouts, load_dataset, load_images, pictures
 from rcp.detector import ReConPatch
@@ -36,7 +50,8 @@ CELL_CODE = (
     "optimizer",
     model,
     coreset,
-    "coreset_kernel",
+    "kernels",
+    leading,
     memory,
     scoring,
     detector,
@@ -48,6 +63,7 @@ _FEATURE_FIELDS = (
     "aspect",
     "backbone",
     "layers",
+    "backbone_dtype",
     "patch_size",
     "patch_dim",
     "feature_dtype",

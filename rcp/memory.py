@@ -2,8 +2,11 @@
 
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from rcp.leading import LeadingDirections, compiled
 
 
 @lru_cache
@@ -51,9 +54,14 @@ class MemoryBank:
     """
 
     def __init__(self, entries: Tensor, b: int, self_in_neighbours: bool = True):
-        self.entries = entries
+        self.entries = entries.contiguous()
         self.self_in_neighbours = self_in_neighbours
         self.neighbourhood = self._neighbourhood(b)
+        self._leading = None
+        if entries.device.type == "cpu" and compiled():
+            self._leading = LeadingDirections(self.entries[:: max(1, len(entries) // 4096)])
+            y = self._leading(self.entries)
+            self._columns, self._longest = y.T.contiguous().numpy(), np.float32(y.norm(dim=1).max())
 
     def _neighbourhood(self, b: int) -> Tensor:
         """(M, b') int64: N_b(r) of each entry r; r stands first, also where duplicates are as near, or is left out."""
@@ -66,8 +74,23 @@ class MemoryBank:
         return others[:, :b]
 
     def nearest(self, queries: Tensor) -> Tensor:
-        """Eq. 9: index of r* in M. queries: (n, D) -> (n,) int64."""
-        return search(queries, self.entries, 1)[:, 0]
+        """Eq. 9: index of r* in M. queries: (n, D) float32 -> (n,) int64."""
+        if not self._leading:
+            return search(queries, self.entries)[:, 0]
+        x, y, bank = queries.contiguous().numpy(), self._leading(queries).numpy(), self.entries.numpy()
+        kernels, error = compiled(), np.float32(self._leading.error)
+        return torch.from_numpy(kernels.nearest(x, y, bank, self._columns, self._longest, error, kernels.threads()))
+
+    def distances(self, queries: Tensor, index: Tensor) -> Tensor:
+        """D(f(p), M[index]) squared. queries: (n, D), index: (n, j) -> (n, j); by differences, so that it is 0 for an entry itself."""
+        if self._leading:
+            kernels = compiled()
+            x, bank = queries.contiguous().numpy(), self.entries.numpy()
+            return torch.from_numpy(kernels.squared_distances(x, bank, index.numpy(), kernels.threads()))
+        d2 = torch.empty(index.shape, dtype=queries.dtype, device=queries.device)
+        for column in range(index.shape[1]):  # one (n, D) difference at a time keeps memory at one copy of the queries
+            d2[:, column] = (queries - self.entries[index[:, column]]).square().sum(1)
+        return d2
 
 
 def _first_others(different: Tensor, count: int) -> Tensor:

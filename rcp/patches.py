@@ -99,21 +99,25 @@ class PatchExtractor:
     """Pictures -> patch features p, as they are held and stored.
 
     Args:
-        config: backbone, weights, layers, patch_size, extracted_dim and feature_dtype are used.
+        config: backbone, weights, backbone_dtype, layers, patch_size, extracted_dim and feature_dtype are used.
         device: where the CNN runs.
     """
 
     def __init__(self, config: Config, device: torch.device):
         self.config, self.device = config, device
+        self.backbone_dtype = getattr(torch, config.backbone_dtype)
         self.backbone = Backbone(config.backbone, config.weights, config.layers).to(
-            device, memory_format=torch.channels_last
+            device, self.backbone_dtype, memory_format=torch.channels_last
         )
         self.aggregate = PatchAggregator(
             self.backbone.channels, config.patch_size, config.patch_dim, config.extracted_dim
         ).to(device)
         with torch.inference_mode():
-            first = self.backbone(torch.zeros(1, 3, config.image_size, config.image_size, device=device))[0]
+            first = self._maps(torch.zeros(1, 3, config.image_size, config.image_size, device=device))[0]
         self._shape = (*first.shape[-2:], config.extracted_dim)
+
+    def _maps(self, images: Tensor) -> list[Tensor]:
+        return [m.float() for m in self.backbone(images.to(self.backbone_dtype))]
 
     def shape(self) -> tuple[int, int, int]:
         """(h, w, D) of one picture's features."""
@@ -121,13 +125,24 @@ class PatchExtractor:
 
     @torch.inference_mode()
     def __call__(
-        self, pictures: np.ndarray, out: np.ndarray | None = None, batch: int = 16, names: Sequence | None = None
+        self,
+        pictures: np.ndarray,
+        out: np.ndarray | None = None,
+        batch: int | None = None,
+        names: Sequence | None = None,
     ) -> np.ndarray:
         """pictures: (n, S, S, 3) uint8 -> p: (n, h · w, D) in ``feature_dtype``, written into ``out`` (a memory map) if given.
+
+        Args:
+            batch: pictures at a time; None suits the device.
+            names: of the pictures, for messages.
 
         Raises:
             FloatingPointError: a feature is NaN or infinite; names the picture and the likely cause.
         """
+        batch = batch or (
+            4 if self.device.type == "cpu" else 32
+        )  # a processor's cache holds the maps of a few; same features
         h, w, dim = self.shape()
         if out is None:
             out = np.empty((len(pictures), h * w, dim), self.config.feature_dtype)
@@ -135,7 +150,7 @@ class PatchExtractor:
             stop = min(start + batch, len(pictures))
             images = normalize(torch.from_numpy(np.ascontiguousarray(pictures[start:stop])).to(self.device))
             with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # the same features as on a processor
-                p = self.aggregate(self.backbone(images))
+                p = self.aggregate(self._maps(images))
             dtype = getattr(torch, self.config.feature_dtype)
             if not torch.stack(torch.aminmax(p)).to(dtype).isfinite().all():  # NaN passes through both
                 finite = p.to(dtype).isfinite().flatten(1).all(1)

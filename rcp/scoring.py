@@ -10,14 +10,6 @@ from torch import Tensor
 from rcp.memory import MemoryBank
 
 
-def distances(queries: Tensor, bank: MemoryBank, index: Tensor, squared: bool = False) -> Tensor:
-    """D(f(p), M[index]). queries: (n, D), index: (n, j) -> (n, j); by differences, so that D of an entry itself is 0."""
-    d = torch.empty(index.shape, dtype=queries.dtype, device=queries.device)
-    for column in range(index.shape[1]):  # one (n, D) difference at a time keeps memory at one copy of the queries
-        d[:, column] = (queries - bank.entries[index[:, column]]).square().sum(1)
-    return d if squared else d.sqrt()
-
-
 def patch_scores(queries: Tensor, bank: MemoryBank, *, squared=False, weighting="patches") -> Tensor:
     """Eq. 9 and 10: s = (1 - e^{D(f(p), r*)} / Σ_{r' ∈ N_b(r*)} e^{D(f(p), r')}) · D(f(p), r*), for every patch.
 
@@ -25,10 +17,11 @@ def patch_scores(queries: Tensor, bank: MemoryBank, *, squared=False, weighting=
     also serves where M holds a single entry, for which Eq. 10 would be 0.
     """
     nearest = bank.nearest(queries)
-    d = distances(queries, bank, nearest[:, None], squared)[:, 0]
+    power = 1 if squared else 0.5  # of the squared distance
+    d = bank.distances(queries, nearest[:, None])[:, 0] ** power
     if weighting == "none" or bank.neighbourhood.shape[1] < 1 + bank.self_in_neighbours:
         return d
-    around = distances(queries, bank, bank.neighbourhood[nearest], squared)  # (n, b)
+    around = bank.distances(queries, bank.neighbourhood[nearest]) ** power  # (n, b)
     return (1 - torch.exp(d - around.logsumexp(1))) * d
 
 

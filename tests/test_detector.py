@@ -123,6 +123,29 @@ def test_a_half_precision_bank_of_features_changes_scores_little(data):
     np.testing.assert_allclose(half, single, rtol=0.02)
 
 
+def test_a_picture_scores_the_same_alone_and_in_any_batch(data, fitted):
+    """From its features on to the last bit, on a processor; the CNN's own sums may be ordered by the size of its batch."""
+    features = fitted.extractor(_decoded(fitted, data.test))
+    together = fitted.predict_features(features)
+    whole = fitted.predict(data.test)
+    for i in (0, 7, len(features) - 1):
+        alone = fitted.predict_features(features[i : i + 1])
+        assert alone.scores[0] == together.scores[i]
+        np.testing.assert_array_equal(alone.maps[0], together.maps[i])
+        assert fitted.predict([data.test[i]]).scores[0] == pytest.approx(whole.scores[i], rel=1e-3)
+
+
+def test_bfloat16_backbone_is_an_option(data):
+    half, single = (
+        PatchCore(**SMALL, backbone_dtype=dtype).fit(data.train[:4], log=len).predict(data.test[:6]).scores
+        for dtype in ("bfloat16", "float32")
+    )
+    assert (half != single).any()
+    np.testing.assert_allclose(half, single, rtol=0.1)
+    with pytest.raises(ValueError, match="backbone_dtype: expected one of 'float32', 'bfloat16'"):
+        PatchCore(**SMALL, backbone_dtype="float16")
+
+
 def test_a_plain_list_of_paths_of_many_kinds_will_do(tmp_path, data):
     for i, (mode, suffix) in enumerate([("L", "png"), ("RGB", "jpg"), ("RGB", "bmp"), ("RGBA", "webp")]):
         Image.open(data.train[i]).convert(mode).save(tmp_path / f"{i}.{suffix}")

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
-from rcp import coreset, coreset_kernel, memory
-from rcp.coreset import coreset_size, greedy_k_center, leading_directions, plain_greedy
+from rcp import coreset, kernels, memory
+from rcp.coreset import coreset_size, greedy_k_center, plain_greedy
+from rcp.leading import LeadingDirections, compiled
 from rcp.memory import MemoryBank, search
 from rcp.scoring import image_scores, patch_scores, score_maps
 
@@ -48,15 +49,13 @@ def test_coreset_of_duplicates_picks_each_index_once():
     assert {int(i) // 5 for i in greedy_k_center(two, 2)} == {0, 1}
 
 
-@pytest.mark.parametrize(
-    "kind",
-    ["random", "clusters", "duplicates", "constant", "grid", "huge norm", "far offset", "one outlier", "small D"],
-)
-@pytest.mark.parametrize("threads", [1, 2])
-def test_pruned_coreset_picks_what_the_plain_loop_picks(kind, threads):
-    """Ties included: on whole numbers every distance is exact, so that equals are equal in both."""
+KINDS = ["random", "clusters", "duplicates", "constant", "grid", "huge norm", "far offset", "one outlier", "small D"]
+
+
+def patches(kind, n=1500):
+    """float32 (n, D): on whole numbers every distance is exact, so that equals are equal in any order of summing."""
     rng = np.random.default_rng(len(kind))
-    n, dim = 1500, 5 if kind == "small D" else 96
+    dim = 5 if kind == "small D" else 96
     x = rng.normal(size=(n, dim)) * np.linspace(3, 0.1, dim)
     x = {
         "clusters": x * 0.05 + 5 * rng.normal(size=(20, dim))[rng.integers(20, size=n)],
@@ -66,16 +65,24 @@ def test_pruned_coreset_picks_what_the_plain_loop_picks(kind, threads):
         "huge norm": x * 1e15,
         "far offset": x.round() + 1e5,
         "one outlier": np.concatenate([x[:-1], np.full((1, dim), 1e4)]),
-    }.get(kind, x).astype(np.float32)
+    }.get(kind, x)
+    return rng, x.astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_pruned_coreset_picks_what_the_plain_loop_picks(kind, threads, monkeypatch):
+    """Ties included."""
+    rng, x = patches(kind)
+    n = len(x)
     started = int(rng.integers(n))
     near, picks = np.full(n, np.inf), [started]
     for _ in range(119):  # the plain loop, in double precision
         near = np.minimum(near, ((x.astype(np.float64) - x[picks[-1]]) ** 2).sum(1))
         near[picks] = -1
         picks.append(int(near.argmax()))
-    y, error = leading_directions(torch.from_numpy(x))
-    near = np.full(n, np.inf, np.float32)
-    assert coreset_kernel.lazy_greedy(x, y.numpy(), near, 120, started, np.float32(error), threads).tolist() == picks
+    monkeypatch.setattr(kernels, "threads", lambda: threads)
+    assert coreset._lazy_greedy(torch.from_numpy(x), 120, started, None).tolist() == picks
     # the GPU's path expands the square, so that equals can differ in the last digit: each pick is a farthest one to rounding
     centred = torch.from_numpy(x).double()
     centred -= centred.mean(0)
@@ -89,7 +96,9 @@ def test_pruned_coreset_picks_what_the_plain_loop_picks(kind, threads):
 
 def test_bound_of_distances_holds():
     x = torch.randn(400, 64, dtype=torch.float64) * torch.linspace(2, 0.01, 64) + 30
-    y, error = leading_directions(x.float())
+    leading = LeadingDirections(x.float())
+    y = leading(x.float())
+    error = 2 * leading.error * y.norm(dim=1).max()
     assert (torch.cdist(y.double(), y.double()) - torch.cdist(x, x) <= error).all() and error < 0.05
     assert torch.cdist(y, y).mean() > 0.8 * torch.cdist(x, x).mean(), "tight enough to be of use"
 
@@ -107,16 +116,18 @@ def test_coreset_among_some_equals_the_coreset_of_a_copy():
         greedy_k_center(x, 401, among=among)
 
 
-def test_coreset_without_numba_says_so_and_picks_the_same(monkeypatch, caplog):
+def test_without_numba_coreset_and_scores_say_so_and_are_the_same(monkeypatch, caplog):
     x = torch.randn(300, 16)
     expected = greedy_k_center(x, 40)
-    coreset._kernel.cache_clear()
-    monkeypatch.setitem(sys.modules, "rcp.coreset_kernel", None)
-    monkeypatch.delattr("rcp.coreset_kernel", raising=False)
+    scores = patch_scores(x, MemoryBank(x[:20], 5))
+    compiled.cache_clear()
+    monkeypatch.setitem(sys.modules, "rcp.kernels", None)
+    monkeypatch.delattr("rcp.kernels", raising=False)
     with caplog.at_level("WARNING", logger="rcp"):
         assert torch.equal(greedy_k_center(x, 40), expected)
-    coreset._kernel.cache_clear()
-    assert "no numba" in caplog.text
+        torch.testing.assert_close(patch_scores(x, MemoryBank(x[:20], 5)), scores, atol=1e-4, rtol=1e-4)
+    compiled.cache_clear()
+    assert caplog.text.count("no numba") == 1
 
 
 def test_coreset_covers_better_than_chance():
@@ -165,6 +176,27 @@ def test_search_without_faiss_falls_back(monkeypatch):
     assert torch.equal(search(queries, bank, 3), with_faiss)
     with pytest.raises(ValueError, match="k: expected at most 12"):
         search(queries, bank, 13)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("entries", [1, 33, 700])
+def test_bounded_search_finds_what_comparing_all_finds(kind, threads, entries, monkeypatch):
+    """The lowest index of equals, where every distance is exact; else an entry as near as the nearest, to float32's last digits."""
+    monkeypatch.setattr(kernels, "threads", lambda: threads)
+    rng, x = patches(kind)
+    rng.shuffle(x)
+    bank, queries = x[:entries], np.concatenate([x[-400:], x[:5]])
+    d2 = ((queries.astype(np.float64)[:, None] - bank) ** 2).sum(2)
+    memory_bank = MemoryBank(torch.from_numpy(bank), 2)
+    found = memory_bank.nearest(torch.from_numpy(queries)).numpy()
+    if kind in ("grid", "constant", "far offset"):
+        assert (found == d2.argmin(1)).all()
+    rows = np.arange(len(queries))
+    np.testing.assert_allclose(d2[rows, found], d2.min(1), rtol=1e-5, atol=0)
+    index = torch.from_numpy(rng.integers(entries, size=(len(queries), 3)))
+    expected = np.take_along_axis(d2, index.numpy(), 1)
+    np.testing.assert_allclose(memory_bank.distances(torch.from_numpy(queries), index), expected, rtol=1e-5)
 
 
 @settings(max_examples=30)

@@ -1,10 +1,11 @@
-"""The compiled part of :mod:`rcp.coreset`: greedy k-center with lazy evaluation and bounded distances."""
+"""The compiled parts of :mod:`rcp.coreset` and :mod:`rcp.memory`: distances are bounded by :class:`rcp.leading.LeadingDirections` first."""
 
 import numba
 import numpy as np
 import torch
 
 _BLOCK = 256  # patches whose largest ``near`` is held, so that most of them are passed over at once
+_ENTRIES = 32  # bank entries whose least bound is held, likewise
 _FLAGS = {"fastmath": {"reassoc", "contract", "nsz"}, "cache": True}  # sums of squares may be vectorised
 
 
@@ -90,3 +91,65 @@ def lazy_greedy(x, y, near, count, first, error, threads):
         centers[t], leading[t] = x[pick], y[pick]
         near[pick] = -1
     return picks
+
+
+@numba.njit(**_FLAGS)
+def _add_squares(bounds, a, columns):
+    """bounds[j] += Σ_k (a[k] - columns[k, j])², k = 0 ... 7, in one pass over ``bounds``."""
+    for j in range(columns.shape[1]):
+        total = np.float32(0)
+        for k in range(8):
+            total += (a[k] - columns[k, j]) ** 2
+        bounds[j] += total
+
+
+@numba.njit(parallel=True, fastmath=_FLAGS["fastmath"] | {"nnan"}, cache=True)
+def nearest(x, y, bank, columns, longest, error, threads):
+    """x: (n, D), y: (n, 32), bank: (M, D), columns: (32, M), float32 -> (n,) int64: the nearest entry, the lowest index of equals.
+
+    y and columns are the leading numbers of x and bank; longest: no column is longer; error: of a length, as LeadingDirections has it.
+    """
+    n, m = len(x), len(bank)
+    blocks = (m + _ENTRIES - 1) // _ENTRIES
+    found = np.empty(n, np.int64)
+    for thread in numba.prange(threads):
+        bounds = np.full(blocks * _ENTRIES, np.inf, np.float32)
+        least = np.empty(blocks, np.float32)
+        for i in range(n * thread // threads, n * (thread + 1) // threads):
+            bounds[:m] = 0
+            length = np.float32(0)
+            for k in range(0, y.shape[1], 8):
+                _add_squares(bounds, y[i, k : k + 8], columns[k : k + 8])
+            for k in range(y.shape[1]):
+                length += y[i, k] ** 2
+            for b in range(blocks):
+                low = bounds[b * _ENTRIES]
+                for j in range(b * _ENTRIES, (b + 1) * _ENTRIES):
+                    low = min(low, bounds[j])
+                least[b] = low
+            start = least.argmin() * _ENTRIES
+            at = min(start + bounds[start : start + _ENTRIES].argmin(), m - 1)
+            best = _squared_distance(x[i], bank[at], 0, x.shape[1])
+            slack = error * (np.sqrt(length) + longest)
+            reach = _reach(best, slack)
+            for b in range(blocks):
+                if least[b] <= reach:
+                    for j in range(b * _ENTRIES, min(m, (b + 1) * _ENTRIES)):
+                        if bounds[j] <= reach:
+                            d2 = _squared_distance(x[i], bank[j], 0, x.shape[1])
+                            if d2 < best or (d2 == best and j < at):
+                                best, at = d2, j
+                                reach = _reach(best, slack)
+            found[i] = at
+    return found
+
+
+@numba.njit(parallel=True, **_FLAGS)
+def squared_distances(x, bank, index, threads):
+    """x: (n, D), bank: (M, D) float32, index: (n, j) -> (n, j) float32: ‖x_i - bank[index_ij]‖²."""
+    out = np.empty(index.shape, np.float32)
+    for thread in numba.prange(threads):
+        for i in range(len(x) * thread // threads, len(x) * (thread + 1) // threads):
+            for column in range(index.shape[1]):
+                out[i, column] = _squared_distance(x[i], bank[index[i, column]], 0, x.shape[1])
+    return out

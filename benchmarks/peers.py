@@ -4,11 +4,14 @@ import logging
 import tempfile
 import warnings
 
+import numpy as np
 import torch
 import torchvision
 from alone import seconds
 from safetensors.torch import load_file
 from torch import Tensor
+
+from rcp.backbone import normalize
 
 
 def k_center(features: Tensor, count: int, picks: int) -> tuple[float, float]:
@@ -77,3 +80,27 @@ def patchcore(
         fitting, (model, pictures) = seconds(fit)
         testing, found = seconds(lambda: engine.test(model, datamodule=pictures, verbose=False))
     return {"fit": fitting, "test": testing}, {name: float(value) for name, value in found[0].items()}
+
+
+def inference(
+    backbone: str, weights: str | None, bank: int, fill: np.ndarray, pictures: np.ndarray, iterations: int
+) -> list[float]:
+    """anomalib's PatchcoreModel, bare, on (n, S, S, 3) uint8 pictures -> seconds of each pass to scores and maps.
+
+    The pictures are normalised before; 3 warm-ups are left out. Its bank is ``bank`` patches of the pictures in ``fill``,
+    drawn at random: the size alone matters to its search.
+    """
+    from anomalib.models.image.patchcore.torch_model import PatchcoreModel
+
+    torch.manual_seed(0)
+    cnn = torchvision.models.get_model(backbone, weights=None)
+    if weights:
+        cnn.load_state_dict(load_file(weights), strict=False)
+    model = PatchcoreModel(layers=["layer2", "layer3"], backbone=cnn).eval()
+    model.training = True  # of this module alone: it then returns its embeddings
+    with torch.inference_mode():
+        images = normalize(torch.from_numpy(pictures)).contiguous()
+        embeddings = torch.cat([model(part.contiguous()) for part in normalize(torch.from_numpy(fill)).split(8)])
+        model.training = False
+        model.memory_bank = embeddings[torch.randperm(len(embeddings))[:bank]]
+        return [seconds(model, images)[0] for _ in range(3 + iterations)][3:]

@@ -58,7 +58,7 @@ class Backbone(nn.Module):
 def normalize(pictures: Tensor) -> Tensor:
     """pictures: (n, S, S, 3) uint8 -> (n, 3, S, S) float32 with ImageNet's mean and deviation."""
     mean, std = (torch.tensor(v, device=pictures.device) for v in (IMAGENET_MEAN, IMAGENET_STD))
-    images = (pictures.float() / 255).sub_(mean).div_(std)
+    images = pictures.float().div_(255).sub_(mean).div_(std)
     return images.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
 

@@ -95,6 +95,11 @@ def _diagonal_blocks(kernel: Tensor, groups: int) -> Tensor:
     return torch.stack([blocks[g, :, g] for g in range(groups)]).reshape(out, c // groups, p, p).contiguous()
 
 
+def pictures_at_a_time(device: torch.device) -> int:
+    """A batch that is fast: a processor's cache holds the maps of a few pictures, a GPU wants many."""
+    return 4 if device.type == "cpu" else 32
+
+
 class PatchExtractor:
     """Pictures -> patch features p, as they are held and stored.
 
@@ -113,17 +118,38 @@ class PatchExtractor:
             self.backbone.channels, config.patch_size, config.patch_dim, config.extracted_dim
         ).to(device)
         with torch.inference_mode():
-            first = self._maps(torch.zeros(1, 3, config.image_size, config.image_size, device=device))[0]
+            first = self.maps(np.zeros((1, config.image_size, config.image_size, 3), np.uint8))[0]
         self._shape = (*first.shape[-2:], config.extracted_dim)
-
-    def _maps(self, images: Tensor) -> list[Tensor]:
-        return [m.float() for m in self.backbone(images.to(self.backbone_dtype))]
 
     def shape(self) -> tuple[int, int, int]:
         """(h, w, D) of one picture's features."""
         return self._shape
 
     @torch.inference_mode()
+    def maps(self, pictures: np.ndarray) -> list[Tensor]:
+        """pictures: (n, S, S, 3) uint8 -> the backbone's maps [(n, C_l, S_l, S_l)], float32."""
+        images = normalize(torch.from_numpy(np.ascontiguousarray(pictures)).to(self.device))
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # the same features as on a processor
+            return [m.float() for m in self.backbone(images.to(self.backbone_dtype))]
+
+    @torch.inference_mode()
+    def patches(self, maps: list[Tensor], out: Tensor | None = None, names: Sequence | None = None) -> Tensor:
+        """-> p: (n, h · w, D) in ``feature_dtype``, on the device or in ``out``. names: of the pictures, for the message.
+
+        Raises:
+            FloatingPointError: a feature is NaN or infinite; names the picture and the likely cause.
+        """
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            p = self.aggregate(maps)
+        dtype = getattr(torch, self.config.feature_dtype)
+        if not torch.stack(torch.aminmax(p)).to(dtype).isfinite().all():  # NaN passes through both
+            bad = int((~p.to(dtype).isfinite().flatten(1).all(1)).nonzero()[0])
+            raise FloatingPointError(
+                f"features of {names[bad] if names else f'picture {bad}'} hold NaN or infinity; likely cause: damaged weights "
+                f"({self.config.weights}), or values beyond float16 (then set feature_dtype='float32')"
+            )
+        return p.to(dtype) if out is None else out.copy_(p)
+
     def __call__(
         self,
         pictures: np.ndarray,
@@ -138,26 +164,14 @@ class PatchExtractor:
             names: of the pictures, for messages.
 
         Raises:
-            FloatingPointError: a feature is NaN or infinite; names the picture and the likely cause.
+            FloatingPointError: as :meth:`patches`.
         """
-        batch = batch or (
-            4 if self.device.type == "cpu" else 32
-        )  # a processor's cache holds the maps of a few; same features
+        batch = batch or pictures_at_a_time(self.device)
         h, w, dim = self.shape()
         if out is None:
             out = np.empty((len(pictures), h * w, dim), self.config.feature_dtype)
+        names = names or [f"picture {i}" for i in range(len(pictures))]
         for start in range(0, len(pictures), batch):
-            stop = min(start + batch, len(pictures))
-            images = normalize(torch.from_numpy(np.ascontiguousarray(pictures[start:stop])).to(self.device))
-            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # the same features as on a processor
-                p = self.aggregate(self._maps(images))
-            dtype = getattr(torch, self.config.feature_dtype)
-            if not torch.stack(torch.aminmax(p)).to(dtype).isfinite().all():  # NaN passes through both
-                finite = p.to(dtype).isfinite().flatten(1).all(1)
-                bad = start + int((~finite).nonzero()[0])
-                raise FloatingPointError(
-                    f"features of {names[bad] if names else f'picture {bad}'} hold NaN or infinity; likely cause: damaged weights "
-                    f"({self.config.weights}), or values beyond float16 (then set feature_dtype='float32')"
-                )
-            torch.from_numpy(np.asarray(out[start:stop])).copy_(p)
+            part = slice(start, min(start + batch, len(pictures)))
+            self.patches(self.maps(pictures[part]), torch.from_numpy(np.asarray(out[part])), names[part])
         return out

@@ -6,8 +6,11 @@ import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 
+from rcp import PatchCore, ReConPatch
+from rcp.data import load_dataset
 from rcp.patches import pool
 from rcp.scoring import score_maps
+from rcp.timing import inference
 
 
 def interpolated_and_filtered(scores, size, blur):
@@ -37,3 +40,23 @@ def test_maps_are_what_interpolation_and_scipys_filter_give(side, size, blur, ki
 def test_pooling_is_adaptive_average_pooling(dim):
     p = torch.randn(50, 1024).half().float()
     assert torch.equal(pool(p, dim), F.adaptive_avg_pool1d(p[:, None], dim)[:, 0])
+
+
+def test_inference_is_timed_stage_by_stage(demo_root):
+    dataset = load_dataset(demo_root, category="gear")
+    for cls in (PatchCore, ReConPatch):
+        detector = cls(
+            backbone="resnet18", weights="random:0", resize=64, image_size=64, dim=64, epochs=1, coreset_ratio=0.1
+        )
+        detector.fit(dataset.train[:3], log=len)
+        calls = []
+        original = detector.score_patches
+        detector.score_patches = lambda f, original=original, calls=calls: calls.append(f.shape) or original(f)
+        seconds = inference(detector, np.zeros((5, 64, 64, 3), np.uint8), warm_ups=2, iterations=5)
+        assert (
+            list(seconds) == ["all", "backbone", "features", "f", "search", "map"]
+            and calls == [(4, 64, 64), (1, 64, 64)] * 7
+        )
+        table = np.array(list(seconds.values()))
+        assert table.shape == (6, 5) and (table > 0).all()
+        assert (table[0] >= 0.999 * table[1:].sum(0)).all()

@@ -206,6 +206,10 @@ class Config:
         if not holds:
             raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
 
+    def __repr__(self) -> str:
+        changed = {f.name: v for f in dataclasses.fields(self) if (v := getattr(self, f.name)) != f.default}
+        return f"Config({', '.join(f'{name}={value!r}' for name, value in changed.items())})"
+
     @classmethod
     def names(cls) -> list[str]:
         return [field.name for field in dataclasses.fields(cls)]

@@ -8,15 +8,12 @@ The plain algorithm compares every patch with every pick. The processor's path s
   of the lengths of what they leave over is never larger than the true one (a rotation keeps distances), so most picks are ruled out by it.
 """
 
-import logging
-
 import numpy as np
 import torch
 from torch import Tensor
 
+from rcp.graphs import captured
 from rcp.leading import LeadingDirections, compiled
-
-logger = logging.getLogger("rcp")
 
 _CHUNK = 8192  # rows at a time where a whole copy would double the memory
 
@@ -98,31 +95,10 @@ def plain_greedy(x: Tensor, count: int, first: Tensor, among: Tensor | None = No
         near.index_fill_(0, pick, -1)  # never again
         torch.argmax(near, 0, keepdim=True, out=pick)
 
-    replay = _captured(step, (near, picks, pick, number)) if x.is_cuda else step
+    replay = captured(step, (near, picks, pick, number), what="coreset") if x.is_cuda else step
     for _ in range(count):
         replay()
     return picks
-
-
-def _captured(step, state: tuple[Tensor, ...]):
-    """``step`` as a CUDA graph, ``state`` as it was; or ``step`` itself, with a notice, where it cannot be captured."""
-    before = [t.clone() for t in state]
-    try:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            step()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            step()
-        replay = graph.replay
-    except RuntimeError as error:
-        logger.warning("coreset: no CUDA graph (%s); each pick is launched by itself", error)
-        replay = step
-    for t, value in zip(state, before, strict=True):
-        t.copy_(value)
-    return replay
 
 
 def _lazy_greedy(x: Tensor, count: int, first: int, among: Tensor | None) -> Tensor:

@@ -301,9 +301,8 @@ class ReConPatch:
         return detector
 
     def __repr__(self) -> str:
-        values = {n: getattr(self.config, n) for n in _SIGNATURE.parameters}
-        changed = {n: v for n, v in values.items() if v != _DEFAULTS[n]}
-        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in changed.items())})"
+        shown = self.config.replace(represent=Config.represent)  # the class says it
+        return repr(shown).replace("Config", type(self).__name__, 1)
 
 
 class PatchCore(ReConPatch):

@@ -25,6 +25,7 @@ from rcp import (
     config,
     coreset,
     detector,
+    graphs,
     leading,
     losses,
     memory,
@@ -55,6 +56,7 @@ CELL_CODE = (
     memory,
     scoring,
     detector,
+    graphs,
     metrics,
 )
 _FEATURE_FIELDS = (

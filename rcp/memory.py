@@ -1,6 +1,6 @@
 """The memory bank M and exact nearest-neighbour search in it (Sec. 3.3)."""
 
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -56,16 +56,17 @@ class MemoryBank:
     def __init__(self, entries: Tensor, b: int, self_in_neighbours: bool = True):
         self.entries = entries.contiguous()
         self.self_in_neighbours = self_in_neighbours
-        self.neighbourhood = self._neighbourhood(b)
+        self.b = b
         self._leading = None
         if entries.device.type == "cpu" and compiled():
             self._leading = LeadingDirections(self.entries[:: max(1, len(entries) // 4096)])
             y = self._leading(self.entries)
             self._columns, self._longest = y.T.contiguous().numpy(), np.float32(y.norm(dim=1).max())
 
-    def _neighbourhood(self, b: int) -> Tensor:
+    @cached_property
+    def neighbourhood(self) -> Tensor:
         """(M, b') int64: N_b(r) of each entry r; r stands first, also where duplicates are as near, or is left out."""
-        b = min(b, len(self.entries) - (not self.self_in_neighbours))
+        b = min(self.b, len(self.entries) - (not self.self_in_neighbours))
         found = search(self.entries, self.entries, min(b + 1, len(self.entries)))
         own = torch.arange(len(found), device=found.device)[:, None]
         others = found[_first_others(found != own, found.shape[1] - 1)].reshape(len(found), -1)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rcp.config import Config
+from rcp.graphs import captured
 from rcp.losses import relaxed_contrastive
 from rcp.optimizer import AdamP
 from rcp.similarity import contextual, pairwise, soft_labels, squared_distances
@@ -120,7 +121,10 @@ def train(features: Tensor, config: Config, log: Callable[[str], None] = print) 
         return loss.detach(), omega_p
 
     usual = min(config.batch_size, smallest)
-    replay = captured(step, usual, [*optimizer.state, *teacher.parameters()]) if features.is_cuda else step
+    replay = step
+    if features.is_cuda:
+        state, example = [*optimizer.state, *teacher.parameters()], torch.arange(usual, device=device)
+        replay = captured(step, state, [example], what="training")
     rows = []
     for epoch in range(1, config.epochs + 1):
         started = time.perf_counter()
@@ -139,35 +143,6 @@ def learning_rates(config: Config, steps: int) -> Tensor:
     length = config.epochs * (steps if config.cosine == "step" else 1)
     rates = config.lr * (1 + torch.cos(math.pi * torch.arange(length, dtype=torch.float64) / length)) / 2
     return rates if config.cosine == "step" else rates.repeat_interleave(steps)
-
-
-def captured(step: Callable, size: int, state: list[Tensor]) -> Callable:
-    """``step``, which takes (size,) indices and changes ``state`` only, as one CUDA graph with the same results; its outputs are
-    overwritten by the next call. ``step`` itself, with a notice, where it cannot be captured.
-    """
-    index, before = torch.arange(size, device=state[0].device), [t.detach().clone() for t in state]
-    graph, outputs = torch.cuda.CUDAGraph(), None
-    try:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                step(index)
-        torch.cuda.current_stream().wait_stream(side)
-        with torch.cuda.graph(graph):
-            outputs = step(index)
-    except RuntimeError as error:
-        logger.warning("training: no CUDA graph (%s); every step is launched by itself", error)
-    with torch.no_grad():
-        for t, value in zip(state, before, strict=True):
-            t.copy_(value)
-
-    def replay(batch: Tensor):
-        index.copy_(batch)
-        graph.replay()
-        return outputs
-
-    return replay if outputs else step
 
 
 def _row(epoch: int, losses: Tensor, omega_p: Tensor, seconds: float) -> dict:

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,7 +150,7 @@ def _assigned(source: str) -> list[str]:
 
 
 def provenance(results: Sequence[experiment.Result], cells: int) -> str:
-    """One line on where a grid's numbers come from: cells done, commit, versions, devices, hours, seeds."""
+    """A few lines on where a grid's numbers come from: cells done, commit, versions, devices, hours, seeds."""
     if not results:
         return f"0 of {cells} cells done."
     infos = [r.info for r in results]
@@ -157,7 +158,8 @@ def provenance(results: Sequence[experiment.Result], cells: int) -> str:
     commits, devices = (", ".join(sorted({info[name] for info in infos})) for name in ("commit", "device"))
     seeds = ", ".join(map(str, sorted({info["config"]["seed"] for info in infos})))
     versions = _versions(infos[0]["versions"])
-    return f"{len(results)} of {cells} cells done; commit {commits}; {versions}; {devices}; {hours:.2f} hours of computing; seeds {seeds}"
+    done = f"{len(results)} of {cells} cells done; commit {commits}; {versions}; {devices}"
+    return textwrap.fill(f"{done}; {hours:.2f} hours of computing; seeds {seeds}", 100)
 
 
 def environment(device) -> str:

@@ -96,7 +96,7 @@ def score_histogram(
         auroc = _defined(metrics.image_auroc, labels, scores)
         axis.set_title(f"{method}: d′ = {_defined(metrics.d_prime, scores[~labels], scores[labels])}, AUROC = {auroc}")
         axis.set(xlabel="image score", ylabel="% of the group")
-        axis.legend()
+        axis.legend(frameon=True, framealpha=0.8, edgecolor="none")
     return figure
 
 

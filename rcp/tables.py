@@ -115,7 +115,9 @@ def show_metrics(metrics: dict[str, dict], caption: str) -> "pd.io.formats.style
 
 def show(table: pd.DataFrame, caption: str) -> "pd.io.formats.style.Styler":
     """The table as HTML: two decimals, a dash for what is absent, the caption saying where the numbers come from."""
-    signed = [c for c in table.columns if c[-1] == "difference"]
+    ours_first = sorted(table.columns, key=lambda c: c[0] == "published")  # the page may cut the right side off
+    table = table[ours_first]
+    signed = [c for c in ours_first if c[-1] == "difference"]
     styled = _styled(table, caption).format(lambda v: "–" if pd.isna(v) else f"{v:.2f}")
     return styled.format(lambda v: "–" if pd.isna(v) else f"{v:+.2f}", subset=signed)
 
@@ -123,7 +125,7 @@ def show(table: pd.DataFrame, caption: str) -> "pd.io.formats.style.Styler":
 def _styled(frame: pd.DataFrame, caption: str) -> "pd.io.formats.style.Styler":
     styles = [
         {"selector": "caption", "props": "caption-side: top; text-align: left; font-weight: bold; padding: 0.4em 0"},
-        {"selector": "td, th", "props": "padding: 0.15em 0.7em; text-align: right"},
+        {"selector": "td, th", "props": "padding: 0.15em 0.3em; text-align: right; font-size: 85%"},
         {"selector": "th.row_heading", "props": "text-align: left; white-space: nowrap"},
     ]
     return frame.style.set_caption(caption).set_table_styles(styles).set_uuid("t")

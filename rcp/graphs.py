@@ -1,0 +1,46 @@
+"""A step captured as a CUDA graph: launched as one, and it never waits for the device."""
+
+import logging
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger("rcp")
+
+
+def captured(step: Callable, state: Sequence[Tensor], inputs: Sequence[Tensor] = (), *, what: str) -> Callable:
+    """``step(*inputs)`` as one CUDA graph with the same results; or ``step`` itself, with a notice, where it cannot be captured.
+
+    Args:
+        step: runs on the device without waiting for it.
+        state: all that it changes, in place; as it was when this returns.
+        inputs: examples; each call's are copied into them.
+        what: is captured, for the notice.
+
+    Returns:
+        What is called like ``step``; its outputs are overwritten by the next call.
+    """
+    before = [t.detach().clone() for t in state]
+    graph, outputs, replay = torch.cuda.CUDAGraph(), None, step
+    try:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            step(*inputs)  # one only: a step may be the last that there is room for
+        torch.cuda.current_stream().wait_stream(side)
+        with torch.cuda.graph(graph):
+            outputs = step(*inputs)
+
+        def replay(*arguments: Tensor):
+            for held, given in zip(inputs, arguments, strict=True):
+                held.copy_(given)
+            graph.replay()
+            return outputs
+
+    except RuntimeError as error:
+        logger.warning("%s: no CUDA graph (%s); every step is launched by itself", what, error)
+    with torch.no_grad():
+        for t, value in zip(state, before, strict=True):
+            t.copy_(value)
+    return replay

@@ -63,7 +63,11 @@ def greedy_k_center(
         x = x @ (torch.randn(dim, projection, generator=generator) / projection**0.5).to(x)
     if start == "mean":
         mean = x.mean(0) if among is None else among.to(x) @ x / allowed
-        from_mean = torch.cat([(part - mean).square().sum(1) for part in x.split(_CHUNK)])
+        from_mean = x.new_empty(
+            n
+        )  # filled in place: small tensors that stay between large ones that go tear holes into the heap
+        for rows, part in zip(from_mean.split(_CHUNK), x.split(_CHUNK), strict=True):
+            rows.copy_((part - mean).square_().sum(1))
         first = (from_mean if among is None else from_mean.where(among, -1)).argmax()
     else:
         first = torch.randint(allowed, (), generator=generator).to(x.device)

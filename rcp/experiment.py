@@ -251,7 +251,9 @@ def extract(detector_: ReConPatch, data: Dataset, splits: Iterable[str], store: 
         shape = (len(split), h * w, dim)
 
         def compute(out, name=name, split=split):
-            pictures_ = decoded[name] if name in decoded else load_images(split.paths, detector_.transform)
+            pictures_ = decoded.pop(name, None)  # nothing is kept once its features are there
+            if pictures_ is None:
+                pictures_ = load_images(split.paths, detector_.transform)
             detector_.extractor(pictures_, out=out, names=split.paths)
 
         with detector_.timings_("features"):

@@ -136,6 +136,7 @@ class ReConPatch:
             with self.timings_("training"):
                 held = held.to(self.device)
                 self.f_, self.history_ = train(held, c, log)
+        _keep_freed_memory()()  # of features and training: f(p) comes now
         with self.timings_("representation"):
             represented = torch.empty(n, patches, c.dim, device=self.device)
             for i, part in enumerate(held):
@@ -312,15 +313,17 @@ class PatchCore(ReConPatch):
 
 
 @cache
-def _keep_freed_memory() -> None:
-    """Has glibc keep freed blocks of up to 64 MiB, 256 MiB in all, for the next tensor.
+def _keep_freed_memory() -> Callable[[], None]:
+    """Has glibc keep freed blocks of up to 64 MiB, 256 MiB in all, for the next tensor; -> what gives them back after all.
 
-    It would give them back to the system and get them anew, zeroed page by page: up to half of a small CNN's time, by chance of sizes.
+    It would give each back to the system and get it anew, zeroed page by page: up to half of a small CNN's time, by chance of sizes.
     """
-    if platform.libc_ver()[0] == "glibc":
-        libc, mmap_threshold, trim_threshold = ctypes.CDLL(None), -3, -1  # malloc.h
-        libc.mallopt(mmap_threshold, 2**26)
-        libc.mallopt(trim_threshold, 2**28)
+    if platform.libc_ver()[0] != "glibc":
+        return lambda: None
+    libc, mmap_threshold, trim_threshold = ctypes.CDLL(None), -3, -1  # malloc.h
+    libc.mallopt(mmap_threshold, 2**26)
+    libc.mallopt(trim_threshold, 2**28)
+    return lambda: libc.malloc_trim(0)
 
 
 def drop_pages(features: np.ndarray) -> None:

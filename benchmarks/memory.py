@@ -13,6 +13,7 @@ from rcp.config import Config
 from rcp.data import load_dataset
 from rcp.detector import ReConPatch
 from rcp.experiment import Cell
+from rcp.leading import compiled
 from rcp.notebook import environment
 from rcp.store import Store
 
@@ -25,6 +26,7 @@ def fit(config: Config, folder: str, way: str):
     dataset = load_dataset(folder)
     detector = ReConPatch.from_config(config)
     h, w, dim = detector.extractor.shape()  # with the backbone
+    compiled()  # imports numba, 90 MiB of compiler
     before = forget_highest()
     if way == "fit":
         detector.timings_ = WatchedTimings()

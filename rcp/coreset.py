@@ -13,9 +13,7 @@ import torch
 from torch import Tensor
 
 from rcp.graphs import captured
-from rcp.leading import LeadingDirections, compiled
-
-_CHUNK = 8192  # rows at a time where a whole copy would double the memory
+from rcp.leading import CHUNK, LeadingDirections, compiled
 
 
 def coreset_size(ratio: float, patches: int) -> int:
@@ -65,8 +63,8 @@ def greedy_k_center(
         mean = x.mean(0) if among is None else among.to(x) @ x / allowed
         from_mean = x.new_empty(
             n
-        )  # filled in place: small tensors that stay between large ones that go tear holes into the heap
-        for rows, part in zip(from_mean.split(_CHUNK), x.split(_CHUNK), strict=True):
+        )  # filled in place: small tensors kept between large ones would tear holes into the heap
+        for rows, part in zip(from_mean.split(CHUNK), x.split(CHUNK), strict=True):
             rows.copy_((part - mean).square_().sum(1))
         first = (from_mean if among is None else from_mean.where(among, -1)).argmax()
     else:
@@ -107,8 +105,7 @@ def plain_greedy(x: Tensor, count: int, first: Tensor, among: Tensor | None = No
 
 def _lazy_greedy(x: Tensor, count: int, first: int, among: Tensor | None) -> Tensor:
     """:func:`plain_greedy`'s picks by :func:`rcp.kernels.lazy_greedy`."""
-    rows = torch.arange(len(x)) if among is None else among.nonzero()[:, 0]
-    leading = LeadingDirections(x[rows[:: max(1, len(rows) // 4096)]])
+    leading = LeadingDirections(x, among)
     y = leading(x)
     error = 2 * leading.error * y.norm(dim=1).max().item()
     near = np.full(len(x), np.inf, np.float32)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 logger = logging.getLogger("rcp")
 
-_CHUNK = 8192  # rows at a time where a whole copy would double the memory
+CHUNK = 8192  # rows at a time where a whole copy would double the memory
 
 
 class LeadingDirections:
@@ -17,13 +17,15 @@ class LeadingDirections:
     Columns: the length of what the 31 leading principal directions leave over, then the coordinates in them; a rotation keeps distances.
 
     Args:
-        sample: (M, D) float32; the directions are its covariance's.
+        x: (N, D) float32; the directions are the covariance's of about 4,096 rows of it.
+        among: (N,) bool, the rows that count; None is all.
     """
 
     SIZE = 32
 
-    def __init__(self, sample: Tensor):
-        sample = sample.double()
+    def __init__(self, x: Tensor, among: Tensor | None = None):
+        rows = torch.arange(len(x)) if among is None else among.nonzero()[:, 0]
+        sample = x[rows[:: max(1, len(rows) // 4096)]].double()
         mean = sample.mean(0)
         eigenvectors = torch.linalg.eigh((sample - mean).T @ (sample - mean)).eigenvectors
         self.mean = mean.float()
@@ -33,9 +35,9 @@ class LeadingDirections:
 
     def __call__(self, x: Tensor) -> Tensor:
         y = torch.zeros(len(x), self.SIZE)
-        for start in range(0, len(x), _CHUNK):
-            part = x[start : start + _CHUNK] - self.mean
-            rows = y[start : start + _CHUNK]
+        for start in range(0, len(x), CHUNK):
+            part = x[start : start + CHUNK] - self.mean
+            rows = y[start : start + CHUNK]
             rows[:, 1 : 1 + self.basis.shape[1]] = leading = part @ self.basis
             rows[:, 0] = part.addmm_(leading, self.basis.T, alpha=-1).norm(dim=1)
         return y

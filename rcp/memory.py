@@ -59,7 +59,7 @@ class MemoryBank:
         self.b = b
         self._leading = None
         if entries.device.type == "cpu" and compiled():
-            self._leading = LeadingDirections(self.entries[:: max(1, len(entries) // 4096)])
+            self._leading = LeadingDirections(self.entries)
             y = self._leading(self.entries)
             self._columns, self._longest = y.T.contiguous().numpy(), np.float32(y.norm(dim=1).max())
 

@@ -49,7 +49,18 @@ def test_coreset_of_duplicates_picks_each_index_once():
     assert {int(i) // 5 for i in greedy_k_center(two, 2)} == {0, 1}
 
 
-KINDS = ["random", "clusters", "duplicates", "constant", "grid", "huge norm", "far offset", "one outlier", "small D"]
+KINDS = [
+    "random",
+    "clusters",
+    "duplicates",
+    "constant",
+    "grid",
+    "huge norm",
+    "far offset",
+    "one outlier",
+    "small D",
+    "isotropic",
+]
 
 
 def patches(kind, n=1500):
@@ -64,6 +75,7 @@ def patches(kind, n=1500):
         "grid": rng.integers(-2, 3, size=(n, dim)),
         "huge norm": x * 1e15,
         "far offset": x.round() + 1e5,
+        "isotropic": rng.normal(size=(n, 40)),  # bounds that nearly reach the distances, and often name another entry
         "one outlier": np.concatenate([x[:-1], np.full((1, dim), 1e4)]),
     }.get(kind, x)
     return rng, x.astype(np.float32)

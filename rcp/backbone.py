@@ -9,8 +9,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torchvision import models
-from torchvision.models.feature_extraction import create_feature_extractor
 
 from rcp.config import nearest
 from rcp.paths import weights_root
@@ -64,7 +62,6 @@ def normalize(pictures: Tensor) -> Tensor:
 
 def weights_identity(name: str, weights: str) -> str:
     """What the weights are, not where: a file's content hash, else the tag or ``random:SEED`` itself, with the model's name."""
-    check(name, weights)
     what = f"blake2b:{_file_hash(Path(weights), Path(weights).stat().st_mtime_ns)}" if _is_file(weights) else weights
     return f"{name}/{what}"
 
@@ -76,6 +73,8 @@ def check(name: str, weights: str) -> None:
         ValueError: neither torchvision nor timm has the model, or the model has no such tag, or the seed is no number.
         FileNotFoundError: no such weights file.
     """
+    from torchvision import models  # seconds, that showing what is stored does without
+
     tag = _tag_of(weights)
     if name in models.list_models(module=models):
         tags = [w.name for w in models.get_model_weights(name)]
@@ -126,6 +125,9 @@ def _file_hash(path: Path, _mtime: int) -> str:
 
 def _build(name: str, weights: str, levels: tuple[int, ...]) -> tuple[nn.Module, set[str]]:
     """-> (module that yields the levels' maps, keys of the whole model's state dict)."""
+    from torchvision import models
+    from torchvision.models.feature_extraction import create_feature_extractor
+
     tag = _tag_of(weights)
     if name in models.list_models(module=models):
         model = models.get_model(name, weights=None).eval()
@@ -148,6 +150,8 @@ def _build(name: str, weights: str, levels: tuple[int, ...]) -> tuple[nn.Module,
 
 def _tagged_weights(name: str, tag: str) -> dict[str, Tensor]:
     """torchvision's published weights, from ``paths.weights_root()`` or fetched into it and hash-checked."""
+    from torchvision import models
+
     published = models.get_model_weights(name)[tag]
     try:
         return published.get_state_dict(

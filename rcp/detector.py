@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from rcp import backbone
 from rcp.config import Config
@@ -38,12 +38,14 @@ class Prediction:
     maps: (n, S, S) float32 score maps at ``image_size``, or None.
     transform: the resize and crop that were applied, for masks to go the same way.
     train_scores: (n_train,) float32, each training picture scored against a bank made of other pictures (None without folds).
+    patch_scores: (n, h, w) float32, what scores and maps are made of (Eq. 10).
     """
 
     scores: np.ndarray
     maps: np.ndarray | None
     transform: Transform
     train_scores: np.ndarray | None
+    patch_scores: np.ndarray | None = None
 
 
 def resolve_device(name: str) -> torch.device:
@@ -68,7 +70,8 @@ class ReConPatch:
         f_: nn.Linear, p -> f(p); None for PatchCore.
         bank_: the memory bank M.
         history_: one dict per training epoch (loss, quantiles of ω^P).
-        train_scores_: (n_train,) float32, held-out image scores of the training pictures, or None.
+        train_patch_scores_: (n_train, h · w) float32, held-out patch scores of the training pictures, or None; not saved.
+        train_scores_: (n_train,) float32, their maxima, or None.
         timings_: seconds per stage of the last fit and predict.
     """
 
@@ -125,17 +128,30 @@ class ReConPatch:
             del pictures
             return self.fit_features(features, log)
 
-    def fit_features(self, features: np.ndarray, log: Callable[[str], None] = print) -> "ReConPatch":
-        """``fit`` from features that are there already: (n, h · w, D) as :class:`PatchExtractor` makes them."""
+    def train_features(
+        self, features: np.ndarray, log: Callable[[str], None] = print, each_epoch: Callable | None = None
+    ) -> tuple[nn.Linear | None, list[dict]]:
+        """f and its history from features (n, h · w, D), see :func:`rcp.model.train`; (None, []) of a PatchCore."""
+        if not self.config.represent:
+            return None, []
+        with self.timings_("training"):
+            return train(_as_tensor(features).to(self.device), self.config, log, each_epoch)
+
+    def fit_features(
+        self,
+        features: np.ndarray,
+        log: Callable[[str], None] = print,
+        trained: tuple[nn.Linear | None, list[dict]] | None = None,
+    ) -> "ReConPatch":
+        """``fit`` from features that are there already: (n, h · w, D) as :class:`PatchExtractor` makes them.
+
+        trained: what :meth:`train_features` gave for the same features, where f is there already.
+        """
         c = self.config
         n, patches, _ = features.shape
         count = coreset_size(c.coreset_ratio, n * patches)
-        self.f_, self.history_ = None, []
+        self.f_, self.history_ = trained or self.train_features(features, log)
         held = _as_tensor(features)
-        if c.represent:
-            with self.timings_("training"):
-                held = held.to(self.device)
-                self.f_, self.history_ = train(held, c, log)
         _keep_freed_memory()()  # of features and training: f(p) comes now
         with self.timings_("representation"):
             represented = torch.empty(n, patches, c.dim, device=self.device)
@@ -146,7 +162,8 @@ class ReConPatch:
         with self.timings_("coreset"):
             self.bank_ = self._memorize(represented.flatten(0, 1), count)
         with self.timings_("calibration"):
-            self.train_scores_ = self._held_out_scores(represented)
+            self.train_patch_scores_ = held_out = self._held_out_scores(represented)
+            self.train_scores_ = None if held_out is None else held_out.max(1)
         return self
 
     @torch.inference_mode()
@@ -191,7 +208,7 @@ class ReConPatch:
 
     def _predict(self, n: int, features_of: Callable[[slice], np.ndarray], maps: bool) -> Prediction:
         batch = pictures_at_a_time(self.device)
-        scores = np.empty(n, np.float32)
+        scores, patches = np.empty(n, np.float32), []
         all_maps = np.empty((n, self.config.image_size, self.config.image_size), np.float32) if maps else None
         for start in range(0, n, batch):
             part = slice(start, min(start + batch, n))
@@ -200,9 +217,10 @@ class ReConPatch:
             with self.timings_("scoring"):
                 s = self.score_patches(self.represent_patches(features))
                 scores[part] = image_scores(s.flatten(1)).cpu().numpy()
+                patches.append(s.cpu().numpy())
                 if maps:
                     all_maps[part] = score_maps(s, self.config.image_size, self.config.blur)
-        return Prediction(scores, all_maps, self.transform, self.train_scores_)
+        return Prediction(scores, all_maps, self.transform, self.train_scores_, np.concatenate(patches))
 
     def _memorize(self, represented: Tensor, count: int, among: Tensor | None = None) -> MemoryBank:
         """(N, dim) -> the coreset of ``count`` patches as a memory bank."""
@@ -216,7 +234,7 @@ class ReConPatch:
         return patch_scores(queries, bank, squared=self.config.squared, weighting=self.config.weighting)
 
     def _held_out_scores(self, represented: Tensor) -> np.ndarray | None:
-        """(n, h · w, dim) -> (n,): image scores of training pictures against a bank made of the other folds' pictures.
+        """(n, h · w, dim) -> (n, h · w): scores of training pictures' patches against a bank made of the other folds' pictures.
 
         A picture that helped to fill the bank scores lower than a fresh one would; these do not. f has still seen all.
         None where there is nothing to hold out.
@@ -225,14 +243,14 @@ class ReConPatch:
         folds = min(self.config.calibration_folds, n)
         if folds < 2:
             return None
-        scores = np.empty(n, np.float32)
+        scores = np.empty((n, patches), np.float32)
         for fold in range(folds):
             held = torch.arange(n, device=represented.device) % folds == fold
             others = (~held).repeat_interleave(patches)
             count = max(2, len(self.bank_.entries) * int(others.sum()) // len(others))  # Eq. 10 needs a neighbour
             bank = self._memorize(represented.flatten(0, 1), count, others)
             for i in held.nonzero().flatten().tolist():
-                scores[i] = self._score(represented[i], bank).max().item()
+                scores[i] = self._score(represented[i], bank).cpu().numpy()
         return scores
 
     def _check_fitted(self):
@@ -292,9 +310,10 @@ class ReConPatch:
             )
         detector.bank_ = MemoryBank(tensors["bank"].to(detector.device), c.neighbours, c.self_in_neighbours)
         detector.history_, detector.f_ = [], None
+        detector.train_patch_scores_ = None
         detector.train_scores_ = tensors["train_scores"].numpy() if "train_scores" in tensors else None
         if c.represent:
-            detector.f_ = torch.nn.Linear(tensors["f.weight"].shape[1], c.dim, bias=c.bias, device=detector.device)
+            detector.f_ = nn.Linear(tensors["f.weight"].shape[1], c.dim, bias=c.bias, device=detector.device)
             detector.f_.load_state_dict(
                 {name.removeprefix("f."): t for name, t in tensors.items() if name.startswith("f.")}
             )

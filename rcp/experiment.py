@@ -1,9 +1,10 @@
-"""One cell of a grid = (config, data set, category, seed) → metrics and scores, computed once.
+"""One cell of a grid = (config, data set, category, seed) → metrics and scores, computed once; and ensembles of cells.
 
 Notebooks, papermill batches, grids and tests all go through :func:`run`, so all of them resume.
 """
 
 import ast
+import dataclasses
 import datetime
 import hashlib
 import importlib.metadata
@@ -15,12 +16,14 @@ import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 import torch
 
 from rcp import (
+    augment,
     backbone,
     config,
     coreset,
@@ -36,27 +39,26 @@ from rcp import (
     scoring,
     similarity,
 )
+from rcp.augment import Perturbation, PerturbedTransform
 from rcp.config import Config
-from rcp.data import Dataset, Split, layouts, load_dataset, load_images, pictures
-from rcp.detector import ReConPatch
+from rcp.data import Dataset, Split, Transform, layouts, load_dataset, load_images, pictures
+from rcp.detector import Prediction, ReConPatch
+from rcp.scoring import center_and_deviation, modified_z_score, score_maps
 from rcp.store import Store, require_disk
 
 logger = logging.getLogger("rcp")
 
 FEATURE_CODE = (config, pictures, layouts, backbone, patches)
+TRAINING_CODE = (similarity, losses, "optimizer", model, graphs)
 CELL_CODE = (
     *FEATURE_CODE,
-    similarity,
-    losses,
-    "optimizer",
-    model,
+    *TRAINING_CODE,
     coreset,
     "kernels",
     leading,
     memory,
     scoring,
     detector,
-    graphs,
     metrics,
 )
 _FEATURE_FIELDS = (
@@ -71,7 +73,7 @@ _FEATURE_FIELDS = (
     "feature_dtype",
     "extracted_dim",
 )
-_PATCHCORE_IGNORES = (
+_TRAINING_FIELDS = (
     "projection", "bias", "init", "epochs", "lr", "weight_decay", "cosine", "batch_size", "batch_pictures", "k", "margin", "alpha",
     "sigma", "gamma", "normalize_teacher", "gate", "self_neighbour", "expansion", "half_k", "empty_expansion", "drop_last",
     "pairs", "diagonal",
@@ -80,49 +82,226 @@ _PATCHCORE_IGNORES = (
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of a grid. ``dataset`` is a folder; ``config.seed`` is the seed."""
+    """One detector on one category: (config, data set, category, seed). ``config.seed`` is the seed.
+
+    dataset: a folder. perturbation: of Appendix C.1, or None; perturbed: the splits that it applies to.
+    """
 
     config: Config
     dataset: str
     category: str | None = None
     layout: str = "auto"
+    perturbation: Perturbation | None = None
+    perturbed: Literal["both", "train", "test"] = "both"
+
+    @property
+    def method(self) -> str:
+        return "ReConPatch" if self.config.represent else "PatchCore"
+
+    def columns(self) -> dict:
+        """What tells this cell from others in a table: method, category, augmentation, every hyper-parameter."""
+        words = {True: "with", False: "without"}
+        named = {"method": self.method, "category": self.category, "augmentation": words[self.perturbation is not None]}
+        as_printed = {
+            "layers": "+".join(map(str, self.config.layers)),
+            "projection_layer": words[self.config.projection is not None],
+        }
+        return named | self.config.asdict() | as_printed
+
+    def data(self) -> Dataset:
+        return load_dataset(self.dataset, category=self.category, layout=self.layout)
+
+    def perturbation_of(self, split: str) -> Perturbation | None:
+        return self.perturbation if self.perturbed in ("both", split) else None
+
+    def transform(self, split: str) -> Transform:
+        """How the pictures of a split ("train", "test") are read."""
+        c, how = self.config, self.perturbation_of(split)
+        transform = Transform(resize=c.resize, image_size=c.image_size, aspect=c.aspect)
+        return transform if how is None else PerturbedTransform.of(transform, how)
+
+    def identity(self) -> dict:
+        """What the result depends on: resolved config, content of data and weights, code. Not the device, not any path."""
+        values = self.config.asdict()
+        for name in ("device", "weights"):
+            del values[name]
+        if not self.config.represent:
+            for name in _TRAINING_FIELDS:
+                del values[name]
+            if self.config.coreset_projection is None and self.config.coreset_start == "mean":
+                del values["seed"]  # nothing is drawn: all seeds are the same cell
+        return {
+            "config": values,
+            "weights": backbone.weights_identity(self.config.backbone, self.config.weights),
+            "data": self.data().fingerprint(),
+            "perturbation": {n: _described(self.perturbation_of(n)) for n in ("train", "test")},
+            "code": code_version(CELL_CODE),
+        }
+
+    def compute(self, store: Store, log: Callable[[str], None]) -> tuple[dict, dict]:
+        """-> (result for JSON, arrays). Nothing is stored but features and f, which other cells may share."""
+        data = self.data()
+        fitted, test = fit(self, data, store, log)
+        prediction = dataclasses.replace(fitted.predict_features(test), transform=self.transform("test"))
+        with fitted.timings_("metrics"):
+            measured = metrics.evaluate(prediction, data.test)
+        held_out = fitted.train_patch_scores_
+        result = {
+            "config": self.config.asdict(),
+            "data": _counts(data),
+            "metrics": measured,
+            "bank": list(fitted.bank_.entries.shape),
+            "bank_bytes": fitted.bank_.entries.nbytes,
+            "history": fitted.history_,
+            "seconds": {stage: round(seconds, 3) for stage, seconds in fitted.timings_.items()},
+            "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated(fitted.device)
+            if fitted.device.type == "cuda"
+            else 0,
+            "device": device_name(fitted.device),
+            # of the held-out training scores: what Eq. 11 takes
+            "train_statistics": {}
+            if held_out is None
+            else {"image": _statistics(held_out.max(1)), "patch": _statistics(held_out)},
+        }
+        arrays = {"scores": prediction.scores, "labels": data.test.labels, "patch_scores": prediction.patch_scores}
+        return result, arrays | ({} if held_out is None else {"train_scores": fitted.train_scores_})
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Several cells on one category and seed, their scores brought to one scale by Eq. 11 and averaged (Table 6).
+
+    The statistics of Eq. 11 are those of the members' held-out *training* scores; nothing of the test set is used.
+
+    level: they are of "image" scores or of "patch" scores. deviation, beta: as :func:`rcp.scoring.center_and_deviation`.
+    """
+
+    members: tuple[Cell, ...]
+    level: Literal["image", "patch"] = "image"
+    deviation: Literal["median", "mean"] = "median"
+    beta: float = 1.4826
+
+    @property
+    def config(self) -> Config:
+        return self.members[0].config
+
+    @property
+    def category(self) -> str | None:
+        return self.members[0].category
+
+    @property
+    def method(self) -> str:
+        return self.members[0].method
+
+    def data(self) -> Dataset:
+        return self.members[0].data()
+
+    def columns(self) -> dict:
+        """As :meth:`Cell.columns`; the backbones are joined with "+"."""
+        return self.members[0].columns() | {"backbone": "+".join(m.config.backbone for m in self.members)}
+
+    def identity(self) -> dict:
+        how = {name: getattr(self, name) for name in ("level", "deviation", "beta")}
+        return {"members": [m.identity() for m in self.members], "code": code_version(["experiment"])} | how
+
+    def compute(self, store: Store, log: Callable[[str], None]) -> tuple[dict, dict]:
+        results = [run(member, store, log) for member in self.members]
+        images, patches = zip(*(self._normalized(r) for r in results), strict=True)
+        c, data = self.config, self.data()
+        scores = np.mean(images, 0)
+        # a map is linear in its patch scores: the mean of the maps is the map of the mean where the grids agree
+        maps = np.mean([score_maps(torch.from_numpy(p), c.image_size, c.blur) for p in patches], 0)
+        prediction = Prediction(scores, maps, self.members[0].transform("test"), None)
+        result = {
+            "config": c.asdict(),
+            "data": _counts(data),
+            "members": [r.info["config"]["backbone"] for r in results],
+            "metrics": metrics.evaluate(prediction, data.test),
+            "seconds": {"members": sum(sum(r.info["seconds"].values()) for r in results)},
+            "device": results[0].info["device"],
+        }
+        shared = {"patch_scores": np.mean(patches, 0)} if len({p.shape for p in patches}) == 1 else {}
+        return result, {"scores": scores, "labels": data.test.labels} | shared
+
+    def _normalized(self, result: "Result") -> tuple[np.ndarray, np.ndarray]:
+        """One member's image and patch scores in units of Eq. 11."""
+        statistics = result.info["train_statistics"]
+        if not statistics:
+            raise ValueError(
+                "calibration_folds: expected 2 or more of an ensemble's members (Eq. 11 needs training scores), got 0"
+            )
+        center, mad = statistics[self.level][self.deviation]
+        return tuple(modified_z_score(result.arrays[n], center, mad, self.beta) for n in ("scores", "patch_scores"))
+
+
+def _described(perturbation: Perturbation | None) -> dict | None:
+    return None if perturbation is None else dataclasses.asdict(perturbation) | {"code": code_version([augment])}
+
+
+def _counts(data: Dataset) -> dict:
+    good = int((data.test.labels == 0).sum())
+    named = {"category": data.category, "layout": data.layout, "fingerprint": data.fingerprint()}
+    return named | {"train": len(data.train), "test_good": good, "test_defective": len(data.test) - good}
+
+
+def _statistics(scores: np.ndarray) -> dict[str, tuple[float, float]]:
+    return {deviation: center_and_deviation(scores, deviation) for deviation in ("median", "mean")}
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What a cell gave.
+    """What a task gave.
 
-    metrics: as :func:`rcp.metrics.evaluate` returns them. info: config, data, timings, versions, device, peak memory, history.
-    scores, labels: (n_test,) of the test pictures; train_scores: (n_train,), or (0,).
+    metrics: as :func:`rcp.metrics.evaluate` returns them, or the task's own. info: config, data, timings, versions, device, history.
+    arrays: of a cell scores, labels (n_test,), patch_scores (n_test, h, w), train_scores (n_train,) where held out.
     """
 
     metrics: dict
     info: dict
-    scores: np.ndarray
-    labels: np.ndarray
-    train_scores: np.ndarray
+    arrays: dict[str, np.ndarray]
     computed: bool  # in this call, instead of read from the store
 
+    @property
+    def scores(self) -> np.ndarray:
+        return self.arrays["scores"]
 
-def run(cell: Cell, store: Store | None = None, log: Callable[[str], None] = logger.info) -> Result:
-    """Looks a cell up in the store, else computes and stores it.
+    @property
+    def labels(self) -> np.ndarray:
+        return self.arrays["labels"]
 
-    All pictures are decoded before any feature is computed, and disk space is checked before that, so that bad input
-    costs no work. Features are shared by every cell that needs the same.
+    def maps(self) -> np.ndarray:
+        """(n_test, S, S) float32 score maps, drawn again from the patch scores."""
+        c = self.info["config"]
+        return score_maps(torch.from_numpy(self.arrays["patch_scores"]), c["image_size"], c["blur"])
+
+
+def run(task, store: Store | None = None, log: Callable[[str], None] = logger.info) -> Result:
+    """Looks a task up in the store, else computes and stores it.
+
+    A task is a :class:`Cell`, an :class:`Ensemble` or anything else with ``identity()`` and ``compute(store, log)``. All
+    pictures are decoded before any feature is computed, and disk space is checked before that, so that bad input costs no work.
 
     Raises:
         ValueError, FileNotFoundError: bad data, weights or hyper-parameters, named.
         OSError: no disk space.
     """
     store = store or Store(paths.runs_root())
-    data = load_dataset(cell.dataset, category=cell.category, layout=cell.layout)
-    identity = identity_of(cell, data)
+    identity = task.identity()
     if found := store.load_cell(identity):
         return _result(*found, computed=False)
     with store.locked("cells", identity):
         if found := store.load_cell(identity):  # another process computed it while this one waited
             return _result(*found, computed=False)
-        result, arrays = _compute(cell, data, store, log)
+        started = datetime.datetime.now(datetime.UTC)
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        result, arrays = task.compute(store, log)
+        result |= {
+            "started": started.isoformat(timespec="seconds"),
+            "process_peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "versions": versions(),
+            "commit": commit(),
+        }
         store.save_cell(identity, result, arrays)
     return _result(result, arrays, computed=True)
 
@@ -131,26 +310,33 @@ def run(cell: Cell, store: Store | None = None, log: Callable[[str], None] = log
 class Grid:
     """The cells of one table that are there, in order, and those that are not."""
 
-    cells: list[Cell]
+    cells: list
     results: list[Result]
-    missing: list[Cell]
+    missing: list
 
     def frame(self) -> pd.DataFrame:
-        """One row per cell: method, category, seed, every hyper-parameter that differs, every metric (fractions)."""
-        rows = []
-        for cell, result in zip(self.cells, self.results, strict=True):
-            metrics_ = {name: value for name, value in result.metrics.items() if name != "undefined"}
-            rows.append({"method": _method(cell), "category": cell.category} | cell.config.asdict() | metrics_)
+        """One row per cell: method, category, augmentation, every hyper-parameter, every metric (fractions)."""
+        rows = [
+            cell.columns()
+            | {"bank_bytes": result.info.get("bank_bytes")}
+            | {name: value for name, value in result.metrics.items() if name != "undefined"}
+            for cell, result in zip(self.cells, self.results, strict=True)
+        ]
         return pd.DataFrame(
             rows, columns=None if rows else ["method", "category", "seed", "image_auroc", "pixel_auroc"]
         )
 
+    def undefined(self) -> dict[str, str]:
+        """category -> why a pixel metric is undefined there."""
+        found = zip(self.cells, self.results, strict=True)
+        return {
+            c.category: r.metrics["undefined"]["pixel_auroc"]
+            for c, r in found
+            if "pixel_auroc" in r.metrics["undefined"]
+        }
 
-def _method(cell: Cell) -> str:
-    return "ReConPatch" if cell.config.represent else "PatchCore"
 
-
-def run_grid(cells: Sequence[Cell], store: Store, *, shard: str = "1/1", render_only: bool = False, log=print) -> Grid:
+def run_grid(cells: Sequence, store: Store, *, shard: str = "1/1", render_only: bool = False, log=print) -> Grid:
     """Every cell of this shard through :func:`run`, with a line each; the rest from the store where it is there.
 
     Args:
@@ -158,21 +344,22 @@ def run_grid(cells: Sequence[Cell], store: Store, *, shard: str = "1/1", render_
         render_only: computes nothing; what the store lacks is in ``missing``.
     """
     mine = [] if render_only else shard_of(cells, shard)
+    done = {}
     for i, cell in enumerate(mine, 1):
-        name = f"[{i}/{len(mine)}] {cell.category} {_method(cell)} seed {cell.config.seed}"
+        name = f"[{i}/{len(mine)}] {cell.category} {cell.method} seed {cell.config.seed}"
         log(f"{name} ...")
-        result = run(cell, store, log)
-        auroc = result.metrics["image_auroc"]
+        result = done[id(cell)] = run(cell, store, log)
+        auroc = result.metrics.get("image_auroc")
         took = f"{sum(result.info['seconds'].values()):.0f} s" if result.computed else "from the store"
         log(f"{name}: image AUROC {'undefined' if auroc is None else f'{auroc:.4f}'}, {took}")
-    found = {id(cell): load(cell, store) for cell in cells}
-    done = [cell for cell in cells if found[id(cell)]]
-    return Grid(done, [found[id(cell)] for cell in done], [cell for cell in cells if not found[id(cell)]])
+    found = {id(cell): done.get(id(cell)) or load(cell, store) for cell in cells}
+    there = [cell for cell in cells if found[id(cell)]]
+    return Grid(there, [found[id(cell)] for cell in there], [cell for cell in cells if not found[id(cell)]])
 
 
-def load(cell: Cell, store: Store) -> Result | None:
-    """A cell's result from the store, or None; computes nothing."""
-    found = store.load_cell(identity_of(cell, load_dataset(cell.dataset, category=cell.category, layout=cell.layout)))
+def load(task, store: Store) -> Result | None:
+    """A task's result from the store, or None; computes nothing."""
+    found = store.load_cell(task.identity())
     return _result(*found, computed=False) if found else None
 
 
@@ -188,26 +375,12 @@ def shard_of(cells: Sequence, shard: str) -> list:
     return list(cells)[int(i) - 1 :: int(n)]
 
 
-def identity_of(cell: Cell, data: Dataset) -> dict:
-    """What a cell's result depends on: resolved config, content of data and weights, code. Not the device, not any path."""
-    values = cell.config.asdict()
-    for name in ("device", "weights"):
-        del values[name]
-    if not cell.config.represent:
-        for name in _PATCHCORE_IGNORES:
-            del values[name]
-        if cell.config.coreset_projection is None and cell.config.coreset_start == "mean":
-            del values["seed"]  # nothing is drawn: all seeds are the same cell
-    return {
-        "config": values,
-        "weights": backbone.weights_identity(cell.config.backbone, cell.config.weights),
-        "data": data.fingerprint(),
-        "code": code_version(CELL_CODE),
-    }
+def code_version(modules: Sequence) -> str:
+    return _code_version(tuple(modules))
 
 
 @lru_cache
-def code_version(modules: tuple) -> str:
+def _code_version(modules: tuple) -> str:
     """Hash of the modules' code without comments, docstrings and layout (Python's own version can change it).
 
     A module of rcp that may not be importable here goes by its name.
@@ -227,17 +400,14 @@ def code_version(modules: tuple) -> str:
     return digest.hexdigest()
 
 
-def extract(detector_: ReConPatch, data: Dataset, splits: Iterable[str], store: Store) -> dict[str, np.ndarray]:
+def extract(
+    cell: Cell, detector_: ReConPatch, data: Dataset, splits: Iterable[str], store: Store
+) -> dict[str, np.ndarray]:
     """Patch features of the named splits ("train", "test"), from the store or computed into it: (n, h · w, D), memory-mapped."""
     c = detector_.config
-    shape, found = None, {}
-    described = {name: getattr(c, name) for name in _FEATURE_FIELDS} | {"layers": list(c.layers)}
-    described |= {
-        "weights": backbone.weights_identity(c.backbone, c.weights),
-        "code": code_version(FEATURE_CODE),
-    }
+    found = {}
     h, w, dim = detector_.extractor.shape()
-    wanted = {name: described | {"data": data.fingerprint(), "split": name} for name in splits}
+    wanted = {name: _features_identity(cell, data, name) for name in splits}
     missing = [name for name, identity in wanted.items() if not store.folder("features", identity).exists()]
     require_disk(
         store.root,
@@ -245,7 +415,7 @@ def extract(detector_: ReConPatch, data: Dataset, splits: Iterable[str], store: 
         "patch features",
     )
     with detector_.timings_("decode"):
-        decoded = {name: load_images(getattr(data, name).paths, detector_.transform) for name in missing}
+        decoded = {name: load_images(getattr(data, name).paths, cell.transform(name)) for name in missing}
     for name, identity in wanted.items():
         split: Split = getattr(data, name)
         shape = (len(split), h * w, dim)
@@ -253,7 +423,7 @@ def extract(detector_: ReConPatch, data: Dataset, splits: Iterable[str], store: 
         def compute(out, name=name, split=split):
             pictures_ = decoded.pop(name, None)  # nothing is kept once its features are there
             if pictures_ is None:
-                pictures_ = load_images(split.paths, detector_.transform)
+                pictures_ = load_images(split.paths, cell.transform(name))
             detector_.extractor(pictures_, out=out, names=split.paths)
 
         with detector_.timings_("features"):
@@ -261,50 +431,56 @@ def extract(detector_: ReConPatch, data: Dataset, splits: Iterable[str], store: 
     return found
 
 
+def _features_identity(cell: Cell, data: Dataset, split: str) -> dict:
+    c = cell.config
+    described = {name: getattr(c, name) for name in _FEATURE_FIELDS} | {"layers": list(c.layers)}
+    return described | {
+        "weights": backbone.weights_identity(c.backbone, c.weights),
+        "perturbation": _described(cell.perturbation_of(split)),
+        "code": code_version(FEATURE_CODE),
+        "data": data.fingerprint(),
+        "split": split,
+    }
+
+
 def fit(
     cell: Cell, data: Dataset, store: Store | None = None, log: Callable[[str], None] = logger.info
 ) -> tuple[ReConPatch, np.ndarray]:
-    """-> (fitted detector, features of the test pictures), with features from the store: what a notebook needs to look inside."""
+    """-> (fitted detector, features of the test pictures), with features and f from the store: what a notebook needs to look inside.
+
+    f is trained once for all cells that differ only in what comes after it (coreset, memory bank, scores).
+    """
+    store = store or Store(paths.runs_root())
     found = ReConPatch.from_config(cell.config)
     coreset.coreset_size(cell.config.coreset_ratio, len(data.train) * int(np.prod(found.extractor.shape()[:2])))
-    features = extract(found, data, ("train", "test"), store or Store(paths.runs_root()))
-    return found.fit_features(features["train"], log), features["test"]
+    features = extract(cell, found, data, ("train", "test"), store)
+    return found.fit_features(
+        features["train"], log, _trained(cell, found, data, features["train"], store, log)
+    ), features["test"]
 
 
-def _compute(cell: Cell, data: Dataset, store: Store, log: Callable[[str], None]) -> tuple[dict, dict]:
-    started = datetime.datetime.now(datetime.UTC)
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    fitted, test = fit(cell, data, store, log)
-    prediction = fitted.predict_features(test)
-    with fitted.timings_("metrics"):
-        measured = metrics.evaluate(prediction, data.test)
-    result = {
-        "config": cell.config.asdict(),
-        "data": {
-            "category": data.category, "layout": data.layout, "fingerprint": data.fingerprint(),
-            "train": len(data.train), "test_good": int((data.test.labels == 0).sum()), "test_defective": int((data.test.labels == 1).sum()),
-        },
-        "metrics": measured,
-        "bank": list(fitted.bank_.entries.shape),
-        "history": fitted.history_,
-        "seconds": {stage: round(seconds, 3) for stage, seconds in fitted.timings_.items()},
-        "process_peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated(fitted.device) if fitted.device.type == "cuda" else 0,
-        "started": started.isoformat(timespec="seconds"),
-        "device": device_name(fitted.device),
-        "versions": versions(),
-        "commit": commit(),
-    }  # fmt: skip
-    train_scores = np.empty(0, np.float32) if prediction.train_scores is None else prediction.train_scores
-    arrays = {"scores": prediction.scores, "labels": data.test.labels, "train_scores": train_scores}
-    return result, arrays
+def _trained(cell: Cell, detector_: ReConPatch, data: Dataset, features: np.ndarray, store: Store, log):
+    """f and its history, from the store or trained into it."""
+    c = cell.config
+    if not c.represent:
+        return None, []
+    fields = {name: getattr(c, name) for name in (*_TRAINING_FIELDS, "dim", "seed")}
+    identity = {"features": _features_identity(cell, data, "train"), "code": code_version(TRAINING_CODE)} | fields
+    with store.locked("representations", identity):
+        if stored := store.load_entry("representations", identity):
+            info, arrays = stored
+            f = torch.nn.Linear(features.shape[-1], c.dim, bias=c.bias, device=detector_.device).requires_grad_(False)
+            f.load_state_dict({name: torch.from_numpy(value) for name, value in arrays.items()})
+            log(f"f from the store, {len(info['history'])} epochs")
+            return f, info["history"]
+        f, history = detector_.train_features(features, log)
+        arrays = {name: value.detach().cpu().numpy() for name, value in f.state_dict().items()}
+        store.save_entry("representations", identity, {"history": history}, arrays)
+    return f, history
 
 
 def _result(info: dict, arrays: dict[str, np.ndarray], computed: bool) -> Result:
-    return Result(
-        info["metrics"], info, **{n: arrays[n] for n in ("scores", "labels", "train_scores")}, computed=computed
-    )
+    return Result(info["metrics"], info, arrays, computed=computed)
 
 
 def device_name(device: torch.device | str) -> str:

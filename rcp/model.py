@@ -78,7 +78,12 @@ def mini_batches(pictures: int, patches: int, config: Config, generator: torch.G
             yield pool[torch.randperm(len(pool), generator=generator)[: config.batch_size]]
 
 
-def train(features: Tensor, config: Config, log: Callable[[str], None] = print) -> tuple[nn.Linear, list[dict]]:
+def train(
+    features: Tensor,
+    config: Config,
+    log: Callable[[str], None] = print,
+    each_epoch: Callable[[int, nn.Linear], None] | None = None,
+) -> tuple[nn.Linear, list[dict]]:
     """Trains f on the patch features of normal pictures and returns it with one row per epoch.
 
     The loss can rise while the EMA target moves: it is no sign of success or failure. ω^P near 0 or near 1 everywhere
@@ -88,6 +93,7 @@ def train(features: Tensor, config: Config, log: Callable[[str], None] = print) 
 
     Args:
         features: (n, h · w, D) float16 or float32, on the device to train on.
+        each_epoch: called after every epoch with its number and f, which goes on changing (Figure 3 keeps copies).
 
     Returns:
         f, and rows with epoch, loss, omega_p_05, omega_p_50, omega_p_95, seconds.
@@ -135,6 +141,8 @@ def train(features: Tensor, config: Config, log: Callable[[str], None] = print) 
             losses[i], omega_p = (replay if len(index) == usual else step)(index)
         rows.append(_row(epoch, losses, omega_p, time.perf_counter() - started))
         log(_line(rows[-1], config.epochs))
+        if each_epoch:
+            each_epoch(epoch, student.f)
     return student.f.requires_grad_(False), rows
 
 

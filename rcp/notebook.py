@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_type_hints
 
-from rcp import backbone, experiment, paper, paths
+from rcp import backbone, data, experiment, paper, paths
 from rcp.config import Config, check_type, nearest
 from rcp.data import categories, draw_demo
 from rcp.experiment import Cell
@@ -19,6 +19,9 @@ PROFILES = {
     "demo": {"backbone": "resnet18", "weights": "random:0", "epochs": 10, "seeds": (0,)},
     "paper": {"backbone": "wide_resnet50_2", "weights": "IMAGENET1K_V1", "epochs": 120, "seeds": (0, 1, 2)},
 }
+
+# Where BTAD is the data set: Table 7's backbone.
+ON_BTAD = {"demo": {}, "paper": {"backbone": "wide_resnet101_2"}}
 
 DEMO_GROUPS = {"object": ("circuit", "gear"), "texture": ("fabric",)}
 
@@ -34,6 +37,7 @@ class Settings:
 
     profile: Literal["demo", "paper"] = "demo"
     data_root: str = ""
+    btad_root: str = ""
     categories: tuple[str, ...] = ()
     backbone: str = ""
     weights: str = ""
@@ -42,17 +46,20 @@ class Settings:
     device: str = "auto"
     shard: str = "1/1"
     render_only: bool = False
+    dataset: Literal["mvtec", "btad"] = "mvtec"  # which of the two roots; no parameter of a notebook
 
     def __post_init__(self):
         for name, kind in get_type_hints(type(self)).items():
             check_type(name, kind, getattr(self, name))
-        for name, value in PROFILES[self.profile].items():
+        defaults = PROFILES[self.profile] | (ON_BTAD[self.profile] if self.dataset == "btad" else {})
+        for name, value in defaults.items():
             if not getattr(self, name):
                 object.__setattr__(self, name, value)
         experiment.shard_of([], self.shard)
-        backbone.check(self.backbone, self.weights)
-        if not self.data_root:
-            object.__setattr__(self, "data_root", str(self._default_data()))
+        if not self.render_only:
+            backbone.check(self.backbone, self.weights)
+        root = self.btad_root if self.dataset == "btad" else self.data_root
+        object.__setattr__(self, "data_root", root or str(self._default_data()))
         there = categories(self.data_root)
         for name in self.categories:
             if name not in there:
@@ -63,10 +70,15 @@ class Settings:
 
     def _default_data(self) -> Path:
         if self.profile == "demo":
+            if self.dataset == "btad":
+                return data.draw_demo_btad(paths.runs_root() / "demo-btad")
             return draw_demo(paths.runs_root() / "demo-data")
-        if not (root := paths.data_root() / "mvtec").is_dir():
+        argument, holds = {"mvtec": ("data_root", "bottle, cable, ..."), "btad": ("btad_root", "01, 02, 03")}[
+            self.dataset
+        ]
+        if not (root := paths.data_root() / self.dataset).is_dir():
             raise FileNotFoundError(
-                f"data_root: no {root}; name the folder that holds bottle, cable, ..., or fetch it with: python -m rcp download mvtec"
+                f"{argument}: no {root}; name the folder that holds {holds}, or fetch it with: python -m rcp download {self.dataset}"
             )
         return root
 
@@ -78,7 +90,7 @@ class Settings:
     def label(self) -> str:
         """What every table and figure says about where its numbers come from."""
         if self.profile == "demo":
-            pictures = "drawn pictures" if self.data_root == str(paths.runs_root() / "demo-data") else self.data_root
+            pictures = "drawn pictures" if Path(self.data_root).parent == paths.runs_root() else self.data_root
             made_of = f"{pictures}, {self.backbone} with weights {self.weights}, {self.epochs} epochs"
             return f"Demo: {made_of}. The numbers are not the paper's."
         seeds = f"{len(self.seeds)} seeds" if len(self.seeds) > 1 else "1 seed"
@@ -100,10 +112,10 @@ class Settings:
         }
         return Config.build(**(base | changes))
 
-    def cells(self, configs: Sequence[Config]) -> list[Cell]:
-        """Every config for every category and seed."""
+    def cells(self, configs: Sequence[Config], **changes) -> list[Cell]:
+        """Every config for every category and seed; ``changes`` go to :class:`rcp.experiment.Cell`."""
         return [
-            Cell(dataclasses.replace(config, seed=seed), self.data_root, category)
+            Cell(dataclasses.replace(config, seed=seed), self.data_root, category, **changes)
             for category in self.categories
             for config in configs
             for seed in self.seeds

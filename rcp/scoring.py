@@ -25,6 +25,30 @@ def patch_scores(queries: Tensor, bank: MemoryBank, *, squared=False, weighting=
     return (1 - torch.exp(d - around.logsumexp(1))) * d
 
 
+def center_and_deviation(train_scores: np.ndarray, deviation: str = "median") -> tuple[float, float]:
+    """median and MAD of Eq. 11, over scores of the training set: any shape -> (units of the score, the same).
+
+    deviation: MAD is the "median" or the "mean" absolute deviation from the median. The paper's words say mean; its β = 1.4826
+    is the constant that makes the *median* one a standard deviation of normal scores (the mean's is 1.2533).
+    """
+    if deviation not in ("median", "mean"):
+        raise ValueError(f"deviation: expected 'median' or 'mean', got {deviation!r}")
+    scores = np.asarray(train_scores, np.float64)
+    median = np.median(scores)
+    return float(median), float(getattr(np, deviation)(np.abs(scores - median)))
+
+
+def modified_z_score(scores: np.ndarray, median: float, mad: float, beta: float = 1.4826) -> np.ndarray:
+    """Eq. 11: s̄ = (s - median) / (β · MAD). Any shape -> the same, float32, in standard deviations.
+
+    Raises:
+        ValueError: MAD is 0 (half or more of the training scores are equal), so that Eq. 11 divides by zero.
+    """
+    if not mad > 0:
+        raise ValueError(f"mad: expected a deviation above 0 of the training scores, got {mad}; Eq. 11 divides by it")
+    return ((np.asarray(scores, np.float64) - median) / (beta * mad)).astype(np.float32)
+
+
 def image_scores(scores: Tensor) -> Tensor:
     """Image score = max over patches. scores: (n, h · w) -> (n,)."""
     return scores.amax(1)

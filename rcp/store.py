@@ -60,27 +60,33 @@ class Store:
 
     def load_cell(self, identity: dict) -> tuple[dict, dict[str, np.ndarray]] | None:
         """(result, arrays) of a cell, or None where it is absent or was damaged."""
-        folder = self.folder("cells", identity)
+        return self.load_entry("cells", identity)
+
+    def save_cell(self, identity: dict, result: dict, arrays: dict[str, np.ndarray]) -> None:
+        self.save_entry("cells", identity, result, arrays)
+
+    def load_entry(self, kind: str, identity: dict) -> tuple[dict, dict[str, np.ndarray]] | None:
+        folder = self.folder(kind, identity)
         if not folder.exists():
             return None
         try:
             result = json.loads((folder / "result.json").read_text())
-            with np.load(folder / "scores.npz", allow_pickle=False) as file:
+            with np.load(folder / "arrays.npz", allow_pickle=False) as file:
                 arrays = dict(file)
             if result["checksum"] != _checksum(arrays):
-                raise ValueError("scores.npz does not match its checksum")
+                raise ValueError("arrays.npz does not match its checksum")
             return result, arrays
         except Exception as error:  # whatever is wrong with it, it is not used
             self._set_aside(folder, error)
             return None
 
-    def save_cell(self, identity: dict, result: dict, arrays: dict[str, np.ndarray]) -> None:
+    def save_entry(self, kind: str, identity: dict, result: dict, arrays: dict[str, np.ndarray]) -> None:
         def fill(folder: Path):
-            np.savez_compressed(folder / "scores.npz", **arrays)
+            np.savez_compressed(folder / "arrays.npz", **arrays)
             content = result | {"identity": identity, "checksum": _checksum(arrays)}
             (folder / "result.json").write_text(json.dumps(content, indent=1, allow_nan=False))
 
-        self.write(self.folder("cells", identity), fill)
+        self.write(self.folder(kind, identity), fill)
 
     # -- features ------------------------------------------------------------------------------------------------------
 

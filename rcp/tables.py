@@ -6,8 +6,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from rcp import metrics as rcp_metrics
 from rcp import paper
 
+METRICS = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC"}
+# How a setting is written in a row's name.
+_WORDS = {
+    "dim": "D {}", "coreset_ratio": "coreset {:.0%}", "k": "k {}", "margin": "m {}", "alpha": "α {}", "layers": "levels {}",
+    "patch_size": "patch {}", "projection_layer": "{} projection", "image_size": "{} px", "backbone": "{}", "category": "{}",
+}  # fmt: skip
 OVERALL = "mean of all {}"
 PRINTED = "printed mean of 15"
 
@@ -40,15 +47,15 @@ def table_5(frame: pd.DataFrame, metric: str, groups: dict[str, tuple[str, ...]]
     there = list(dict.fromkeys(frame["category"]))
     known = [c for c in (*groups["object"], *groups["texture"]) if c in there]
     rows = [*known, *(c for c in there if c not in known)]
-    published = _published(metric, rows, groups)
+    published = _published(metric, rows, groups, _undefined(frame, metric))
     methods = [m for m in ("PatchCore", "ReConPatch") if m in frame["method"].unique()]
     per_seed = frame.assign(value=frame[metric].astype(float) * 100)
+    members_of = _members(rows, groups, _undefined(frame, metric))
     computed = {}
     for method in methods:
         mine = ours.loc[method].reindex(rows)
         means = {
-            name: _seed_means(per_seed[per_seed["method"] == method], members)
-            for name, members in _members(rows, groups).items()
+            name: _seed_means(per_seed[per_seed["method"] == method], members) for name, members in members_of.items()
         }
         block = pd.concat([mine[["mean", "spread"]], pd.DataFrame(means, index=["mean", "spread"]).T]).reindex(
             published.index
@@ -56,6 +63,150 @@ def table_5(frame: pd.DataFrame, metric: str, groups: dict[str, tuple[str, ...]]
         block["difference"] = block["mean"] - _target(published[method], method, metric)
         computed[method] = block
     return pd.concat({"published": published} | {f"rcp {m}": block for m, block in computed.items()}, axis=1)
+
+
+def averages(
+    frame: pd.DataFrame, item: str, by: Sequence[str], metrics: Sequence[str] = tuple(METRICS)
+) -> pd.DataFrame:
+    """A table of settings: each one's mean over all categories, beside the average that the paper prints; percent.
+
+    Args:
+        frame: as :meth:`rcp.experiment.Grid.frame` gives it.
+        item: the published table, as :func:`rcp.paper.table` takes it.
+        by: columns that tell the settings apart (a method that is alone is left out of the rows' names).
+
+    Returns:
+        One row per setting; columns (metric, mean | spread | published | difference). spread is the standard deviation over
+        seeds of the mean over categories. A category in which the metric is undefined is left out, and the column says so.
+    """
+    published = paper.table(item)
+    by = [c for c in ("method", *by) if c != "method" or frame["method"].nunique() > 1]
+    if frame.empty:
+        return pd.DataFrame(columns=pd.MultiIndex.from_tuples([(METRICS[m], "mean") for m in metrics]))
+    rows = {}
+    for key, part in frame.groupby(by, sort=False):
+        where = dict(zip(by, key, strict=True))
+        row = {}
+        for metric in metrics:
+            printed = published[(published["metric"] == metric) & (published["category"] == "average")]
+            for column in where:
+                printed = printed[printed[column] == where[column]] if column in printed else printed
+            undefined = _undefined(frame, metric)
+            members = [c for c in dict.fromkeys(frame["category"]) if c not in undefined]
+            without = f" (without {', '.join(sorted(undefined))})" if undefined else ""
+            mean, spread = _seed_means(part.assign(value=part[metric].astype(float) * 100), members)
+            beside = float(printed["value"].iloc[0]) if len(printed) == 1 else np.nan
+            values = {"mean": mean, "spread": spread, "published": beside, "difference": mean - beside}
+            row |= {(METRICS[metric] + without, name): value for name, value in values.items()}
+        rows[setting_name(where)] = row
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def setting_name(where: dict) -> str:
+    """``{"method": "ReConPatch", "dim": 64}`` -> "ReConPatch, D 64"."""
+    return ", ".join(_WORDS.get(column, "{}").format(value) for column, value in where.items())
+
+
+def ablation_in_words(table: pd.DataFrame) -> str:
+    """What a table of settings says, per metric: which is best here and in the paper, and how far the settings differ at all."""
+    sentences = [] if len(table) else ["Nothing is computed yet."]
+    for metric in dict.fromkeys(c[0] for c in table.columns):
+        part = table[metric].dropna(subset=["mean"]) if len(table) else table
+        if part.empty:
+            continue
+        best, spread = part["mean"].idxmax(), part["spread"].max()
+        words = f"{metric}: best is {best} with {part['mean'].max():.2f}"
+        if part["published"].notna().any():
+            words += f" (the paper: {part['published'].idxmax()} with {part['published'].max():.2f})"
+        if len(part) > 1:
+            words += f"; settings differ by {np.ptp(part['mean']):.2f} from best to worst"
+            words += "" if np.isnan(spread) else f", seeds by up to ± {spread:.2f} within one"
+        sentences.append(words + ".")
+    return "\n".join(sentences)
+
+
+def paired(grid, by: Sequence[str] = ()) -> pd.DataFrame:
+    """ReConPatch - PatchCore, image AUROC in percent points, with a 95 % bootstrap interval over test pictures.
+
+    Args:
+        grid: :class:`rcp.experiment.Grid` with cells of both methods.
+        by: settings that both must share, such as ["dim"].
+
+    Returns:
+        A row per setting and category, then one per setting for the mean of all; columns difference, low, high.
+    """
+    found: dict = {}
+    for cell, result in zip(grid.cells, grid.results, strict=True):
+        columns = cell.columns()
+        setting = {name: columns[name] for name in by}
+        group = found.setdefault((setting_name(setting), cell.category), {"labels": result.labels})
+        group.setdefault(cell.method, []).append(result.scores)
+    pairs = {key: group for key, group in found.items() if {"PatchCore", "ReConPatch"} <= set(group)}
+    rows = {}
+    for setting in dict.fromkeys(setting for setting, _ in pairs):
+        mine = {
+            c: (g["labels"], np.array(g["ReConPatch"]), np.array(g["PatchCore"]))
+            for (s, c), g in pairs.items()
+            if s == setting
+        }
+        for name, groups in {
+            **{c: [g] for c, g in mine.items()},
+            OVERALL.format(len(mine)): list(mine.values()),
+        }.items():
+            try:
+                interval = rcp_metrics.paired_bootstrap(groups)
+            except rcp_metrics.UndefinedMetric:
+                interval = (np.nan, np.nan, np.nan)
+            row = dict(zip(("difference", "low", "high"), (100 * v for v in interval), strict=True))
+            rows[", ".join(filter(None, (setting, name)))] = row
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["difference", "low", "high"])
+
+
+def paired_in_words(table: pd.DataFrame) -> str:
+    """Of each setting's mean: does the interval leave zero out?"""
+    sentences = []
+    for name, row in table[table.index.str.contains(OVERALL.format(""))].iterrows():
+        side = "above" if row["low"] > 0 else "below" if row["high"] < 0 else "not told apart from"
+        interval = f"{row['difference']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
+        sentences.append(f"{name}: ReConPatch is {side} PatchCore in image AUROC: {interval}.")
+    return "\n".join(sentences) or "Nothing to compare yet."
+
+
+def table_4(frame: pd.DataFrame, method: str, groups: dict[str, tuple[str, ...]]) -> pd.DataFrame:
+    """Tables 4 and S5 for one method: image AUROC without and with perturbations, and the drop; percent.
+
+    Returns:
+        Rows are categories, then object, texture, the mean of the two groups (as the paper prints its augmented averages)
+        and the mean of all (as it prints the others); columns (rcp | published, without | with | drop) and spreads of ours.
+    """
+    mine = frame[frame["method"] == method]
+    there = list(dict.fromkeys(mine["category"]))
+    rows = [*(c for names in groups.values() for c in names if c in there)]
+    rows += [c for c in there if c not in rows]
+    members = _members(rows, groups)
+    printed = paper.table("S5")
+    printed = printed[printed["method"] == method].pivot_table(index="category", columns="augmentation", values="value")
+    columns = {}
+    for augmentation in ("without", "with"):
+        part = mine[mine["augmentation"] == augmentation].assign(value=lambda f: f["image_auroc"].astype(float) * 100)
+        found = pd.DataFrame(
+            {n: _seed_means(part, m) for n, m in ({c: [c] for c in rows} | members).items()}, index=["mean", "spread"]
+        ).T
+        columns["rcp", augmentation], columns["rcp", f"± {augmentation}"] = found["mean"], found["spread"]
+        values = printed.reindex(rows)[augmentation]
+        columns["published", augmentation] = pd.concat(
+            [values, pd.Series({n: values.reindex(m).mean(skipna=False) for n, m in members.items()})]
+        )
+    table = pd.DataFrame(columns)
+    of_groups = [name for name in members if not name.startswith(OVERALL.format(""))]
+    if len(of_groups) == 2:
+        table.loc["mean of the two groups"] = table.loc[of_groups].mean(skipna=False)
+        table.loc["mean of the two groups", [("rcp", "± without"), ("rcp", "± with")]] = np.nan
+    for source in ("rcp", "published"):
+        table[source, "drop"] = table[source, "without"] - table[source, "with"]
+    table.loc["printed average", "published"] = [printed.loc["average", a] for a in ("without", "with", "difference")]
+    order = [("rcp", c) for c in ("without", "± without", "with", "± with", "drop")]
+    return table[[*order, *(("published", c) for c in ("without", "with", "drop"))]]
 
 
 def _target(published: pd.Series, method: str, metric: str) -> pd.Series:
@@ -69,16 +220,34 @@ def _target(published: pd.Series, method: str, metric: str) -> pd.Series:
     return target
 
 
-def _members(rows: list[str], groups: dict[str, tuple[str, ...]]) -> dict[str, list[str]]:
+def _undefined(frame: pd.DataFrame, metric: str) -> set[str]:
+    """Categories in which the metric is undefined for some cell: they are left out of every mean, and the row says so."""
+    return set(frame.loc[frame[metric].isna(), "category"])
+
+
+def _members(
+    rows: Sequence[str], groups: dict[str, tuple[str, ...]], undefined: set[str] = frozenset()
+) -> dict[str, list[str]]:
     """Row name -> the categories that it is the mean of; groups that no category was run of are left out."""
     found = {}
-    for group, names in groups.items():
-        if members := [c for c in rows if c in names]:
-            found[f"mean of {len(members)} {group}{'s' if len(members) > 1 else ''}"] = members
-    return found | {OVERALL.format(len(rows)): rows}
+    for group, names in {**groups, "": rows}.items():
+        there = [c for c in rows if c in names]
+        members = [c for c in there if c not in undefined]
+        if not there:
+            continue
+        without = f" (without {', '.join(c for c in there if c in undefined)})" if len(members) < len(there) else ""
+        name = (
+            f"mean of {len(members)} {group}{'s' if len(members) > 1 else ''}"
+            if group
+            else OVERALL.format(len(members))
+        )
+        found[name + without] = members
+    return found
 
 
-def _published(metric: str, rows: list[str], groups: dict[str, tuple[str, ...]]) -> pd.DataFrame:
+def _published(
+    metric: str, rows: list[str], groups: dict[str, tuple[str, ...]], undefined: set[str] = frozenset()
+) -> pd.DataFrame:
     """The paper's single models for these categories, with the means over exactly them; then the printed 15-class means."""
     table = paper.table("5")
     single = table[table["metric"] == metric]
@@ -86,15 +255,15 @@ def _published(metric: str, rows: list[str], groups: dict[str, tuple[str, ...]])
     single = single.assign(method=single["method"].where(~large, single["method"] + " 480 px"))
     per_class = single.pivot_table(index="category", columns="method", values="value", dropna=False, sort=False)
     out = per_class.reindex(rows)
-    for name, members in _members(rows, groups).items():
+    for name, members in _members(rows, groups, undefined).items():
         out.loc[name] = per_class.reindex(members).mean(skipna=False)
-    printed = OVERALL.format(len(paper.CATEGORIES)) if set(rows) == set(paper.CATEGORIES) else PRINTED
+    printed = OVERALL.format(len(paper.CATEGORIES)) if set(rows) - undefined == set(paper.CATEGORIES) else PRINTED
     out.loc[printed] = per_class.loc["average"]  # for some methods the paper prints only this
     return out
 
 
 def _seed_means(frame: pd.DataFrame, members: list[str]) -> list[float]:
-    """Mean over categories for each seed, then mean and spread over seeds; NaN where a category lacks the metric."""
+    """Mean over categories for each seed, then mean and spread over seeds; NaN where a category or a seed is missing."""
     by_seed = frame[frame["category"].isin(members)].pivot_table(
         index="seed", columns="category", values="value", dropna=False
     )
@@ -142,7 +311,7 @@ def in_words(table: pd.DataFrame, what: str) -> str:
         mean, spread, difference = (row[(source, name)] for name in ("mean", "spread", "difference"))
         spread_words = "" if np.isnan(spread) else f" ± {spread:.2f}"
         if np.isnan(mean):
-            sentences.append(f"{method}: {what} is undefined for at least one category.")
+            sentences.append(f"{method}: {what} is undefined or missing.")
         elif np.isnan(difference):
             sentences.append(f"{method}: {what} {mean:.2f}{spread_words}; the paper prints nothing to hold it against.")
         else:

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from rcp import experiment
+from rcp.augment import Perturbation
 from rcp.config import Config
 from rcp.data import load_dataset
-from rcp.experiment import Cell, code_version, identity_of, load, run, run_grid, shard_of
+from rcp.experiment import Cell, Ensemble, code_version, load, run, run_grid, shard_of
 from rcp.store import Store
 
 SMALL = Config.build(
@@ -70,22 +71,25 @@ def test_features_are_shared_by_cells_that_need_the_same(cell, store, monkeypatc
     assert run(dataclasses.replace(cell, config=PATCHCORE), store).computed
 
 
-def test_identity_follows_what_matters_and_nothing_else(cell, demo_root, tmp_path):
-    data = load_dataset(demo_root, category="fabric")
-    same = identity_of(cell, data)
-    assert identity_of(dataclasses.replace(cell, config=dataclasses.replace(SMALL, device="cpu")), data) == same
+def test_identity_follows_what_matters_and_nothing_else(cell):
+    def changed(config=SMALL, **changes):
+        return dataclasses.replace(cell, config=dataclasses.replace(config, **changes)).identity()
+
+    same = cell.identity()
+    assert changed(device="cpu") == same
     for change in ({"k": 4}, {"seed": 1}, {"weights": "random:1"}, {"represent": False}):
-        assert identity_of(dataclasses.replace(cell, config=dataclasses.replace(SMALL, **change)), data) != same
-    assert identity_of(cell, load_dataset(demo_root, category="gear")) != same
-    patchcore = [
-        identity_of(dataclasses.replace(cell, config=dataclasses.replace(PATCHCORE, **c)), data)
-        for c in ({}, {"k": 4}, {"seed": 7})
-    ]
+        assert changed(**change) != same
+    assert dataclasses.replace(cell, category="gear").identity() != same
+    patchcore = [changed(PATCHCORE, **c) for c in ({}, {"k": 4}, {"seed": 7})]
     assert patchcore[0] == patchcore[1] == patchcore[2], "nothing of f, and no seed, is in PatchCore's result"
-    drawn = [dataclasses.replace(PATCHCORE, coreset_start="random", seed=s) for s in (0, 1)]
-    assert identity_of(dataclasses.replace(cell, config=drawn[0]), data) != identity_of(
-        dataclasses.replace(cell, config=drawn[1]), data
-    )
+    drawn = [changed(PATCHCORE, coreset_start="random", seed=s) for s in (0, 1)]
+    assert drawn[0] != drawn[1]
+    turned = [
+        dataclasses.replace(cell, perturbation=Perturbation(rotation=r), perturbed=p)
+        for r, p in ((5, "both"), (5, "test"), (6, "both"))
+    ]
+    identities = [same, *(t.identity() for t in turned)]
+    assert all(a != b for i, a in enumerate(identities) for b in identities[:i])
 
 
 def test_code_version_ignores_comments_and_follows_code(tmp_path, monkeypatch):
@@ -97,10 +101,69 @@ def test_code_version_ignores_comments_and_follows_code(tmp_path, monkeypatch):
     assert versions[0] == versions[1] != versions[2]
 
 
+def test_f_is_trained_once_for_all_cells_that_share_it(cell, store, monkeypatch):
+    run(cell, store)
+    monkeypatch.setattr(experiment.detector, "train", lambda *_a, **_k: pytest.fail("f was trained again"))
+    other = run(dataclasses.replace(cell, config=dataclasses.replace(SMALL, coreset_ratio=0.03, neighbours=5)), store)
+    assert other.computed and len(other.info["history"]) == 1
+    with pytest.raises(pytest.fail.Exception, match="trained again"):
+        run(dataclasses.replace(cell, config=dataclasses.replace(SMALL, gamma=0.9)), store)
+
+
+def test_maps_can_be_drawn_again_from_what_is_stored(cell, store, demo_root):
+    data = load_dataset(demo_root, category="fabric")
+    fitted, test = experiment.fit(cell, data, store, log=len)
+    out, result = fitted.predict_features(test), run(cell, store)
+    np.testing.assert_allclose(result.maps(), out.maps, rtol=1e-5)
+    np.testing.assert_allclose(result.arrays["patch_scores"].max((1, 2)), out.scores, rtol=1e-6)
+
+
+def test_an_ensemble_is_the_mean_of_its_members_in_units_of_the_training_scores(cell, store, demo_root):
+    """Eq. 11 by hand; the test set is never used to normalise."""
+    from rcp.metrics import evaluate
+
+    members = (cell, dataclasses.replace(cell, config=dataclasses.replace(SMALL, weights="random:1")))
+    result = run(Ensemble(members), store)
+    singles = [run(member, store) for member in members]
+    by_hand, maps = [], []
+    for single in singles:
+        train = single.arrays["train_scores"].astype(float)
+        median = np.median(train)
+        mad = np.median(np.abs(train - median))
+        by_hand.append((single.scores - median) / (1.4826 * mad))
+        maps.append((single.maps() - median) / (1.4826 * mad))
+    np.testing.assert_allclose(result.scores, np.mean(by_hand, 0), rtol=1e-5)
+    np.testing.assert_allclose(result.maps(), np.mean(maps, 0), rtol=1e-4, atol=1e-4)
+    transform = cell.transform("test")
+    prediction = experiment.Prediction(result.scores, np.mean(maps, 0).astype(np.float32), transform, None)
+    expected = evaluate(prediction, load_dataset(demo_root, category="fabric").test)
+    assert result.metrics["pixel_auroc"] == pytest.approx(expected["pixel_auroc"], abs=1e-6)
+    assert not run(Ensemble(members), store).computed
+    others = [Ensemble(members, deviation="mean"), Ensemble(members, level="patch"), Ensemble(members[:1])]
+    assert len({round(float(run(e, store).scores[0]), 5) for e in (Ensemble(members), *others)}) == 4
+    no_folds = dataclasses.replace(cell, config=dataclasses.replace(SMALL, calibration_folds=0))
+    with pytest.raises(ValueError, match="calibration_folds: expected 2 or more"):
+        run(Ensemble((no_folds,)), store)
+
+
+def test_a_perturbed_cell_differs_in_the_splits_that_are_perturbed(cell, store):
+    plain = run(cell, store)
+    perturbation = Perturbation(brightness=0.9, contrast=0.9)
+    test_only = run(dataclasses.replace(cell, perturbation=perturbation, perturbed="test"), store)
+    train_only = run(dataclasses.replace(cell, perturbation=perturbation, perturbed="train"), store)
+    assert np.array_equal(test_only.arrays["train_scores"], plain.arrays["train_scores"]), (
+        "the training set is as it was"
+    )
+    assert not np.allclose(test_only.scores, plain.scores)
+    assert not np.allclose(train_only.arrays["train_scores"], plain.arrays["train_scores"])
+    grid = run_grid([cell, dataclasses.replace(cell, perturbation=perturbation, perturbed="test")], store, log=len)
+    assert grid.frame()["augmentation"].tolist() == ["without", "with"]
+
+
 def test_a_damaged_cell_is_computed_again(demo_root, tmp_path):
     store, cell = Store(tmp_path), Cell(PATCHCORE, str(demo_root), "circuit")
     before = run(cell, store)
-    folder = store.folder("cells", identity_of(cell, load_dataset(demo_root, category="circuit")))
+    folder = store.folder("cells", cell.identity())
     (folder / "result.json").write_text("{")
     with pytest.warns(UserWarning, match="set aside"):
         again = run(cell, store)

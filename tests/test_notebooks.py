@@ -182,5 +182,5 @@ def test_provenance_says_where_numbers_come_from():
         "config": {"seed": 4},
         "versions": versions,
     }
-    line = notebook.provenance([Result({}, info, None, None, None, True)], 3)
+    line = notebook.provenance([Result({}, info, {}, True)], 3)
     assert line.startswith("1 of 3 cells done; commit abc") and "1.00 hours" in line and line.endswith("seeds 4")

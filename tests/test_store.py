@@ -33,11 +33,11 @@ def test_a_damaged_cell_is_set_aside_with_a_warning(tmp_path, damage):
     if damage == "truncated json":
         (folder / "result.json").write_text((folder / "result.json").read_text()[:20])
     elif damage == "truncated npz":
-        (folder / "scores.npz").write_bytes((folder / "scores.npz").read_bytes()[:50])
+        (folder / "arrays.npz").write_bytes((folder / "arrays.npz").read_bytes()[:50])
     elif damage == "other scores":
-        np.savez(folder / "scores.npz", **ARRAYS | {"scores": ARRAYS["scores"] + 1})
+        np.savez(folder / "arrays.npz", **ARRAYS | {"scores": ARRAYS["scores"] + 1})
     else:
-        (folder / "scores.npz").unlink()
+        (folder / "arrays.npz").unlink()
     with pytest.warns(UserWarning, match="damaged store entry .* set aside"):
         assert store.load_cell({"a": 1}) is None
     assert not folder.exists() and list(tmp_path.glob("cells/.damaged-*"))
@@ -48,7 +48,7 @@ def test_a_damaged_cell_is_set_aside_with_a_warning(tmp_path, damage):
 def test_pickled_arrays_are_not_read(tmp_path):
     store = Store(tmp_path)
     store.save_cell({"a": 1}, {}, ARRAYS)
-    np.savez(store.folder("cells", {"a": 1}) / "scores.npz", scores=np.array([object()], dtype=object))
+    np.savez(store.folder("cells", {"a": 1}) / "arrays.npz", scores=np.array([object()], dtype=object))
     with pytest.warns(UserWarning, match="damaged"):
         assert store.load_cell({"a": 1}) is None
 

@@ -69,11 +69,17 @@ def test_words_say_how_well_it_agrees():
     assert words == "PatchCore: image AUROC 99.95, the same within 0.1 as the paper's 100.00 on the same categories."
 
 
-def test_an_undefined_metric_leaves_the_mean_undefined():
+def test_a_category_without_the_metric_is_left_out_of_the_mean_visibly():
     values = frame({"PatchCore": {"bottle": [0.99], "carpet": [np.nan]}})
     table = tables.table_5(values, "image_auroc")
-    assert np.isnan(table.loc["mean of all 2", ("rcp PatchCore", "mean")])
-    assert "undefined for at least one category" in tables.in_words(table, "image AUROC")
+    row = table.loc["mean of all 1 (without carpet)"]
+    assert row[("rcp PatchCore", "mean")] == pytest.approx(99.0) and row[("published", "PatchCore")] == 100
+    assert np.isnan(table.loc["carpet", ("rcp PatchCore", "mean")])
+    assert tables.in_words(table, "image AUROC").startswith(
+        "PatchCore: image AUROC 99.00, 1.00 below the paper's 100.00"
+    )
+    nothing = tables.table_5(frame({"PatchCore": {"bottle": [np.nan]}}), "image_auroc")
+    assert "undefined" in tables.in_words(nothing, "image AUROC")
 
 
 def test_own_categories_have_no_published_value_and_nothing_run_is_an_empty_table():

@@ -67,7 +67,7 @@ class Split(Sequence):
 
         def read(i: int) -> None:
             if self.masks[i] is not None:
-                out[i] = transform.mask(self.masks[i])
+                out[i] = transform.mask(self.masks[i], self.paths[i])
             elif self.labels[i]:
                 raise ValueError(
                     f"no ground truth for the defective picture {self.paths[i]}: pixel metrics are undefined"

@@ -109,19 +109,28 @@ class Transform:
         Errors: FileNotFoundError; ValueError for a file that is no picture, truncated or too large. Both name the path.
         """
         with _opened(path) as image:
-            return np.asarray(self._fit(_rgb(image), Image.Resampling.BILINEAR))
+            return np.asarray(self._crop(self._picture(self._resize(_rgb(image), Image.Resampling.BILINEAR), path)))
 
-    def mask(self, path: str | Path) -> np.ndarray:
+    def mask(self, path: str | Path, of: str | Path | None = None) -> np.ndarray:
         """-> bool (S, S), True where defective: the value is above half of full scale; nearest neighbour.
 
         A mask of class numbers, as VisA's (all below 32, or a coloured palette), is True where it is not 0 or black.
+        of: the picture that the mask belongs to.
         Errors: as `image`.
         """
         with _opened(path) as image:
             binary = Image.fromarray(_defective(image).astype(np.uint8))
-            return np.asarray(self._fit(binary, Image.Resampling.NEAREST)).astype(bool)
+            resized = self._resize(binary, Image.Resampling.NEAREST)
+            return np.asarray(self._crop(self._mask(resized, of or path))).astype(bool)
 
-    def _fit(self, image: Image.Image, resample: Image.Resampling) -> Image.Image:
+    def _picture(self, image: Image.Image, path: str | Path) -> Image.Image:
+        """What happens between resize and crop: nothing here (see :mod:`rcp.augment`)."""
+        return image
+
+    def _mask(self, mask: Image.Image, of: str | Path) -> Image.Image:
+        return mask
+
+    def _resize(self, image: Image.Image, resample: Image.Resampling) -> Image.Image:
         width, height, side = *image.size, self.resize
         if self.aspect == "squash":
             size = (side, side)
@@ -133,9 +142,10 @@ class Transform:
             raise ValueError(
                 f"at {width} x {height} px it is too long for aspect='keep': it would become {size[0]} x {size[1]} px"
             )
-        if size != image.size:
-            image = image.resize(size, resample)
-        left, top = (round((n - self.image_size) / 2) for n in size)
+        return image if size == image.size else image.resize(size, resample)
+
+    def _crop(self, image: Image.Image) -> Image.Image:
+        left, top = (round((n - self.image_size) / 2) for n in image.size)
         return image.crop((left, top, left + self.image_size, top + self.image_size))
 
 

@@ -1,0 +1,138 @@
+"""The cells behind each table and figure: what the notebooks show, and the batch and the workflow compute.
+
+A cell that several of them need is computed once: the store knows it by what it depends on, not by who asked.
+"""
+
+from collections.abc import Sequence
+
+from rcp.augment import Perturbation
+from rcp.experiment import Cell, Ensemble
+from rcp.notebook import Settings
+from rcp.studies import FeatureSpace, InferenceTime
+
+# Sides of the crop of Table 6, and what differs there from the single model. Patch 5 at 480 px is method.md's [I].
+_AT_320 = {"dim": 384, "patch_size": 3, "lr": 1e-6}
+_AT_480 = {"dim": 512, "patch_size": 5, "lr": 1e-6}
+SIZES = {
+    "paper": {320: {"resize": 366, **_AT_320}, 480: {"resize": 512, **_AT_480}},
+    "demo": {96: {"resize": 112, **_AT_320}, 128: {"resize": 144, **_AT_480}},
+}
+MEMBERS = {
+    "paper": dict.fromkeys(("wide_resnet101_2", "resnext101_32x8d", "densenet201"), "IMAGENET1K_V1"),
+    "demo": {"resnet18": "random:0", "resnet34": "random:0", "mobilenet_v2": "random:0"},
+}
+RATIOS = (0.25, 0.1, 0.01)
+DIMS = (1024, 512, 256, 128, 64)
+LEVELS = (((2, 3), 3), ((2, 3), 5), ((1, 2, 3), 3), ((1, 2, 3), 5))  # the paper prints all but the third
+K, MARGIN, ALPHA = (3, 5, 7, 10, 15, 20), (0.5, 1.0, 1.5, 2.0), (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def table_1(s: Settings) -> list[Cell]:
+    """Share of the patches that the coreset keeps, D 1024."""
+    return s.cells([s.config(dim=1024, coreset_ratio=ratio) for ratio in RATIOS])
+
+
+def table_2(s: Settings) -> list[Cell]:
+    """Size of f(p), and of PatchCore's p (also Figure S2)."""
+    return s.cells([s.config(dim=dim, represent=represent) for represent in (False, True) for dim in DIMS])
+
+
+def table_3(s: Settings) -> list[Cell]:
+    """Hierarchy levels and patch size."""
+    return s.cells([s.config(layers=layers, patch_size=size) for layers, size in LEVELS])
+
+
+def table_4(s: Settings, perturbation: Perturbation | None = None, perturbed: str = "both") -> list[Cell]:
+    """Table 5's models without and with the perturbations of Appendix C.1 (also Table S5)."""
+    return [*table_5(s), *s.cells(_models(s), perturbation=perturbation or Perturbation(), perturbed=perturbed)]
+
+
+def table_5(s: Settings) -> list[Cell]:
+    """The single models."""
+    return s.cells(_models(s))
+
+
+def table_6(
+    s: Settings, members: dict[str, str] | None = None, image_sizes: Sequence[int] = (), **how
+) -> list[Ensemble]:
+    """Ensembles of both methods at two sizes; 320 px trains half as long [P]. ``how`` goes to :class:`rcp.experiment.Ensemble`.
+
+    members: backbone -> weights.
+    """
+    found = []
+    for size in image_sizes or SIZES[s.profile]:
+        changes = size_changes(s, size)
+        for represent in (False, True):
+            configs = [
+                s.config(represent=represent, backbone=name, weights=weights, **changes)
+                for name, weights in (members or MEMBERS[s.profile]).items()
+            ]
+            found += [Ensemble(group, **how) for group in zip(*(s.cells([c]) for c in configs), strict=True)]
+    return found
+
+
+def size_changes(s: Settings, size: int) -> dict:
+    """What a config at this side of the crop has else than the single model at 224 px."""
+    sizes = SIZES[s.profile]
+    if size not in sizes:
+        raise ValueError(f"image_sizes: expected some of {', '.join(map(str, sizes))}, got {size!r}")
+    epochs = max(1, s.epochs // 2) if size == min(sizes) else s.epochs
+    return {"image_size": size, "epochs": epochs, **sizes[size]}
+
+
+def table_7(s: Settings, aspect: str = "keep") -> list[Cell]:
+    """BTAD at the larger size; ``s`` is of the data set btad."""
+    changes = size_changes(s, max(SIZES[s.profile])) | {"aspect": aspect}
+    return s.cells([s.config(represent=represent, **changes) for represent in (False, True)])
+
+
+def table_s1_s2_s3(s: Settings) -> list[Cell]:
+    """k of Eq. 2, m of Eq. 7, α of Eq. 6, each with the others at their defaults."""
+    changes = [{"k": k} for k in K] + [{"margin": m} for m in MARGIN] + [{"alpha": a} for a in ALPHA]
+    return s.cells(list(dict.fromkeys(s.config(**change) for change in changes)))
+
+
+def table_s4(s: Settings) -> list[Cell]:
+    """Training without and with the projection g."""
+    return s.cells([s.config(projection=None), s.config()])
+
+
+def figure_s1(s: Settings, category: str = "", pictures: int = 8) -> list[FeatureSpace]:
+    """The feature space without and with the projection g."""
+    configs = [s.config(projection=None), s.config()]
+    return [FeatureSpace(Cell(c, s.data_root, category or s.categories[0]), (s.epochs,), pictures) for c in configs]
+
+
+def table_s6(s: Settings, category: str = "", batch: int = 1) -> list[InferenceTime]:
+    """Both methods with 512 dimensions, as the paper times them."""
+    configs = [s.config(represent=represent) for represent in (False, True)]
+    return [InferenceTime(Cell(c, s.data_root, category or s.categories[0]), batch) for c in configs]
+
+
+def figure_3(s: Settings, category: str = "", epochs: Sequence[int] = (), pictures: int = 8) -> list[FeatureSpace]:
+    """PatchCore's feature space, and ReConPatch's at three epochs: the first, the middle one and the last where not named."""
+    cell = Cell(s.config(), s.data_root, category or s.categories[0])
+    patchcore = Cell(s.config(represent=False), s.data_root, cell.category)
+    chosen = tuple(epochs) or tuple(dict.fromkeys((1, max(1, s.epochs // 2), s.epochs)))
+    return [FeatureSpace(patchcore, (), pictures), FeatureSpace(cell, chosen, pictures)]
+
+
+def figure_4(s: Settings) -> list[Cell]:
+    """Table 5's cells of one seed."""
+    return [cell for cell in table_5(s) if cell.config.seed == s.seeds[0]]
+
+
+figure_5 = figure_4
+
+
+def _models(s: Settings) -> list:
+    """The single models, with the dimensions they are published with: PatchCore 1024, ReConPatch 512."""
+    return [s.config(represent=False, dim=1024), s.config()]
+
+
+ITEMS = {
+    name: globals()[name]
+    for name in (
+        *(f"table_{n}" for n in range(1, 8)), "table_s1_s2_s3", "table_s4", "figure_s1", "table_s6", "figure_3", "figure_4", "figure_5",
+    )
+}  # fmt: skip

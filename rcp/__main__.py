@@ -1,6 +1,8 @@
-"""``python -m rcp``: reproduce, doctor, download, weights, demo."""
+"""``python -m rcp``: reproduce, plan, cell, doctor, download, weights, demo."""
 
 import argparse
+import json
+import os
 import sys
 from pathlib import Path
 
@@ -26,6 +28,32 @@ def _reproduce(o: argparse.Namespace) -> int:
     if failed:
         print("what is finished is kept; mend the cause and run the same command again", file=sys.stderr)
     return int(bool(failed))
+
+
+def _plan(o: argparse.Namespace) -> int:
+    from rcp import batch
+
+    given = {name: getattr(o, name) for name in PARAMETERS if getattr(o, name) is not None}
+    o.out.parent.mkdir(parents=True, exist_ok=True)
+    _replace(o.out, json.dumps(batch.plan(given, o.items or ()), indent=1))
+    return 0
+
+
+def _cell(o: argparse.Namespace) -> int:
+    from rcp import batch, experiment
+
+    result = experiment.run(batch.planned_cell(json.loads(o.plan.read_text()), o.name), log=print)
+    o.out.parent.mkdir(parents=True, exist_ok=True)
+    found = {"name": o.name, "computed": result.computed, "metrics": result.metrics, "seconds": result.info["seconds"]}
+    _replace(o.out, json.dumps(found, indent=1))
+    return 0
+
+
+def _replace(file: Path, text: str) -> None:
+    """Written under another name and renamed: a killed process leaves no half file."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(file)
 
 
 def _doctor(_o: argparse.Namespace) -> int:
@@ -63,6 +91,7 @@ def _demo(o: argparse.Namespace) -> int:
 PARAMETERS = {
     "profile": {"help": "demo (default): drawn pictures, minutes on two cores; paper: the paper's setting"},
     "data_root": {"help": "folder that holds the categories"},
+    "btad_root": {"help": "folder that holds 01, 02, 03 of BTAD"},
     "categories": {"nargs": "+", "help": "some of them; all where left out"},
     "backbone": {"help": "a torchvision or timm CNN"},
     "weights": {"help": "a tag, a .safetensors or .pth file, or random:SEED"},
@@ -85,6 +114,19 @@ def _parser() -> argparse.ArgumentParser:
     reproduce.add_argument("--notebooks", type=Path, nargs="+", help="some of them; all where left out")
     reproduce.add_argument("--force", action="store_true", help="run notebooks that are up to date, too")
     reproduce.set_defaults(run=_reproduce)
+    plan = commands.add_parser(
+        "plan", allow_abbrev=False, help="write the grid cell by cell, for a scheduler; computes nothing"
+    )
+    plan.add_argument("out", type=Path, help="JSON file to write")
+    plan.add_argument("--items", nargs="+", help="notebooks by name; all where left out")
+    for name, how in PARAMETERS.items():
+        plan.add_argument(f"--{name.replace('_', '-')}", **how)
+    plan.set_defaults(run=_plan)
+    cell = commands.add_parser("cell", help="compute one cell of a plan, or find it in the store")
+    cell.add_argument("plan", type=Path, help="JSON file that plan wrote")
+    cell.add_argument("name", help="of the cell")
+    cell.add_argument("out", type=Path, help="JSON file to write")
+    cell.set_defaults(run=_cell)
     commands.add_parser("doctor", help="device, versions, data, weights, disk, and what is missing").set_defaults(
         run=_doctor
     )

@@ -269,6 +269,13 @@ class Result:
     def labels(self) -> np.ndarray:
         return self.arrays["labels"]
 
+    @property
+    def patches(self) -> int | None:
+        """Patches of the training set: N_images · h · w."""
+        if "patch_scores" not in self.arrays:
+            return None
+        return self.info["data"]["train"] * int(np.prod(self.arrays["patch_scores"].shape[1:]))
+
     def maps(self) -> np.ndarray:
         """(n_test, S, S) float32 score maps, drawn again from the patch scores."""
         c = self.info["config"]
@@ -314,13 +321,17 @@ class Grid:
     results: list[Result]
     missing: list
 
+    def pairs(self) -> list[tuple]:
+        """(cell, result) of each cell that is there."""
+        return list(zip(self.cells, self.results, strict=True))
+
     def frame(self) -> pd.DataFrame:
         """One row per cell: method, category, augmentation, every hyper-parameter, every metric (fractions)."""
         rows = [
             cell.columns()
-            | {"bank_bytes": result.info.get("bank_bytes")}
+            | {"bank_bytes": result.info.get("bank_bytes"), "patches": result.patches}
             | {name: value for name, value in result.metrics.items() if name != "undefined"}
-            for cell, result in zip(self.cells, self.results, strict=True)
+            for cell, result in self.pairs()
         ]
         return pd.DataFrame(
             rows, columns=None if rows else ["method", "category", "seed", "image_auroc", "pixel_auroc"]

@@ -125,6 +125,11 @@ def figure_4(s: Settings) -> list[Cell]:
 figure_5 = figure_4
 
 
+def figure_s4(s: Settings) -> list[Cell]:
+    """Table 7's cells of one seed; ``s`` is of the data set btad."""
+    return [cell for cell in table_7(s) if cell.config.seed == s.seeds[0]]
+
+
 def _models(s: Settings) -> list:
     """The single models, with the dimensions they are published with: PatchCore 1024, ReConPatch 512."""
     return [s.config(represent=False, dim=1024), s.config()]

@@ -46,7 +46,9 @@ class Settings:
     device: str = "auto"
     shard: str = "1/1"
     render_only: bool = False
-    dataset: Literal["mvtec", "btad"] = "mvtec"  # which of the two roots; no parameter of a notebook
+    dataset: Literal["mvtec", "btad", "none"] = (
+        "mvtec"  # which of the two roots, or neither; no parameter of a notebook
+    )
 
     def __post_init__(self):
         for name, kind in get_type_hints(type(self)).items():
@@ -58,6 +60,8 @@ class Settings:
         experiment.shard_of([], self.shard)
         if not self.render_only:
             backbone.check(self.backbone, self.weights)
+        if self.dataset == "none":
+            return
         root = self.btad_root if self.dataset == "btad" else self.data_root
         object.__setattr__(self, "data_root", root or str(self._default_data()))
         there = categories(self.data_root)
@@ -96,6 +100,24 @@ class Settings:
         seeds = f"{len(self.seeds)} seeds" if len(self.seeds) > 1 else "1 seed"
         return f"{self.backbone} ({Path(self.weights).stem}), {self.epochs} epochs, {seeds}, {len(self.categories)} categories."
 
+    def departures(self) -> list[str]:
+        """In what this is not the paper's setting; empty where it is."""
+        if self.profile == "demo":
+            return ["the demo's drawn pictures and random weights"]
+        btad = self.dataset == "btad"
+        expected = PROFILES["paper"] | (ON_BTAD["paper"] if btad else {})
+        found = [
+            f"{name} {getattr(self, name)} instead of {expected[name]}"
+            for name in ("backbone", "epochs")
+            if getattr(self, name) != expected[name]
+        ]
+        if self.weights != expected["weights"] and not found:
+            found.append(f"weights {Path(self.weights).name} instead of {expected['weights']}")
+        whole = ("01", "02", "03") if btad else paper.CATEGORIES
+        if set(self.categories) != set(whole):
+            found.append(f"{len(self.categories)} categories instead of the {len(whole)}")
+        return found
+
     @property
     def groups(self) -> dict[str, tuple[str, ...]]:
         """Which categories are objects and which textures."""
@@ -128,8 +150,10 @@ class Settings:
         return folder / name
 
 
-def settings(names: dict) -> Settings:
+def settings(names: dict, dataset: str = "mvtec") -> Settings:
     """Checked settings from a notebook's ``globals()``; call it in the cell after the parameters.
+
+    dataset: which data the notebook is about: "mvtec", "btad" (all its categories) or "none".
 
     The parameters are the names assigned in the cell that declares ``profile``, and those that papermill injected after it:
     papermill itself only warns of an unknown one, so it is refused here, before any work. A notebook's own parameters are
@@ -143,7 +167,8 @@ def settings(names: dict) -> Settings:
     for name in injected:
         if name not in valid:
             raise ValueError(f"unknown parameter {name!r}.{nearest(name, valid)} Valid: {', '.join(valid)}")
-    return Settings(**{name: plain(names[name]) for name in valid if name in shared and name in names})
+    given = {name: plain(names[name]) for name in valid if name in shared and name in names}
+    return Settings(**given | ({"categories": ()} if dataset == "btad" else {}), dataset=dataset)
 
 
 def plain(value):
@@ -159,6 +184,15 @@ def _assigned(source: str) -> list[str]:
         return []
     targets = [t for node in body for t in (getattr(node, "targets", None) or [getattr(node, "target", None)])]
     return [t.id for t in targets if isinstance(t, ast.Name)]
+
+
+def report(grid: experiment.Grid, cells: Sequence, say=print) -> None:
+    """How much of a grid is there, which cells are missing, and which categories have no pixel metrics, and why."""
+    say(f"{len(grid.results)} of {len(cells)} cells are there")
+    for cell in grid.missing:
+        say(f"missing: {cell.category} {cell.method} seed {cell.config.seed} {cell.config}")
+    for category, why in grid.undefined().items():
+        say(f"{category}: no pixel metrics, left out of their means ({why})")
 
 
 def provenance(results: Sequence[experiment.Result], cells: int) -> str:

@@ -7,6 +7,7 @@ from textwrap import fill
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
 import torch
 from matplotlib.axes import Axes
@@ -108,8 +109,21 @@ def _defined(metric, *arguments) -> str:
 
 
 @style()
+def pictures(rows: Sequence[np.ndarray], titles: Sequence[str]) -> Figure:
+    """Rows of pictures, each (n, S, S, 3) uint8, with a title before each row."""
+    figure, axes = _subplots(len(rows), len(rows[0]), size=(1.5 * len(rows[0]) + 0.3, 1.5 * len(rows)))
+    for line, row, title in zip(axes, rows, titles, strict=True):
+        line[0].set_ylabel(title)
+        for axis, picture in zip(line, row, strict=True):
+            axis.imshow(picture)
+            axis.set(xticks=[], yticks=[])
+            sns.despine(ax=axis, left=True, bottom=True)
+    return figure
+
+
+@style()
 def score_maps(
-    pictures: np.ndarray,
+    pictures: np.ndarray | None,
     masks: np.ndarray,
     maps: Mapping[str, np.ndarray],
     thresholds: Mapping[str, float],
@@ -120,30 +134,32 @@ def score_maps(
     One row per picture; a method's column has one colour scale, so its rows can be compared.
 
     Args:
-        pictures: (n, S, S, 3) uint8.
+        pictures: (n, S, S, 3) uint8; None draws the maps alone, where pictures must not be shown (their licence).
         masks: (n, S, S) bool, all False for a normal picture or where there is no ground truth.
         maps: method -> (n, S, S) float32.
         thresholds: method -> score that the green contour is drawn at; a method left out has none.
         titles: a word for each row.
     """
-    n = len(pictures)
+    n = len(masks)
+    shown = np.full((*masks.shape, 3), 235, np.uint8) if pictures is None else pictures
     figure, axes = _subplots(n, 1 + len(maps), size=(1.7 * (1 + len(maps)), 1.7 * n + 0.5))
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         sns.despine(ax=axis, left=True, bottom=True)
-    for row, (axis, picture, mask) in enumerate(zip(axes[:, 0], pictures, masks, strict=True)):
+    for row, (axis, picture, mask) in enumerate(zip(axes[:, 0], shown, masks, strict=True)):
         axis.imshow(picture)
         _contour(axis, mask, 0.5, TRUTH)
         axis.set_ylabel(titles[row] if titles is not None else "")
     axes[0, 0].set_title("input, ground truth")
     for column, (method, scores) in zip(axes.T[1:], maps.items(), strict=True):
         low, high, threshold = float(np.min(scores)), float(np.max(scores)), thresholds.get(method)
-        for axis, picture, score in zip(column, pictures, scores, strict=True):
+        for axis, picture, score, mask in zip(column, shown, scores, masks, strict=True):
             axis.imshow(picture.mean(2), cmap="gray", vmin=0, vmax=255)
             opacity = 0.2 + 0.65 * (score - low) / max(
                 high - low, 1e-12
             )  # the picture shows through where nothing is found
             heat = axis.imshow(score, cmap=HEAT, vmin=low, vmax=high, alpha=opacity)
+            _contour(axis, mask, 0.5, TRUTH)
             if threshold is not None:
                 _contour(axis, score, threshold, THRESHOLD)
             y, x = np.unravel_index(score.argmax(), score.shape)
@@ -186,6 +202,107 @@ def training_curve(history: Sequence[Mapping[str, float]]) -> Figure:
     for axis in (loss, omega):
         axis.xaxis.get_major_locator().set_params(integer=True)
     return figure
+
+
+# ---- tables as pictures ----
+
+
+@style()
+def bank_memory(table: pd.DataFrame) -> Figure:
+    """AUROC against the size of the memory bank, published beside ours (Fig. S2).
+
+    table: a row per method and size: method, megabytes (of the bank, log axis), metric, mean and spread (percent), published.
+    """
+    names = list(dict.fromkeys(table["metric"]))
+    figure, axes = _subplots(1, len(names), size=(3.3 * len(names), 2.5))
+    for axis, metric in zip(axes[0], names, strict=True):
+        for method, colour in (("PatchCore", NORMAL), ("ReConPatch", DEFECTIVE)):
+            part = table[(table["metric"] == metric) & (table["method"] == method)].sort_values("megabytes")
+            spread = part["spread"].fillna(0)
+            axis.errorbar(
+                part["megabytes"], part["mean"], spread, fmt="o-", ms=4, capsize=2, color=colour, label=method
+            )
+            axis.plot(
+                part["megabytes"], part["published"], "s:", ms=3.5, color=colour, mfc="white", label=f"{method}, paper"
+            )
+        axis.set(xscale="log", xlabel="memory bank, MB", ylabel=f"{metric}, %")
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter("")
+    axes[0, 0].legend(fontsize=7)
+    return figure
+
+
+@style()
+def ablation(tables: Mapping[str, pd.DataFrame], line: bool = True) -> Figure:
+    """Tables of settings as pictures: a column of panels per table, a row per metric; ours with its spread over seeds, the paper's dotted.
+
+    Args:
+        tables: title -> as :func:`rcp.tables.averages` gives it.
+        line: join the settings; not where they have no order.
+    """
+    names = list(dict.fromkeys(c[0] for table in tables.values() for c in table.columns))
+    widths = [max(2, len(table)) for table in tables.values()]
+    size = (max(3.3, 0.42 * sum(widths) + 0.8 * len(tables)), 1.9 * len(names) + 0.4)
+    figure, axes = _subplots(len(names), len(tables), size=size, sharey="row", sharex="col", width_ratios=widths)
+    for row, metric in zip(axes, names, strict=True):
+        for axis, table in zip(row, tables.values(), strict=True):
+            part, x = table[metric], np.arange(len(table))
+            solid, dotted = ("o-", "s:") if line else ("o", "s")
+            axis.errorbar(
+                x, part["mean"], part["spread"].fillna(0), fmt=solid, ms=4, capsize=2, color=NORMAL, label="rcp"
+            )
+            axis.plot(x, part["published"], dotted, ms=4, color=DEFECTIVE, mfc="white", label="paper")
+            axis.set(xticks=x, xlim=(-0.5, len(table) - 0.5))
+            axis.set_xticklabels(
+                [str(n).replace(", ", "\n") for n in table.index], rotation=0 if line and len(table) < 4 else 45
+            )
+        row[0].set_ylabel(f"{metric}, %")
+    for axis, title in zip(axes[0], tables, strict=True):
+        axis.set_title(title)
+    axes[0, 0].legend()
+    return figure
+
+
+# ---- Figures 3 and S1: the space of patch features ----
+
+
+@style()
+def feature_space(
+    spaces: Mapping[str, np.ndarray], positions: np.ndarray, titles: Mapping[str, str] | None = None
+) -> Figure:
+    """Patch features in two dimensions, coloured by where in the picture the patch lies; the last panel is the key (Fig. 3, S1).
+
+    Args:
+        spaces: name -> (n, 2). positions: (n, 2) row and column of each patch. titles: name -> what stands over its panel.
+    """
+    colours = position_colours(positions)
+    figure, axes = _subplots(
+        1, len(spaces) + 1, size=(1.9 * len(spaces) + 1.1, 2.1), width_ratios=[*[1.9] * len(spaces), 1]
+    )
+    for axis, (name, points) in zip(axes[0], spaces.items(), strict=False):
+        axis.scatter(*np.asarray(points).T, c=colours, s=1.5, lw=0, rasterized=True)
+        axis.set_title((titles or {}).get(name, name))
+        axis.set(xticks=[], yticks=[])
+        axis.set_box_aspect(1)
+    side = int(positions.max()) + 1
+    grid = np.stack(np.meshgrid(np.arange(side), np.arange(side), indexing="ij"), -1).reshape(-1, 2)
+    key = axes[0, -1]
+    key.imshow(position_colours(grid).reshape(side, side, 3))
+    key.set(xticks=[], yticks=[])
+    key.set_title("place in\nthe picture")
+    for axis in axes.flat:
+        sns.despine(ax=axis, left=axis is key, bottom=axis is key)
+    return figure
+
+
+def position_colours(positions: np.ndarray) -> np.ndarray:
+    """(n, 2) row and column -> (n, 3) RGB: blue to yellow from left to right, dark to light from top to bottom.
+
+    The two opponent hues are told apart with any common kind of colour blindness.
+    """
+    row, column = (positions / max(1, positions.max())).T[..., None]
+    left, right = np.array([0.0, 0.35, 0.9]), np.array([0.95, 0.75, 0.0])
+    return (left + column * (right - left)) * (0.45 + 0.55 * row)
 
 
 # ---- Figure 2: equal pairwise, different contextual similarity ----

@@ -89,8 +89,9 @@ def averages(
         row = {}
         for metric in metrics:
             printed = published[(published["metric"] == metric) & (published["category"] == "average")]
-            for column in where:
-                printed = printed[printed[column] == where[column]] if column in printed else printed
+            for column, value in where.items():
+                value = paper.abbreviated(value) if column == "backbone" else value
+                printed = printed[printed[column] == value] if column in printed else printed
             undefined = _undefined(frame, metric)
             members = [c for c in dict.fromkeys(frame["category"]) if c not in undefined]
             without = f" (without {', '.join(sorted(undefined))})" if undefined else ""
@@ -136,7 +137,7 @@ def paired(grid, by: Sequence[str] = ()) -> pd.DataFrame:
         A row per setting and category, then one per setting for the mean of all; columns difference, low, high.
     """
     found: dict = {}
-    for cell, result in zip(grid.cells, grid.results, strict=True):
+    for cell, result in grid.pairs():
         columns = cell.columns()
         setting = {name: columns[name] for name in by}
         group = found.setdefault((setting_name(setting), cell.category), {"labels": result.labels})
@@ -207,6 +208,75 @@ def table_4(frame: pd.DataFrame, method: str, groups: dict[str, tuple[str, ...]]
     table.loc["printed average", "published"] = [printed.loc["average", a] for a in ("without", "with", "difference")]
     order = [("rcp", c) for c in ("without", "± without", "with", "± with", "drop")]
     return table[[*order, *(("published", c) for c in ("without", "with", "drop"))]]
+
+
+def drops(found: dict[str, pd.DataFrame]) -> list[tuple[str, float, float, float]]:
+    """(what, ours, spread, published) of each method's mean drop in what :func:`table_4` gives: over all, and over the two groups."""
+    rows = []
+    for method, table in found.items():
+        overall = [i for i in table.index if i.startswith(OVERALL.format(""))][-1]
+        for name, row in ((overall, table.loc[overall]), ("mean of the two groups", table.loc["printed average"])):
+            if name in table.index:
+                printed = row["published", "drop"]
+                rows.append((f"{method}, drop, {name}:", table.loc[name, ("rcp", "drop")], np.nan, printed))
+    return rows
+
+
+def bank_memory(frame: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """Figure S2's points: a row per method, size and metric, with the bank's bytes as measured and by Eq. S1 (means over categories).
+
+    table: Table 2, as :func:`averages` gives it for the same frame.
+    """
+    rows = []
+    for (method, dim), part in frame.groupby(["method", "dim"], sort=False) if len(frame) else ():
+        measured = part["bank_bytes"].mean()
+        eq_s1 = (part["dim"] * (part["coreset_ratio"] * part["patches"]).astype(int) * 4).mean()
+        for metric in dict.fromkeys(c[0] for c in table.columns):
+            values = table.loc[setting_name({"method": method, "dim": dim}), metric]
+            sizes = {"method": method, "dim": dim, "measured": measured, "eq_s1": eq_s1, "megabytes": measured / 1e6}
+            rows.append(sizes | {"metric": metric} | values[["mean", "spread", "published"]].to_dict())
+    return pd.DataFrame(rows, columns=None if rows else ["method", "megabytes", "metric", "measured", "eq_s1"])
+
+
+def one_at_a_time(frame: pd.DataFrame, varied: str, **defaults) -> pd.DataFrame:
+    """The rows in which all but one of the named hyper-parameters are at their defaults, by ascending value of that one."""
+    at_default = [frame[name] == value for name, value in defaults.items() if name != varied and len(frame)]
+    return frame[np.all(at_default, axis=0)].sort_values(varied, kind="stable") if len(frame) else frame
+
+
+def table_7(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Table 7 (BTAD), one metric, percent: rows are categories and their mean; columns as those of :func:`table_5`."""
+    printed = paper.table("7")
+    printed = printed[printed["metric"] == metric].pivot_table(
+        index="category", columns="method", values="value", dropna=False, sort=False
+    )
+    if frame.empty:
+        return pd.DataFrame(columns=pd.MultiIndex.from_product([["published"], printed.columns]))
+    rows = list(dict.fromkeys(frame["category"]))
+    members_of = {c: [c] for c in rows} | _members(rows, {}, _undefined(frame, metric))
+    published = printed.reindex(rows)
+    for name, members in list(members_of.items())[len(rows) :]:
+        whole = members == [c for c in printed.index if c != "average"]
+        published.loc[name] = printed.loc["average"] if whole else published.reindex(members).mean(skipna=False)
+    computed = {}
+    for method in dict.fromkeys(frame["method"]):
+        part = frame[frame["method"] == method].assign(value=frame[metric].astype(float) * 100)
+        block = pd.DataFrame({n: _seed_means(part, m) for n, m in members_of.items()}, index=["mean", "spread"]).T
+        computed[f"rcp {method}"] = block.assign(difference=block["mean"] - published[method])
+    return pd.concat({"published": published} | computed, axis=1)
+
+
+def recomputed_averages() -> pd.DataFrame:
+    """Every printed average that can be computed from printed rows of its own table: printed, recomputed, difference, off.
+
+    off: they differ by more than rounding explains. One row each, named by its table and setting.
+    """
+    rows = [
+        {"average": f"Table {r['table']}: {r['setting']}, {r['category']}, {r['metric']}", "printed": r["printed"],
+         "recomputed": r["recomputed"], "difference": r["printed"] - r["recomputed"], "off": r["off"]}
+        for r in paper.averages()
+    ]  # fmt: skip
+    return pd.DataFrame(rows).set_index("average")
 
 
 def _target(published: pd.Series, method: str, metric: str) -> pd.Series:
@@ -282,13 +352,17 @@ def show_metrics(metrics: dict[str, dict], caption: str) -> "pd.io.formats.style
     return _styled(frame.map(lambda v: "–" if v is None else f"{v:.4f}" if isinstance(v, float) else str(v)), caption)
 
 
-def show(table: pd.DataFrame, caption: str) -> "pd.io.formats.style.Styler":
-    """The table as HTML: two decimals, a dash for what is absent, the caption saying where the numbers come from."""
-    ours_first = sorted(table.columns, key=lambda c: c[0] == "published")  # the page may cut the right side off
-    table = table[ours_first]
-    signed = [c for c in ours_first if c[-1] == "difference"]
-    styled = _styled(table, caption).format(lambda v: "–" if pd.isna(v) else f"{v:.2f}")
-    return styled.format(lambda v: "–" if pd.isna(v) else f"{v:+.2f}", subset=signed)
+def show(table: pd.DataFrame, caption: str, digits: int = 2) -> "pd.io.formats.style.Styler":
+    """The table as HTML: ``digits`` decimals, a dash for what is absent, the caption saying where the numbers come from."""
+    if isinstance(table.columns, pd.MultiIndex):
+        table = table[sorted(table.columns, key=lambda c: c[0] == "published")]  # the page may cut the right side off
+    signed = [
+        c for c in table.columns if (c[-1] if isinstance(c, tuple) else c) in ("difference", "low", "high", "drop")
+    ]
+    styled = _styled(table, caption).format(
+        lambda v: v if isinstance(v, str) else "–" if pd.isna(v) else f"{v:.{digits}f}"
+    )
+    return styled.format(lambda v: "–" if pd.isna(v) else f"{v:+.{digits}f}", subset=signed)
 
 
 def _styled(frame: pd.DataFrame, caption: str) -> "pd.io.formats.style.Styler":
@@ -322,12 +396,12 @@ def in_words(table: pd.DataFrame, what: str) -> str:
     return "\n".join(sentences)
 
 
-def write(table: pd.DataFrame, path: Path) -> None:
-    """CSV and Markdown beside each other, for the index page and for other programs."""
+def write(table: pd.DataFrame, path: Path, index: str = "category") -> None:
+    """CSV and Markdown beside each other, for the index page and for other programs; ``index`` is the first column's name."""
     flat = table.copy()
     flat.columns = [" ".join(str(part) for part in c) if isinstance(c, tuple) else str(c) for c in flat.columns]
-    flat.round(4).to_csv(path.with_suffix(".csv"), index_label="category")
+    flat.round(4).to_csv(path.with_suffix(".csv"), index_label=index)
     cells = flat.round(2).astype(object).where(flat.notna(), "–")
-    lines = [["category", *flat.columns], ["---"] * (len(flat.columns) + 1)]
+    lines = [[index, *flat.columns], ["---"] * (len(flat.columns) + 1)]
     lines += [[str(name), *map(str, row)] for name, row in zip(cells.index, cells.to_numpy(), strict=True)]
     path.with_suffix(".md").write_text("\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n")

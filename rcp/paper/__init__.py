@@ -3,7 +3,7 @@
 ``facts`` reads them; ``checks`` derives every printed mean and difference again and lists the paper's contradictions.
 """
 
-from rcp.paper.checks import inconsistencies
+from rcp.paper.checks import averages, inconsistencies, pixel_column_evidence
 from rcp.paper.facts import (
     CATEGORIES,
     COUNTS,
@@ -11,6 +11,7 @@ from rcp.paper.facts import (
     OBJECTS,
     TEXTURES,
     Counts,
+    abbreviated,
     group_means,
     published,
     table,
@@ -24,8 +25,11 @@ __all__ = [
     "OBJECTS",
     "TEXTURES",
     "Counts",
+    "abbreviated",
+    "averages",
     "group_means",
     "inconsistencies",
+    "pixel_column_evidence",
     "published",
     "table",
     "tables",

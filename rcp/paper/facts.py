@@ -49,6 +49,20 @@ COUNTS = {
     "wood": Counts(247, 19, 60),
 }
 
+# The paper's short names of its backbones.
+ABBREVIATIONS = {
+    "wide_resnet50_2": "WRN-50",
+    "wide_resnet101_2": "WRN-101",
+    "resnext101_32x8d": "RNext-101",
+    "densenet201": "DenseN-201",
+}
+
+
+def abbreviated(backbones: str) -> str:
+    """``wide_resnet101_2+densenet201`` as the paper writes it; a backbone that it has no name for stays as it is."""
+    return "+".join(ABBREVIATIONS.get(name, name) for name in backbones.split("+"))
+
+
 _FILES = {name: f"table_{name.lower()}.csv" for name in [*"1234567", *(f"S{n}" for n in range(1, 9))]}
 _FILES |= {"F4": "figure_4.csv", "text": "text.csv"}
 _TYPES = dict.fromkeys(["category", "layers", "section", "value"], "str")

@@ -80,7 +80,7 @@ def averages(
         seeds of the mean over categories. A category in which the metric is undefined is left out, and the column says so.
     """
     published = paper.table(item)
-    by = [c for c in ("method", *by) if c != "method" or frame["method"].nunique() > 1]
+    by, named = ["method", *by], [*(["method"] if frame["method"].nunique() > 1 else []), *by]
     if frame.empty:
         return pd.DataFrame(columns=pd.MultiIndex.from_tuples([(METRICS[m], "mean") for m in metrics]))
     rows = {}
@@ -99,7 +99,7 @@ def averages(
             beside = float(printed["value"].iloc[0]) if len(printed) == 1 else np.nan
             values = {"mean": mean, "spread": spread, "published": beside, "difference": mean - beside}
             row |= {(METRICS[metric] + without, name): value for name, value in values.items()}
-        rows[setting_name(where)] = row
+        rows[setting_name({name: where[name] for name in named})] = row
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -166,7 +166,7 @@ def paired(grid, by: Sequence[str] = ()) -> pd.DataFrame:
 def paired_in_words(table: pd.DataFrame) -> str:
     """Of each setting's mean: does the interval leave zero out?"""
     sentences = []
-    for name, row in table[table.index.str.contains(OVERALL.format(""))].iterrows():
+    for name, row in table.loc[[name for name in table.index if OVERALL.format("") in name]].iterrows():
         side = "above" if row["low"] > 0 else "below" if row["high"] < 0 else "not told apart from"
         interval = f"{row['difference']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
         sentences.append(f"{name}: ReConPatch is {side} PatchCore in image AUROC: {interval}.")

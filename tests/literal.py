@@ -161,3 +161,19 @@ def autograd_training(patches, batches, f, g, k, k_half, sigma, alpha, margin, g
             for slow, quick in zip(teacher, student, strict=True):
                 slow.mul_(gamma).add_(quick, alpha=1 - gamma)
         yield loss.detach()
+
+
+def modified_z_score(scores: np.ndarray, train: np.ndarray, beta: float, deviation) -> np.ndarray:
+    """Eq. 11, word for word: deviation is np.median or np.mean."""
+    median = np.median(train)
+    return np.array([(s - median) / (beta * deviation([abs(t - median) for t in train])) for s in scores])
+
+
+def image_auroc_difference(labels, first, second) -> float:
+    """Mean over seeds of AUROC(first), minus that of second, pair by pair."""
+
+    def auroc(scores):
+        pairs = [(a > b) + (a == b) / 2 for a in scores[labels == 1] for b in scores[labels == 0]]
+        return np.mean(pairs)
+
+    return np.mean([auroc(s) for s in first]) - np.mean([auroc(s) for s in second])

@@ -14,7 +14,7 @@ from rcp import coreset, kernels, memory
 from rcp.coreset import coreset_size, greedy_k_center, plain_greedy
 from rcp.leading import LeadingDirections, compiled
 from rcp.memory import MemoryBank, search
-from rcp.scoring import image_scores, patch_scores, score_maps
+from rcp.scoring import center_and_deviation, image_scores, modified_z_score, patch_scores, score_maps
 
 
 def draw(seed, n, d, scale=1.0, offset=0.0):
@@ -257,3 +257,28 @@ def test_image_score_is_the_maximum_and_maps_are_bilinear_then_gaussian():
     np.testing.assert_allclose(plain, expected, atol=1e-6)
     np.testing.assert_allclose(score_maps(s, 16, 2.0)[1], gaussian_filter(plain[1], 2.0), atol=1e-5)
     assert score_maps(s, 16, 2.0).dtype == np.float32
+
+
+@pytest.mark.parametrize("deviation", ["median", "mean"])
+def test_modified_z_score_is_eq_11(deviation):
+    rng = np.random.default_rng(3)
+    train, scores = rng.gamma(2, 1, 40), rng.gamma(3, 2, (5, 6))
+    median, mad = center_and_deviation(train, deviation)
+    expected = literal.modified_z_score(scores.ravel(), train, 1.4826, getattr(np, deviation)).reshape(5, 6)
+    np.testing.assert_allclose(modified_z_score(scores, median, mad), expected, rtol=1e-6)
+
+
+def test_eq_11_makes_normal_training_scores_standard_only_with_the_median():
+    """1.4826 is the constant of the median absolute deviation, which the paper's words call the mean one."""
+    train = np.random.default_rng(0).normal(5, 3, 200_000)
+    spreads = {d: modified_z_score(train, *center_and_deviation(train, d)).std() for d in ("median", "mean")}
+    assert spreads["median"] == pytest.approx(1, abs=0.01) and spreads["mean"] == pytest.approx(
+        1.2533 / 1.4826, abs=0.01
+    )
+
+
+def test_eq_11_says_where_it_is_undefined():
+    with pytest.raises(ValueError, match="mad: expected a deviation above 0 of the training scores"):
+        modified_z_score(np.ones(3), *center_and_deviation(np.ones(5)))
+    with pytest.raises(ValueError, match="deviation: expected 'median' or 'mean', got 'max'"):
+        center_and_deviation(np.ones(5), "max")

@@ -15,6 +15,8 @@ from rcp.paper import (
     COUNTS,
     OBJECTS,
     TEXTURES,
+    abbreviated,
+    averages,
     checks,
     group_means,
     inconsistencies,
@@ -350,3 +352,20 @@ def test_the_slipped_column_is_the_one_that_ranks_the_classes_backwards():
 
 def test_categories_are_the_papers_two_groups():
     assert (len(OBJECTS), len(TEXTURES)) == (10, 5) and CATEGORIES == OBJECTS + TEXTURES
+
+
+def test_every_average_that_can_be_computed_again_is_listed():
+    rows = averages()
+    assert {"table", "setting", "category", "metric", "printed", "recomputed", "off"} == set(rows[0])
+    found = {(r["table"], r["setting"], r["category"], r["metric"]): r for r in rows}
+    ours = found["5", "ReConPatch", "average", "image_auroc"]
+    assert ours["printed"] == 99.56 and ours["recomputed"] == pytest.approx(99.56, abs=0.01) and not ours["off"]
+    off = [r for r in rows if r["off"] and r["table"] == "S5" and r["category"] == "average"]
+    assert {(r["printed"], round(r["recomputed"], 2)) for r in off} >= {(95.48, 95.27), (98.56, 98.26)}
+
+
+def test_backbones_have_the_papers_short_names():
+    assert abbreviated("wide_resnet101_2+resnext101_32x8d+densenet201") == "WRN-101+RNext-101+DenseN-201"
+    assert abbreviated("resnet18") == "resnet18"
+    used = set(table("6")["backbone"]) | set(table("5")["backbone"].dropna())
+    assert abbreviated("wide_resnet101_2+resnext101_32x8d+densenet201") in used and "WRN-50" in used

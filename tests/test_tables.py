@@ -109,3 +109,89 @@ def test_metrics_show_why_one_is_undefined():
         {"PatchCore": {"image_auroc": None, "n_normal": 3, "undefined": {"image_auroc": "one class only"}}}, "c"
     ).to_html()
     assert "image_auroc (undefined: one class only)" in html
+
+
+def cells(rows: list[dict]) -> pd.DataFrame:
+    """A frame as Grid.frame gives it, from what differs."""
+    base = {"method": "ReConPatch", "category": "bottle", "seed": 0, "augmentation": "without", "pixel_auroc": 0.9}
+    return pd.DataFrame([base | row for row in rows])
+
+
+def test_a_table_of_settings_stands_beside_the_papers_averages():
+    rows = [
+        {"k": k, "category": c, "seed": s, "image_auroc": a, "pixel_auroc": p}
+        for k, c, s, a, p in [
+            (3, "bottle", 0, 0.99, 0.97), (3, "bottle", 1, 0.97, 0.97), (3, "cable", 0, 0.95, None), (3, "cable", 1, 0.97, None),
+            (5, "bottle", 0, 1.00, 0.98), (5, "bottle", 1, 1.00, 0.98), (5, "cable", 0, 0.90, None), (5, "cable", 1, 0.90, None),
+        ]
+    ]  # fmt: skip
+    table = tables.averages(cells(rows), "S1", ["k"])
+    assert list(table.index) == ["k 3", "k 5"]
+    image = table["image AUROC"]
+    assert image.loc["k 3"].tolist() == pytest.approx([97.0, 0.0, 99.5, 97.0 - 99.5]), "both seeds have the mean 97"
+    assert image.loc["k 5", "published"] == 99.56 and image.loc["k 5", "mean"] == pytest.approx(95)
+    pixel = table["pixel AUROC (without cable)"]
+    assert pixel["mean"].tolist() == pytest.approx([97.0, 98.0]), "a category without masks is left out, visibly"
+    words = tables.ablation_in_words(table)
+    assert "image AUROC: best is k 3 with 97.00 (the paper: k 5 with 99.56); settings differ by 2.00" in words
+
+
+def test_settings_of_two_methods_are_told_apart_and_what_is_not_printed_has_no_target():
+    rows = [{"method": m, "dim": d, "image_auroc": 0.9} for m in ("PatchCore", "ReConPatch") for d in (512, 7)]
+    table = tables.averages(cells(rows), "2", ["dim"])
+    assert list(table.index) == ["PatchCore, D 512", "PatchCore, D 7", "ReConPatch, D 512", "ReConPatch, D 7"]
+    assert table["image AUROC"]["published"].tolist() == pytest.approx([98.66, np.nan, 99.56, np.nan], nan_ok=True)
+    assert table["pixel AUROC"]["published"].isna().all()
+    ensemble = cells(
+        [{"image_size": 480, "backbone": "wide_resnet101_2+resnext101_32x8d+densenet201", "image_auroc": 0.9}]
+    )
+    assert tables.averages(ensemble, "6", ["image_size", "backbone"])["image AUROC"]["published"].tolist() == [99.72]
+    empty = tables.averages(
+        pd.DataFrame(columns=["method", "category", "seed", "image_auroc", "pixel_auroc", "dim"]), "2", ["dim"]
+    )
+    assert empty.empty and "Nothing is computed" in tables.ablation_in_words(empty)
+
+
+def test_one_setting_varies_at_a_time():
+    frame = cells(
+        [{"k": k, "margin": m, "alpha": a} for k, m, a in ((5, 1.0, 0.5), (3, 1.0, 0.5), (5, 2.0, 0.5), (5, 1.0, 0.0))]
+    )
+    varied = tables.one_at_a_time(frame, "k", k=5, margin=1.0, alpha=0.5)
+    assert varied[["k", "margin", "alpha"]].to_numpy().tolist() == [[3, 1.0, 0.5], [5, 1.0, 0.5]]
+    assert tables.one_at_a_time(frame, "alpha", k=5, margin=1.0, alpha=0.5)["alpha"].tolist() == [0.0, 0.5]
+
+
+def test_table_4_has_both_kinds_of_mean():
+    whole = [
+        {"method": "PatchCore", "category": c, "augmentation": a, "image_auroc": value / 100}
+        for a in ("without", "with")
+        for c, value in paper.table("S5")
+        .query("method == 'PatchCore' and augmentation == @a")
+        .set_index("category")["value"]
+        .items()
+        if c in paper.CATEGORIES
+    ]
+    table = tables.table_4(cells(whole), "PatchCore", {"object": paper.OBJECTS, "texture": paper.TEXTURES})
+    assert table.loc["mean of all 15", ("rcp", "drop")] == pytest.approx(3.83, abs=0.01), "the paper's own rows"
+    assert table.loc["mean of the two groups", ("rcp", "with")] == pytest.approx(95.48, abs=0.01)
+    assert table.loc["printed average", ("published", "drop")] == pytest.approx(3.62)
+    assert table.loc["capsule", ("published", "with")] == 82.73
+    drops = tables.drops({"PatchCore": table})
+    assert [round(d[1], 2) for d in drops] == [3.83, 3.59] and drops[1][3] == pytest.approx(3.62)
+
+
+def test_table_7_compares_with_btads_rows():
+    rows = [{"category": c, "image_auroc": 0.9} for c in ("01", "02", "03")]
+    table = tables.table_7(cells(rows), "image_auroc")
+    assert list(table.index) == ["01", "02", "03", "mean of all 3"]
+    assert table["published", "ReConPatch"].tolist() == [99.7, 87.7, 100, 95.8]
+    assert table.loc["mean of all 3", ("rcp ReConPatch", "difference")] == pytest.approx(90 - 95.8)
+    part = tables.table_7(cells(rows[:2]), "image_auroc")
+    assert part.loc["mean of all 2", ("published", "ReConPatch")] == pytest.approx((99.7 + 87.7) / 2)
+
+
+def test_averages_are_computed_again_with_their_table_named():
+    table = tables.recomputed_averages()
+    off = table[table["off"]]
+    assert len(off) and off["difference"].abs().min() > 0.01 and len(off) < len(table)
+    assert any(name.startswith("Table S5: PatchCore") and "average" in name for name in off.index)

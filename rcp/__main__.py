@@ -1,4 +1,4 @@
-"""``python -m rcp``: reproduce, plan, cell, doctor, download, weights, demo."""
+"""``python -m rcp``: reproduce, plan, cell, execute, doctor, download, weights, demo."""
 
 import argparse
 import json
@@ -46,6 +46,18 @@ def _cell(o: argparse.Namespace) -> int:
     o.out.parent.mkdir(parents=True, exist_ok=True)
     found = {"name": o.name, "computed": result.computed, "metrics": result.metrics, "seconds": result.info["seconds"]}
     _replace(o.out, json.dumps(found, indent=1))
+    return 0
+
+
+def _execute(o: argparse.Namespace) -> int:
+    from rcp import batch
+
+    for i, file in enumerate(o.notebooks, 1):
+        if o.force or batch.stale(file):
+            print(f"[{i}/{len(o.notebooks)}] {file.stem} ...", flush=True)
+            batch.execute(file)
+        else:
+            print(f"[{i}/{len(o.notebooks)}] {file.stem}: its outputs are those of its code")
     return 0
 
 
@@ -127,6 +139,12 @@ def _parser() -> argparse.ArgumentParser:
     cell.add_argument("name", help="of the cell")
     cell.add_argument("out", type=Path, help="JSON file to write")
     cell.set_defaults(run=_cell)
+    execute = commands.add_parser(
+        "execute", help="execute notebooks in place where their code has changed (before committing them)"
+    )
+    execute.add_argument("notebooks", type=Path, nargs="+")
+    execute.add_argument("--force", action="store_true", help="also where it has not")
+    execute.set_defaults(run=_execute)
     commands.add_parser("doctor", help="device, versions, data, weights, disk, and what is missing").set_defaults(
         run=_doctor
     )

@@ -207,6 +207,27 @@ def _named_cells(parameters: dict, item: str) -> list[tuple[str, experiment.Cell
     return list(named.items())
 
 
+def execute(file: Path) -> None:
+    """Executes a notebook in place, with its own parameters, and notes in it which code its outputs are from.
+
+    Raises:
+        nbclient.exceptions.CellExecutionError: a cell failed; the file is left as it was.
+    """
+    from nbconvert.preprocessors import ExecutePreprocessor
+
+    source = nbformat.read(file, as_version=4)
+    preprocessor = ExecutePreprocessor(timeout=1800, kernel_name="python3", record_timing=False)
+    executed, _ = preprocessor.preprocess(source, {"metadata": {"path": str(paths.PROJECT)}})
+    executed.metadata["rcp"] = {"code": code_of(executed)}
+    nbformat.write(executed, file)
+
+
+def stale(file: Path) -> bool:
+    """Whether a notebook's outputs are older than its code: its code cells or ``rcp`` have changed since :func:`execute`."""
+    source = nbformat.read(file, as_version=4)
+    return source.metadata.get("rcp", {}).get("code") != code_of(source)
+
+
 def _to_html(executed: Path) -> None:
     from nbconvert import HTMLExporter
 

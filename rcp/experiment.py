@@ -13,6 +13,7 @@ import logging
 import platform
 import resource
 import subprocess
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -359,13 +360,26 @@ def run_grid(cells: Sequence, store: Store, *, shard: str = "1/1", render_only: 
     for i, cell in enumerate(mine, 1):
         name = f"[{i}/{len(mine)}] {cell.category} {cell.method} seed {cell.config.seed}"
         log(f"{name} ...")
-        result = done[id(cell)] = run(cell, store, log)
+        result = done[id(cell)] = run(cell, store, _seldom(log))
         auroc = result.metrics.get("image_auroc")
         took = f"{sum(result.info['seconds'].values()):.0f} s" if result.computed else "from the store"
         log(f"{name}: image AUROC {'undefined' if auroc is None else f'{auroc:.4f}'}, {took}")
     found = {id(cell): done.get(id(cell)) or load(cell, store) for cell in cells}
     there = [cell for cell in cells if found[id(cell)]]
     return Grid(there, [found[id(cell)] for cell in there], [cell for cell in cells if not found[id(cell)]])
+
+
+def _seldom(log: Callable[[str], None], seconds: float = 30.0) -> Callable[[str], None]:
+    """At most one line in so many seconds: a long training says where it is, a quick one nothing."""
+    last = time.monotonic()
+
+    def say(line: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= seconds:
+            last = time.monotonic()
+            log(line)
+
+    return say
 
 
 def load(task, store: Store) -> Result | None:

@@ -83,12 +83,42 @@ def test_form_of_a_notebook(path):
     assert all(re.match(r"\w+: \w+ = .+  # .+", line) for line in code[0].source.splitlines()), (
         "typed, one a line, with help"
     )
-    assert "notebook.settings(globals())" in code[1].source, "the next builds the config and refuses what is unknown"
+    assert re.search(r"notebook\.settings\(globals\(\)(, dataset=\"\w+\")?\)", code[1].source), (
+        "the next builds the config and refuses what is unknown"
+    )
     assert len(nb.cells) <= 30 and max(len(c.source.splitlines()) for c in code) <= 15
     assert not any(o.output_type == "error" for c in code for o in c.outputs)
     checked = [c for c in code if "NBVAL_CHECK_OUTPUT" in c.source]
     assert checked and all(c.outputs for c in checked), "checked cells are compared with their stored outputs"
     assert path.stat().st_size < 2**20
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_an_executed_notebook_is_not_older_than_its_code(path):
+    assert not batch.stale(path), "run: make notebooks"
+
+
+def test_a_change_of_code_makes_outputs_stale_and_a_change_of_words_does_not(tmp_path, monkeypatch):
+    file = tiny(tmp_path, "one", "print(epochs)")
+    assert batch.stale(file), "never executed"
+    batch.execute(file)
+    assert not batch.stale(file)
+    nb = nbformat.read(file, as_version=4)
+    assert nb.cells[-1].outputs[0].text == "0\n" and "execution" not in nb.cells[-1].metadata
+    nb.cells[0].source += "\n\nMore words."
+    nbformat.write(nb, file)
+    assert not batch.stale(file)
+    monkeypatch.setattr(batch.experiment, "code_version", lambda _modules: "another rcp")
+    assert batch.stale(file)
+    monkeypatch.undo()
+    nb.cells[-1].source = "print(epochs + 1)"
+    nbformat.write(nb, file)
+    assert batch.stale(file)
+    failing = tiny(tmp_path, "two", "raise ValueError('the reason')")
+    before = failing.read_bytes()
+    with pytest.raises(Exception, match="the reason"):
+        batch.execute(failing)
+    assert failing.read_bytes() == before
 
 
 def tiny(folder: Path, name: str, last: str) -> Path:

@@ -1,4 +1,4 @@
-"""The demo set: three made-up products under an inspection camera, drawn here, so that nothing has to be fetched.
+"""The demo sets: three made-up products under an inspection camera, drawn here, so that nothing has to be fetched.
 
 `gear` (an object, turned and shifted a little), `fabric` (a texture) and `circuit` (an aligned part). A picture is a
 surface of height, colour and gloss, lit by one lamp and a ring light at twice the final size, reduced, and given sensor
@@ -429,66 +429,52 @@ def _complete(root, wanted):
         return False
 
 
-def _refuse_foreign(root):
+def _refuse_foreign(root, ours, what):
     """ValueError where redrawing would delete a file that is not the demo set's."""
     if root.exists() and not root.is_dir():
-        raise ValueError(f"draw_demo: root {root} is a file; expected a folder, or a name for a new one")
-    ours = re.compile(rf"({'|'.join(DEFECTS)})/(train|test|ground_truth)/\w+/\d+(_mask)?\.png|{re.escape(STAMP)}")
+        raise ValueError(f"{what}: root {root} is a file; expected a folder, or a name for a new one")
     for path in root.rglob("*"):
         name = path.relative_to(root).as_posix()
-        if path.is_file() and not ours.fullmatch(name):
-            raise ValueError(
-                f"draw_demo: root {root} holds {name}, not of the demo set; expected an empty or new folder"
-            )
+        if path.is_file() and not re.fullmatch(rf"{ours}|{re.escape(STAMP)}", name):
+            raise ValueError(f"{what}: root {root} holds {name}, not of the demo set; expected an empty or new folder")
 
 
-def draw_demo(root, *, train=30, good=8, per_defect=4):
-    """Draw the demo set in MVTec AD's layout, unless `root` already holds it whole; returns `root` as a Path.
+def _draw_set(what, root, counts, ours, jobs, pictures_of):
+    """Draw a set unless `root` already holds it whole; returns `root` as a Path.
 
-    Per category: `train` defect-free pictures to learn from, `good` defect-free and 4 * `per_defect` defective ones to
-    test on: RGB PNG of 256 x 256 pixels, masks 0 or 255. Defects stay inside the central 224 pixels; each kind has subtle
-    ones (every fourth from 000 on). The same arguments and `VERSION` give the same bytes. All is drawn beside `root` and
-    renamed, the stamp last: a killed or a second process leaves no half set; an incomplete or older one is drawn again.
-    Raises ValueError for a count below 1, and where drawing again would delete files that are not the set's.
+    `ours` is the pattern of its file names; `pictures_of(job)` yields (name, uint8 array or text) of one of the `jobs`. All is
+    drawn beside `root` and renamed, the stamp last: a killed or a second process leaves no half set; an incomplete or older
+    one is drawn again. ValueError for a count below 1, and where drawing again would delete files that are not the set's.
     """
     given, root = Path(root), Path(root).resolve()
-    wanted = {"version": VERSION, "size": SIZE, "train": train, "good": good, "per_defect": per_defect}
-    for name, count in list(wanted.items())[2:]:
+    wanted = {"version": VERSION, "size": SIZE, **counts}
+    for name, count in counts.items():
         if count < 1:
-            raise ValueError(f"draw_demo: {name} is a number of pictures, expected at least 1, found {count}")
+            raise ValueError(f"{what}: {name} is a number of pictures, expected at least 1, found {count}")
     if _complete(root, wanted):
         return given
-    _refuse_foreign(root)
-    jobs = [
-        (category, split, kind, index)
-        for category, kinds in DEFECTS.items()
-        for split, kind, n in [
-            ("train", "good", train),
-            ("test", "good", good),
-            *(("test", k, per_defect) for k in kinds),
-        ]
-        for index in range(n)
-    ]
+    _refuse_foreign(root, ours, what)
     fresh = root.parent / f".{root.name}-{uuid.uuid4().hex}"
     aside = fresh.with_suffix(".old")
 
-    def save(pixels, name):
-        path = fresh / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(path, compress_level=4)
-        return name, path.stat().st_size
-
-    def draw(job):
-        category, split, kind, index = job
-        picture, _, mask = _picture(*job)
-        written = [save(picture, f"{category}/{split}/{kind}/{index:03d}.png")]
-        if kind != "good":
-            written.append(save(mask.astype(np.uint8) * 255, f"{category}/ground_truth/{kind}/{index:03d}_mask.png"))
+    def write(job):
+        written = []
+        for name, content in pictures_of(job):
+            path = fresh / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(content, str):
+                path.write_text(content)
+            else:
+                how = (
+                    {"compress_level": 4} if path.suffix == ".png" else {"quality": 95} if path.suffix == ".JPG" else {}
+                )
+                Image.fromarray(content).save(path, **how)
+            written.append((name, path.stat().st_size))
         return written
 
     try:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            files = dict(entry for written in pool.map(draw, jobs) for entry in written)
+            files = dict(entry for written in pool.map(write, jobs) for entry in written)
         (fresh / STAMP).write_text(json.dumps({**wanted, "files": files}, indent=1))
         for attempt in range(4):
             try:
@@ -506,3 +492,106 @@ def draw_demo(root, *, train=30, good=8, per_defect=4):
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.rmtree(aside, ignore_errors=True)
     return given
+
+
+def _jobs(category, train, good, per_defect):
+    """(category, split, kind, index) of each picture of one category, defective ones last."""
+    counts = [
+        ("train", "good", train),
+        ("test", "good", good),
+        *(("test", kind, per_defect) for kind in DEFECTS[category]),
+    ]
+    return [(category, split, kind, index) for split, kind, count in counts for index in range(count)]
+
+
+def draw_demo(root, *, train=30, good=8, per_defect=4):
+    """Draw the demo set in MVTec AD's layout, unless `root` already holds it whole; returns `root` as a Path.
+
+    Per category: `train` defect-free pictures to learn from, `good` defect-free and 4 * `per_defect` defective ones to
+    test on: RGB PNG of 256 x 256 pixels, masks 0 or 255. Defects stay inside the central 224 pixels; each kind has subtle
+    ones (every fourth from 000 on). The same arguments and `VERSION` give the same bytes. A killed or a second process
+    leaves no half set; an incomplete or older one is drawn again.
+    Raises ValueError for a count below 1, and where drawing again would delete files that are not the set's.
+    """
+
+    def pictures_of(job):
+        category, split, kind, index = job
+        picture, _, mask = _picture(*job)
+        yield f"{category}/{split}/{kind}/{index:03d}.png", picture
+        if kind != "good":
+            yield f"{category}/ground_truth/{kind}/{index:03d}_mask.png", mask.astype(np.uint8) * 255
+
+    counts = {"train": train, "good": good, "per_defect": per_defect}
+    ours = rf"({'|'.join(DEFECTS)})/(train|test|ground_truth)/\w+/\d+(_mask)?\.png"
+    jobs = [job for category in DEFECTS for job in _jobs(category, **counts)]
+    return _draw_set("draw_demo", root, counts, ours, jobs, pictures_of)
+
+
+# BTAD's three products: the scene that stands for each, extension of pictures and of masks, (width, height).
+BTAD = {
+    "01": ("gear", "bmp", "png", (SIZE, SIZE)),
+    "02": ("fabric", "png", "png", (SIZE, SIZE)),
+    "03": ("circuit", "bmp", "bmp", (800, 600)),
+}
+
+
+def draw_demo_btad(root, *, train=12, good=4, per_defect=1):
+    """Draw a small set in BTAD's layout (`01` to `03`, `train/ok`, `test/ok`, `test/ko`, `ground_truth/ko`); as `draw_demo`.
+
+    bmp and png are mixed, within 02 too; masks have their picture's stem and an extension of their own; 03 is 800 x 600.
+    """
+
+    def pictures_of(job):
+        product, (scene, split, kind, index) = job
+        _, extension, mask_extension, size = BTAD[product]
+        picture, _, mask = _picture(scene, split, kind, index)
+        if kind != "good":
+            index += per_defect * DEFECTS[scene].index(kind)
+        if product == "02" and index % 3 == 2:
+            extension = "bmp"
+        stem = f"{index:04d}"
+        resized = Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC)
+        yield f"{product}/{split}/{'ok' if kind == 'good' else 'ko'}/{stem}.{extension}", np.asarray(resized)
+        if kind != "good":
+            mask = Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.NEAREST)
+            yield f"{product}/ground_truth/ko/{stem}.{mask_extension}", np.asarray(mask)
+
+    counts = {"train": train, "good": good, "per_defect": per_defect}
+    ours = r"0[123]/(train|test|ground_truth)/(ok|ko)/\d+\.(bmp|png)"
+    jobs = [(product, job) for product, (scene, *_) in BTAD.items() for job in _jobs(scene, **counts)]
+    return _draw_set("draw_demo_btad", root, counts, ours, jobs, pictures_of)
+
+
+VISA = ("circuit", "gear")
+
+
+def draw_demo_visa(root, *, train=12, good=4, per_defect=1):
+    """Draw a small set in VisA's layout (`split_csv/1cls.csv`, `CLASS/Data/Images/{Normal,Anomaly}`, masks); as `draw_demo`.
+
+    Pictures are JPEG named .JPG; a mask's values are the number of its kind of defect, not 255.
+    """
+    counts = {"train": train, "good": good, "per_defect": per_defect}
+
+    def place(job):
+        """-> (path of the picture, path of its mask or "")"""
+        category, split, kind, index = job
+        if kind == "good":
+            return f"{category}/Data/Images/Normal/{index + (train if split == 'test' else 0):04d}.JPG", ""
+        stem = f"{index + per_defect * DEFECTS[category].index(kind):03d}"
+        return f"{category}/Data/Images/Anomaly/{stem}.JPG", f"{category}/Data/Masks/Anomaly/{stem}.png"
+
+    def pictures_of(job):
+        if job is None:
+            yield "split_csv/1cls.csv", table
+            return
+        name, mask_name = place(job)
+        picture, _, mask = _picture(*job)
+        yield name, picture
+        if mask_name:
+            yield mask_name, mask.astype(np.uint8) * (1 + DEFECTS[job[0]].index(job[2]))
+
+    jobs = [job for category in VISA for job in _jobs(category, **counts)]
+    rows = [(job[0], job[1], "normal" if job[2] == "good" else "anomaly", *place(job)) for job in jobs]
+    table = "\n".join(",".join(row) for row in [("object", "split", "label", "image", "mask"), *rows]) + "\n"
+    ours = rf"split_csv/1cls\.csv|({'|'.join(VISA)})/Data/(Images|Masks)/(Normal|Anomaly)/\d+\.(JPG|png)"
+    return _draw_set("draw_demo_visa", root, counts, ours, [None, *jobs], pictures_of)

@@ -5,11 +5,13 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup reproduce test lab doctor lint notebooks lock clean
+.PHONY: help setup reproduce grid test lab doctor lint notebooks lock clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.stamp
+GRID := .venv-grid
+GRID_STAMP := $(GRID)/.stamp
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 
 # Which Python makes the environment: PYTHON=… or the first of these that really runs (a pyenv shim may not), is 3.11 or later, and has venv.
@@ -21,19 +23,27 @@ USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 INSTALL_UV = $(PY) -m pip install --quiet --no-deps --require-hashes -r <(sed -n '/^uv==/,/[^\\]$$/p' requirements.lock)
 UV = UV_PYTHON=$(PY) $(PY) -m uv --system-certs
 
-# Passed on only where given, on the command line or in the environment: PROFILE=demo|paper DATA=dir WEIGHTS=file BACKBONE=name CATEGORIES='a b' EPOCHS=n
-OPTIONS = $(if $(PROFILE),--profile $(PROFILE)) $(if $(DATA),--data-root "$(DATA)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") \
-	$(if $(BACKBONE),--backbone $(BACKBONE)) $(if $(CATEGORIES),--categories $(CATEGORIES)) $(if $(EPOCHS),--epochs $(EPOCHS))
+# Passed on only where given, on the command line or in the environment.
+KNOWN := PROFILE DATA BTAD WEIGHTS BACKBONE CATEGORIES EPOCHS SEEDS DEVICE SHARD RENDER_ONLY
+OPTIONS = $(if $(PROFILE),--profile $(PROFILE)) $(if $(DATA),--data-root "$(DATA)") $(if $(BTAD),--btad-root "$(BTAD)") \
+	$(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(BACKBONE),--backbone $(BACKBONE)) $(if $(CATEGORIES),--categories $(CATEGORIES)) \
+	$(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(DEVICE),--device $(DEVICE)) $(if $(SHARD),--shard $(SHARD)) \
+	$(if $(filter-out 0 false no,$(RENDER_ONLY)),--render-only)
+# The same for the workflow, which takes them as settings of its own.
+SETTINGS = $(if $(PROFILE),profile=$(PROFILE)) $(if $(DATA),data_root="$(DATA)") $(if $(BTAD),btad_root="$(BTAD)") $(if $(WEIGHTS),weights="$(WEIGHTS)") \
+	$(if $(BACKBONE),backbone=$(BACKBONE)) $(if $(CATEGORIES),categories="$(CATEGORIES)") $(if $(EPOCHS),epochs=$(EPOCHS)) \
+	$(if $(SEEDS),seeds="$(SEEDS)") $(if $(DEVICE),device=$(DEVICE)) $(if $(RCP_RUNS),runs="$(RCP_RUNS)")
 
 # A mistyped option would silently run something else.
-KNOWN := PYTHON PROFILE DATA WEIGHTS BACKBONE CATEGORIES EPOCHS
+KNOWN += PYTHON
 UNKNOWN := $(filter-out $(KNOWN),$(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $v))),$v)))
 nearest = $(shell python3 -c 'import difflib, sys; print(*difflib.get_close_matches(sys.argv[1].upper(), sys.argv[2:], 1))' '$(1)' $(KNOWN) 2>/dev/null)
 $(foreach name,$(UNKNOWN),$(error unknown option '$(name)'.$(patsubst %, Did you mean '%'?,$(call nearest,$(name))) There are: $(KNOWN)))
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "Options of reproduce: PROFILE=demo|paper DATA=dir WEIGHTS=file BACKBONE=name CATEGORIES='bottle transistor' EPOCHS=n"
+	@echo "Options of reproduce and grid: PROFILE=demo|paper DATA=dir BTAD=dir WEIGHTS=file BACKBONE=name CATEGORIES='bottle transistor'"
+	@echo "  EPOCHS=n SEEDS='0 1 2' DEVICE=auto|cpu|cuda; of reproduce alone: SHARD=i/n RENDER_ONLY=1 (draws from what the store has)"
 
 setup: $(STAMP) ## make .venv with the exact versions of requirements.lock (once; about 8 GB)
 	@echo "setup: $(VENV) is ready"
@@ -61,8 +71,21 @@ reproduce: $(STAMP) ## run every notebook through papermill and index the result
 	@$(PY) -m rcp reproduce $(OPTIONS) || { echo "reproduce: failed; the reason stands above. What is finished is kept:" \
 		"mend the cause (make doctor says what is missing) and run the same command again"; exit 1; }
 
+grid: $(STAMP) $(GRID_STAMP) ## the same grid cell by cell through Snakemake on this machine (clusters: workflow/README.md)
+	@echo "grid: every cell a job of its own; finished ones are not computed again"
+	@$(GRID)/bin/snakemake --snakefile workflow/Snakefile --workflow-profile workflow/profiles/local $(if $(strip $(SETTINGS)),--config $(SETTINGS)) || { \
+		echo "grid: failed; the log of each failed job is named above. What is finished is kept: run the same command again"; exit 1; }
+
+# Snakemake caps packaging, which others need newer: it lives in an environment of its own and calls rcp by its path.
+$(GRID_STAMP): requirements-grid.lock $(STAMP)
+	@echo "grid: making $(GRID) for Snakemake alone"
+	@rm -rf $(GRID) && $(PY) -m venv $(GRID)
+	@$(UV) pip install --quiet --python $(GRID)/bin/python --require-hashes -r requirements-grid.lock || \
+		$(GRID)/bin/python -m pip install --quiet --require-hashes -r requirements-grid.lock
+	@touch $@
+
 # One pytest run, so that its summary covers all and stands last. nbval-lax compares only cells marked # NBVAL_CHECK_OUTPUT.
-test: $(STAMP) ## all tests, and every notebook in the demo profile (nbval)
+test: $(STAMP) $(GRID_STAMP) ## all tests, and every notebook in the demo profile (nbval)
 	@echo "test: tests/, then $(words $(NOTEBOOKS)) notebooks in the demo profile"
 	@$(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=900 tests $(NOTEBOOKS) || { \
 		echo "test: failed. Run one again with: $(PY) -m pytest tests/test_NAME.py -k WORD -x --showlocals" \
@@ -81,16 +104,17 @@ lint: $(STAMP) ## check style and format (ruff, notebooks too)
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check . || { \
 		echo "lint: failed; mend with: $(VENV)/bin/ruff check --fix . && $(VENV)/bin/ruff format ."; exit 1; }
 
-notebooks: $(STAMP) ## execute the notebooks in place, in the demo profile (before committing a change to them)
-	@echo "notebooks: executing $(words $(NOTEBOOKS)) notebooks in place"
-	@$(PY) -m nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False \
-		--ExecutePreprocessor.timeout=900 --log-level=WARN $(NOTEBOOKS)
+notebooks: $(STAMP) ## execute in place, in the demo profile, the notebooks whose code or rcp has changed (before committing)
+	@echo "notebooks: executing what is older than its code"
+	@$(PY) -m rcp execute $(NOTEBOOKS)
 
 lock: $(STAMP) ## resolve requirements.lock anew (maintainers; needs the package index)
 	@echo "lock: resolving pyproject.toml and its extra test; the torch, torchvision and faiss of the published run stay"
 	@$(UV) pip compile pyproject.toml --extra test --constraints <(printf '%s\n' 'torch==2.15.*' 'torchvision==0.29.*' 'faiss-gpu==1.15.*') \
 		--universal --fork-strategy fewest --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url --upgrade --quiet \
 		--custom-compile-command "make lock" --output-file requirements.lock
+	@echo "snakemake>=8" | $(UV) pip compile - --universal --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url \
+		--upgrade --quiet --custom-compile-command "make lock" --output-file requirements-grid.lock
 
 clean: ## remove caches and build leftovers; keeps .venv, data, runs and figures
 	@echo "clean: caches and build leftovers"

@@ -1,4 +1,4 @@
-"""``python -m rcp``: reproduce, plan, cell, execute, doctor, download, weights, demo."""
+"""``python -m rcp``: reproduce, plan, cell, render, execute, doctor, download, weights, demo."""
 
 import argparse
 import json
@@ -46,6 +46,19 @@ def _cell(o: argparse.Namespace) -> int:
     o.out.parent.mkdir(parents=True, exist_ok=True)
     found = {"name": o.name, "computed": result.computed, "metrics": result.metrics, "seconds": result.info["seconds"]}
     _replace(o.out, json.dumps(found, indent=1))
+    return 0
+
+
+def _render(o: argparse.Namespace) -> int:
+    from rcp import batch
+
+    outcome = batch.render(json.loads(o.plan.read_text()), o.item)
+    if outcome.error:
+        print(f"{o.item}: {outcome.error}", file=sys.stderr)
+        return 1
+    _replace(
+        o.out, json.dumps({"item": o.item, "title": outcome.title, "seconds": round(outcome.seconds, 1)}, indent=1)
+    )
     return 0
 
 
@@ -139,6 +152,11 @@ def _parser() -> argparse.ArgumentParser:
     cell.add_argument("name", help="of the cell")
     cell.add_argument("out", type=Path, help="JSON file to write")
     cell.set_defaults(run=_cell)
+    render = commands.add_parser("render", help="one notebook of a plan through papermill, from what the store has")
+    render.add_argument("plan", type=Path, help="JSON file that plan wrote")
+    render.add_argument("item", help="notebook by name")
+    render.add_argument("out", type=Path, help="JSON file to write")
+    render.set_defaults(run=_render)
     execute = commands.add_parser(
         "execute", help="execute notebooks in place where their code has changed (before committing them)"
     )

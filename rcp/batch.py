@@ -98,6 +98,7 @@ def _declared(file: Path) -> list[str]:
 def _run(file: Path, parameters: dict, settings: notebook.Settings, force: bool) -> Outcome:
     import papermill
     from papermill.exceptions import PapermillExecutionError
+    from traitlets.config import Config
 
     source = nbformat.read(file, as_version=4)
     title = next(
@@ -119,6 +120,8 @@ def _run(file: Path, parameters: dict, settings: notebook.Settings, force: bool)
             cwd=str(paths.PROJECT),
             progress_bar=False,
             stdout_file=None if settings.render_only else sys.stdout,
+            # kernels side by side may race for a TCP port
+            config=Config({"KernelManager": {"transport": "ipc"}} if settings.render_only else {}),
         )
     except (PapermillExecutionError, RuntimeError) as failed:  # RuntimeError: the kernel died
         error = f"{getattr(failed, 'ename', type(failed).__name__)}: {getattr(failed, 'evalue', failed)}"
@@ -164,6 +167,9 @@ def plan(parameters: dict, items: Sequence[str] = ()) -> dict:
         ValueError, FileNotFoundError: an unknown item or a bad parameter. An item whose own data are missing is in "errors".
     """
     found = {"parameters": _absolute(parameters), "items": {}, "notebooks": {}, "errors": {}}
+    notebook.Settings(
+        **{n: notebook.plain(v) for n, v in found["parameters"].items()}
+    )  # what is wrong for all is said at once
     notebooks = {file.stem: file for file in sorted((paths.PROJECT / "notebooks").glob("*.ipynb"))}
     for item in items or notebooks:
         if item not in notebooks:
@@ -200,11 +206,24 @@ def _named_cells(parameters: dict, item: str) -> list[tuple[str, experiment.Cell
     on_btad = {"dataset": "btad", "categories": ()} if item == "table_7" else {}
     settings = notebook.Settings(**(known | on_btad))
     named = {}
-    for cell in grids.ITEMS[item](settings):
+    for cell in grids.cells(item, settings):
         content = json.dumps(dataclasses.asdict(cell), sort_keys=True, default=str)
         key = hashlib.blake2b(f"{type(cell).__name__}{content}".encode(), digest_size=6).hexdigest()
         named[f"{cell.category}-{cell.method}-{key}"] = cell
     return list(named.items())
+
+
+def render(plan_: dict, item: str) -> Outcome:
+    """One notebook of a plan through papermill, from what the store has; beside the executed copies of ``make reproduce``."""
+    parameters = {"render_only": True} | plan_["parameters"]
+    settings = notebook.Settings(**{n: notebook.plain(v) for n, v in parameters.items()})
+    declared = plan_["notebooks"][item]["parameters"]
+    return _run(
+        paths.PROJECT / plan_["notebooks"][item]["path"],
+        {n: v for n, v in parameters.items() if n in declared},
+        settings,
+        True,
+    )
 
 
 def execute(file: Path) -> None:

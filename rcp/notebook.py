@@ -98,7 +98,8 @@ class Settings:
             made_of = f"{pictures}, {self.backbone} with weights {self.weights}, {self.epochs} epochs"
             return f"Demo: {made_of}. The numbers are not the paper's."
         seeds = f"{len(self.seeds)} seeds" if len(self.seeds) > 1 else "1 seed"
-        return f"{self.backbone} ({Path(self.weights).stem}), {self.epochs} epochs, {seeds}, {len(self.categories)} categories."
+        few = ", ".join(self.categories) if len(self.categories) <= 3 else f"{len(self.categories)} categories"
+        return f"{few}; {self.backbone} ({Path(self.weights).stem}), {self.epochs} epochs, {seeds}."
 
     def departures(self) -> list[str]:
         """In what this is not the paper's setting; empty where it is."""

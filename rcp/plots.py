@@ -42,8 +42,14 @@ def style() -> Iterator[None]:
         yield
 
 
-def save(figure: Figure, path: str | Path) -> tuple[Path, Path]:
-    """Writes PATH.png (180 dpi) and PATH.pdf beside each other, without dates: the same figure is the same file."""
+def save(figure: Figure, path: str | Path, label: str = "") -> tuple[Path, Path]:
+    """Writes PATH.png (180 dpi) and PATH.pdf beside each other, without dates: the same figure is the same file.
+
+    label: in small print below the figure, where its numbers are from.
+    """
+    if label:
+        width = int(figure.get_figwidth() * 23)
+        figure.supxlabel(fill(label, width), x=0.01, ha="left", fontsize=6, color=GREY)
     path = Path(path)
     stem = path.with_suffix("") if path.suffix in {".png", ".pdf"} else path
     stem.parent.mkdir(parents=True, exist_ok=True)

@@ -352,10 +352,19 @@ def show_metrics(metrics: dict[str, dict], caption: str) -> "pd.io.formats.style
     return _styled(frame.map(lambda v: "–" if v is None else f"{v:.4f}" if isinstance(v, float) else str(v)), caption)
 
 
-def show(table: pd.DataFrame, caption: str, digits: int = 2) -> "pd.io.formats.style.Styler":
-    """The table as HTML: ``digits`` decimals, a dash for what is absent, the caption saying where the numbers come from."""
+def show(
+    table: pd.DataFrame, caption: str, digits: int = 2, undefined: dict[str, str] | None = None
+) -> "pd.io.formats.style.Styler":
+    """The table as HTML: ``digits`` decimals, a dash for what is absent, the caption saying where the numbers come from.
+
+    undefined: category -> why its metric is undefined; said in the category's own cells.
+    """
     if isinstance(table.columns, pd.MultiIndex):
         table = table[sorted(table.columns, key=lambda c: c[0] == "published")]  # the page may cut the right side off
+    table = table.astype(object)
+    for category, why in (undefined or {}).items():
+        means = [c for c in table.columns if c[-1] == "mean"] if category in table.index else []
+        table.loc[[category] if means else [], means] = f"undefined: {why}"
     signed = [
         c for c in table.columns if (c[-1] if isinstance(c, tuple) else c) in ("difference", "low", "high", "drop")
     ]
@@ -396,12 +405,16 @@ def in_words(table: pd.DataFrame, what: str) -> str:
     return "\n".join(sentences)
 
 
-def write(table: pd.DataFrame, path: Path, index: str = "category") -> None:
-    """CSV and Markdown beside each other, for the index page and for other programs; ``index`` is the first column's name."""
+def write(table: pd.DataFrame, path: Path, index: str = "category", label: str = "") -> None:
+    """CSV and Markdown beside each other, for the index page and for other programs.
+
+    index: the first column's name. label: where the numbers are from, above the Markdown.
+    """
     flat = table.copy()
     flat.columns = [" ".join(str(part) for part in c) if isinstance(c, tuple) else str(c) for c in flat.columns]
     flat.round(4).to_csv(path.with_suffix(".csv"), index_label=index)
     cells = flat.round(2).astype(object).where(flat.notna(), "–")
     lines = [[index, *flat.columns], ["---"] * (len(flat.columns) + 1)]
     lines += [[str(name), *map(str, row)] for name, row in zip(cells.index, cells.to_numpy(), strict=True)]
-    path.with_suffix(".md").write_text("\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n")
+    rows = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    path.with_suffix(".md").write_text((f"*{label}*\n\n" if label else "") + rows + "\n")

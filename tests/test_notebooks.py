@@ -1,5 +1,6 @@
 """Parameters are checked before any work, notebooks keep to their form, and the batch resumes."""
 
+import os
 import re
 from pathlib import Path
 
@@ -150,6 +151,43 @@ def test_a_batch_goes_on_after_a_failure_resumes_and_indexes(tmp_path, demo_root
     assert again.seconds is None and bad_again.error, "what is finished is not run again, what failed is"
     changed, _ = batch.reproduce(given | {"epochs": 3, "seeds": [0]}, files, say=said.append)
     assert changed.seconds is not None, "other parameters are another run"
+
+
+VERDICT = """from rcp import notebook, verdict
+settings = notebook.settings(globals())
+print(verdict.verdict(settings, "{}", [verdict.Comparison("image AUROC:", 99.0, 0.1, 99.5)]))"""
+
+
+def test_the_index_opens_with_a_verdict_per_item_and_its_links(tmp_path, demo_root):
+    files = [
+        tiny(tmp_path, "table_1", VERDICT.format("table_1")),
+        tiny(tmp_path, "table_2", "raise OSError('no data/btad')"),
+    ]
+    batch.reproduce({"data_root": str(demo_root)}, files, say=len)
+    folder = tmp_path / "runs" / "reproduce" / "demo"
+    (folder / "table_1_extra.csv").write_text("a,b\n1,2\n")
+    batch.reproduce({"data_root": str(demo_root)}, files, say=len)
+    index = (folder / "index.html").read_text()
+    assert index.index('id="verdicts"') < index.index("<h2")
+    first, second = re.findall(r"<tr><td>.*?</tr>", index)
+    assert "not run" in first and "99.00 ± 0.10 (paper 99.50)" in first
+    assert 'href="table_1.html"' in first and 'href="table_1_extra.csv"' in first
+    assert "not run" in second and "OSError: no data/btad" in second
+
+
+def test_rendering_computes_nothing_and_shares_the_cores(tmp_path, demo_root):
+    look = (
+        "import os, time\nstarted = time.time()\ntime.sleep(4)\nprint(render_only, os.getpid(), started, time.time())"
+    )
+    files = [tiny(tmp_path, name, look) for name in ("one", "two")]
+    outcomes = batch.reproduce({"data_root": str(demo_root), "render_only": True}, files, say=len)
+    assert [o.name for o in outcomes] == ["one", "two"] and not any(o.error for o in outcomes)
+    folder = tmp_path / "runs" / "reproduce" / "demo"
+    said = [nbformat.read(folder / f"{o.name}.ipynb", as_version=4).cells[-1].outputs[0].text.split() for o in outcomes]
+    assert {words[0] for words in said} == {"True"} and said[0][1] != said[1][1]
+    if (os.cpu_count() or 1) > 1:
+        assert max(float(w[2]) for w in said) < min(float(w[3]) for w in said), "side by side"
+    assert not list(folder.glob(".*.json")), "what is only drawn is not ticked off"
 
 
 def test_papermill_alone_refuses_a_mistyped_parameter(tmp_path, demo_root):

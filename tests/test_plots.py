@@ -5,6 +5,7 @@ from itertools import combinations
 import literal
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.colors import to_rgba
 from PIL import Image
@@ -46,6 +47,56 @@ def test_style_leaves_no_trace(scores):
     plots.score_histogram({"PatchCore": scores})
     assert dict(plt.rcParams) == before
     assert not plt.get_fignums()  # an open figure would be shown twice in a notebook
+
+
+def test_a_saved_figure_says_where_its_numbers_are_from(tmp_path, scores):
+    figure = plots.score_histogram({"PatchCore": scores})
+    plots.save(figure, tmp_path / "a", "bottle; resnet18, 10 epochs")
+    assert figure.get_supxlabel() == "bottle; resnet18, 10 epochs"
+
+
+def averages(rows):
+    columns = pd.MultiIndex.from_product([["image AUROC"], ["mean", "spread", "published", "difference"]])
+    return pd.DataFrame(rows, index=[f"k {i}" for i in range(len(rows))], columns=columns)
+
+
+def test_ablation_draws_ours_and_the_papers_for_each_table():
+    table = averages([[99.0, 0.2, 99.5, -0.5], [98.0, np.nan, np.nan, np.nan]])
+    figure = plots.ablation({"Table S1": table, "Table S2": table})
+    assert [axis.get_title() for axis in figure.axes] == ["Table S1", "Table S2"]
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    np.testing.assert_array_equal(lines["paper"].get_ydata(), [99.5, np.nan])
+    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["k 0", "k 1"]
+
+
+def test_bank_memory_is_auroc_against_megabytes():
+    rows = [
+        {"method": m, "megabytes": x, "metric": "image AUROC", "mean": 99 - x, "spread": 0.1, "published": 99.5}
+        for m in ("PatchCore", "ReConPatch")
+        for x in (2.0, 1.0)
+    ]
+    axis = plots.bank_memory(pd.DataFrame(rows)).axes[0]
+    assert axis.get_xscale() == "log" and {"PatchCore", "ReConPatch, paper"} <= set(axis.get_legend_handles_labels()[1])
+    assert axis.lines[0].get_xdata().tolist() == [1.0, 2.0]
+
+
+def test_feature_space_has_a_panel_per_space_and_a_key():
+    positions = np.stack(np.meshgrid(np.arange(4), np.arange(4), indexing="ij"), -1).reshape(-1, 2)
+    spaces = {"PatchCore": np.random.default_rng(0).normal(size=(16, 2)), "epoch 1": positions.astype(float)}
+    figure = plots.feature_space(spaces, positions, {"epoch 1": "epoch 1: R² 1.000"})
+    assert [axis.get_title() for axis in figure.axes] == ["PatchCore", "epoch 1: R² 1.000", "place in\nthe picture"]
+    colours = figure.axes[0].collections[0].get_facecolors()[:, :3]
+    np.testing.assert_allclose(colours, plots.position_colours(positions), atol=1e-6)
+    assert len(np.unique(colours.round(6), axis=0)) == 16, "no two places share a colour"
+
+
+def test_score_maps_without_pictures_show_none():
+    rng = np.random.default_rng(0)
+    masks, maps = np.zeros((2, 32, 32), bool), {"PatchCore": rng.random((2, 32, 32))}
+    masks[:, 4:9, 4:9] = True
+    figure = plots.score_maps(None, masks, maps, {"PatchCore": 0.9})
+    inputs = [axis.images[0].get_array() for axis in figure.axes[:4:2]]
+    assert all(len(np.unique(image)) == 1 for image in inputs)
 
 
 def test_save_writes_the_same_two_files_every_time(tmp_path, scores):

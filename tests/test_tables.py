@@ -104,6 +104,19 @@ def test_written_tables_can_be_read_and_shown(tmp_path):
     assert "Where the numbers are from" in html and "-1.70" in html and "–" in html
 
 
+def test_an_undefined_cell_says_why_and_a_written_table_where_it_is_from(tmp_path):
+    values = frame({"PatchCore": {"bottle": [0.99], "carpet": [np.nan]}})
+    table = tables.table_5(values, "pixel_auroc")
+    html = tables.show(table, "c", undefined={"carpet": "the split has no masks", "gear": "not here"}).to_html()
+    assert (
+        html.count("undefined: the split has no masks") == 1
+        and "mean of all 1 (without carpet)" in html
+        and "gear" not in html
+    )
+    tables.write(table, tmp_path / "t", label="bottle; resnet18, 10 epochs")
+    assert (tmp_path / "t.md").read_text().startswith("*bottle; resnet18, 10 epochs*\n\n| category |")
+
+
 def test_metrics_show_why_one_is_undefined():
     html = tables.show_metrics(
         {"PatchCore": {"image_auroc": None, "n_normal": 3, "undefined": {"image_auroc": "one class only"}}}, "c"

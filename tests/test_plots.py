@@ -138,8 +138,8 @@ def test_score_maps_mark_ground_truth_threshold_and_maximum():
     figure = plots.score_maps(pictures, masks, {"A": maps, "B": maps}, {"A": 2.0}, ["hole", "good"])
     cells = np.array(figure.axes[:6]).reshape(2, 3)
     contours = [[axis.collections for axis in row] for row in cells]
-    assert [[len(c) for c in row] for row in contours] == [[1, 1, 0], [0, 0, 0]]  # none where nothing reaches the level
-    truth, found = contours[0][0][0], contours[0][1][0]
+    assert [[len(c) for c in row] for row in contours] == [[1, 2, 1], [0, 0, 0]]  # none where nothing reaches the level
+    truth, found = contours[0][0][0], contours[0][1][1]
     assert np.allclose(truth.get_edgecolor(), to_rgba(plots.TRUTH)) and np.allclose(
         found.get_edgecolor(), to_rgba(plots.THRESHOLD)
     )

@@ -41,7 +41,7 @@ from rcp import (
     similarity,
 )
 from rcp.augment import Perturbation, PerturbedTransform
-from rcp.config import Config
+from rcp.config import Config, check_type
 from rcp.data import Dataset, Split, Transform, layouts, load_dataset, load_images, pictures
 from rcp.detector import Prediction, ReConPatch
 from rcp.scoring import center_and_deviation, modified_z_score, score_maps
@@ -94,6 +94,9 @@ class Cell:
     layout: str = "auto"
     perturbation: Perturbation | None = None
     perturbed: Literal["both", "train", "test"] = "both"
+
+    def __post_init__(self):
+        check_type("perturbed", Literal["both", "train", "test"], self.perturbed)
 
     @property
     def method(self) -> str:
@@ -181,6 +184,10 @@ class Ensemble:
     level: Literal["image", "patch"] = "image"
     deviation: Literal["median", "mean"] = "median"
     beta: float = 1.4826
+
+    def __post_init__(self):
+        check_type("level", Literal["image", "patch"], self.level)
+        check_type("deviation", Literal["median", "mean"], self.deviation)
 
     @property
     def config(self) -> Config:

@@ -160,6 +160,17 @@ def test_a_perturbed_cell_differs_in_the_splits_that_are_perturbed(cell, store):
     assert grid.frame()["augmentation"].tolist() == ["without", "with"]
 
 
+def test_mistyped_ways_are_named_before_any_work(cell):
+    with pytest.raises(
+        ValueError, match="perturbed: expected one of 'both', 'train', 'test', got 'tset'. Did you mean 'test'"
+    ):
+        dataclasses.replace(cell, perturbed="tset")
+    with pytest.raises(ValueError, match="deviation: expected one of 'median', 'mean', got 'medium'"):
+        Ensemble((cell,), deviation="medium")
+    with pytest.raises(ValueError, match="level: expected one of 'image', 'patch'"):
+        Ensemble((cell,), level="pixel")
+
+
 def test_a_damaged_cell_is_computed_again(demo_root, tmp_path):
     store, cell = Store(tmp_path), Cell(PATCHCORE, str(demo_root), "circuit")
     before = run(cell, store)

@@ -52,18 +52,22 @@ def of_table_5(table: pd.DataFrame, what: str) -> list[Comparison]:
     return found
 
 
-def verdict(settings: Settings, item: str, comparisons: Sequence[Comparison], also: str = "") -> str:
+def verdict(
+    settings: Settings, item: str, comparisons: Sequence[Comparison], also: str = "", missing: Sequence = ()
+) -> str:
     """Writes ``ITEM.verdict.json`` beside the executed notebooks, for the index, and returns it as a sentence.
 
     comparisons: all numbers of the item; those that are undefined on either side are not judged. also: a figure in words.
+    missing: cells that are not computed; with any, nothing is judged.
     """
     judged = [c for c in comparisons if np.isfinite(c.ours) and np.isfinite(c.published)]
     agree, departures = sum(c.agrees for c in judged), settings.departures()
-    if departures or not judged:
+    if missing or departures or not judged:
         state = "not run"
     else:
         state = "reproduced" if agree == len(judged) else "partly" if agree else "not"
-    words = [f"{agree} of {len(judged)} numbers agree"] if judged and not departures else []
+    words = [f"{agree} of {len(judged)} numbers agree"] if state != "not run" else []
+    words += [f"{len(missing)} cells are missing"] if missing else []
     words += [f"in another setting ({'; '.join(departures)})"] if departures else []
     shown = judged or [c for c in comparisons if np.isfinite(c.ours)]
     words += [str(c) for c in shown[:4]] + ([f"and {len(shown) - 4} more"] if len(shown) > 4 else [])

@@ -162,7 +162,7 @@ def test_a_perturbed_cell_differs_in_the_splits_that_are_perturbed(cell, store):
 
 def test_mistyped_ways_are_named_before_any_work(cell):
     with pytest.raises(
-        ValueError, match="perturbed: expected one of 'both', 'train', 'test', got 'tset'. Did you mean 'test'"
+        ValueError, match=r"perturbed: expected one of 'both', 'train', 'test', got 'tset'\. Did you mean 'test'"
     ):
         dataclasses.replace(cell, perturbed="tset")
     with pytest.raises(ValueError, match="deviation: expected one of 'median', 'mean', got 'medium'"):

@@ -59,6 +59,11 @@ def test_another_setting_is_never_called_reproduced(settings, demo_root, change,
     assert said.startswith("not run: in another setting (") and words in said and "99.50 (paper 99.56)" in said
 
 
+def test_with_cells_missing_nothing_is_judged(settings):
+    said = verdict(settings, "table_1", [GOOD], missing=[1, 2])
+    assert said.startswith("not run: 2 cells are missing; a 99.50 (paper 99.56)")
+
+
 def test_what_is_not_about_pictures_is_checked(settings):
     assert note(settings, "paper_checks", "16 contradictions") == "checked: 16 contradictions"
 

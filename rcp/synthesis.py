@@ -1,0 +1,218 @@
+"""Simulated anomalies for the refinement network (Appendix D.2): normal pictures in, pictures with a defect and its mask out.
+
+A mask is thresholded Perlin noise within the object; what shows there is another texture, or the picture's own patches in another order.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_type_hints
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from rcp.config import check_type
+from rcp.data import PICTURES, Transform, load_images
+
+TRIES = 8  # masks that are drawn before a picture is given up and left as it is
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulation:
+    """How anomalies are simulated; the paper names the kinds [P] and takes the rest from MemSeg and DRAEM, so [I].
+
+    kind: "texture" blends a texture in, "structure" the picture's own grid cells in another order, "mixture" draws one of both.
+    foreground: keep masks within the object where the background is plain (see :func:`foreground`).
+    threshold: of the Perlin noise, which lies in [-1, 1]; 0.5.
+    finest: cells of the noise along a side are drawn from 1, 2, 4, ... up to this; 64.
+    opacity: (least, most) share of what is blended in; (0.15, 1).
+    grid: cells along a side that "structure" permutes; 8.
+    anomalous: share of the pictures that get an anomaly; 1.
+    seed: of all draws, together with the picture's place and ``epoch``.
+
+    Raises:
+        ValueError: a value outside its range, named.
+    """
+
+    kind: Literal["texture", "structure", "mixture"] = "mixture"
+    foreground: bool = True
+    threshold: float = 0.5
+    finest: int = 64
+    opacity: tuple[float, ...] = (0.15, 1.0)
+    grid: int = 8
+    anomalous: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self):
+        for name, kind in get_type_hints(type(self)).items():
+            object.__setattr__(self, name, check_type(name, kind, getattr(self, name)))
+        expected = {
+            "threshold": (-1 < self.threshold < 1, "a number between -1 and 1"),
+            "finest": (self.finest >= 1 and self.finest.bit_count() == 1, "a power of two"),
+            "opacity": (
+                len(self.opacity) == 2 and 0 < self.opacity[0] <= self.opacity[1] <= 1,
+                "(least, most), above 0 and up to 1",
+            ),
+            "grid": (self.grid >= 2, "2 or more"),
+            "anomalous": (0 <= self.anomalous <= 1, "a share from 0 to 1"),
+        }
+        for name, (holds, words) in expected.items():
+            if not holds:
+                raise ValueError(f"{name}: expected {words}, got {getattr(self, name)!r}")
+
+
+def simulate(
+    pictures: np.ndarray, simulation: Simulation, textures: np.ndarray | None = None, *, epoch: int = 0, start: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """pictures: (n, S, S, 3) uint8, normal -> (pictures (n, S, S, 3) uint8, masks (n, S, S) bool, True where a pixel was changed).
+
+    Args:
+        textures: (m, S, S, 3) uint8, of which "texture" and "mixture" draw.
+        epoch, start: the draw follows ``simulation.seed``, the epoch and each picture's number, counted from ``start``; nothing else.
+
+    Raises:
+        ValueError: no textures where they are needed, textures of another size, pictures smaller than the grid.
+    """
+    side = pictures.shape[1]
+    if side < simulation.grid:
+        raise ValueError(
+            f"pictures: expected at least {simulation.grid} px a side for a grid of {simulation.grid} cells, got {side}"
+        )
+    if simulation.kind != "structure":
+        if textures is None or not len(textures):
+            raise ValueError(f"textures: kind={simulation.kind!r} needs pictures of textures (DTD), got none")
+        if textures.shape[1:] != pictures.shape[1:]:
+            raise ValueError(f"textures: expected pictures of the shape {pictures.shape[1:]}, got {textures.shape[1:]}")
+    out, masks = pictures.copy(), np.zeros(pictures.shape[:3], bool)
+
+    def one(i: int) -> None:
+        rng = np.random.default_rng([simulation.seed, epoch, start + i])
+        if rng.random() >= simulation.anomalous:
+            return
+        mask = _mask(rng, pictures[i], simulation)
+        if not mask.any():
+            return
+        kind = simulation.kind if simulation.kind != "mixture" else ("texture", "structure")[rng.integers(2)]
+        source = _texture(rng, textures) if kind == "texture" else _permuted(rng, pictures[i], simulation.grid)
+        opacity = np.float32(rng.uniform(*simulation.opacity))
+        before = pictures[i][mask].astype(np.float32)
+        after = np.rint(before + opacity * (source[mask] - before)).astype(np.uint8)
+        out[i][mask] = after
+        masks[i][mask] = (after != pictures[i][mask]).any(1)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(one, range(len(pictures))))
+    return out, masks
+
+
+def perlin(side: int, rows: int, columns: int, rng: np.random.Generator) -> np.ndarray:
+    """Perlin noise of ``rows`` by ``columns`` cells: (side, side) float32 in [-1, 1]."""
+    angle = rng.uniform(0, 2 * np.pi, (rows + 1, columns + 1)).astype(np.float32)
+    (row, y), (column, x) = (_cells(side, n) for n in (rows, columns))
+
+    def corner(down: int, right: int) -> np.ndarray:
+        at = angle[np.ix_(row + down, column + right)]
+        return np.sin(at) * (y - down)[:, None] + np.cos(at) * (x - right)[None]
+
+    fade_y, fade_x = (t**3 * (t * (6 * t - 15) + 10) for t in (y[:, None], x[None]))
+    upper, lower = (corner(d, 0) + fade_x * (corner(d, 1) - corner(d, 0)) for d in (0, 1))
+    return np.sqrt(np.float32(2)) * (upper + fade_y * (lower - upper))
+
+
+def _cells(side: int, cells: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each pixel of an axis: which cell it lies in, and where in it, in [0, 1)."""
+    place = (np.arange(side, dtype=np.float32) + 0.5) * cells / side
+    return place.astype(int), place - place.astype(int)
+
+
+def _mask(rng: np.random.Generator, picture: np.ndarray, simulation: Simulation) -> np.ndarray:
+    """Thresholded, turned Perlin noise within the object: (S, S) bool; empty if none fell on it."""
+    side = len(picture)
+    allowed = foreground(picture) if simulation.foreground else None
+    scales = int(np.log2(min(simulation.finest, side))) + 1
+    for _ in range(TRIES):
+        rows, columns = 2 ** rng.integers(scales, size=2)
+        noise = Image.fromarray(perlin(side, int(rows), int(columns), rng))
+        mask = np.asarray(noise.rotate(rng.uniform(-90, 90), Image.Resampling.BILINEAR)) > simulation.threshold
+        if allowed is not None:
+            mask &= allowed
+        if mask.any():
+            return mask
+    return np.zeros((side, side), bool)
+
+
+def foreground(picture: np.ndarray, tolerance: float = 25, plain: float = 12) -> np.ndarray:
+    """Where the object is: (S, S, 3) uint8 -> (S, S) bool; everywhere where the background is not plain, or nothing stands out.
+
+    The background is plain where the border of the picture, apart from a quarter of its pixels, keeps to one colour.
+
+    Args:
+        tolerance: grey levels from the background's colour from which on a pixel is the object's.
+        plain: mean absolute deviation of the border, in grey levels, above which the background is not plain.
+    """
+    small = picture[::4, ::4].astype(np.int16)
+    border = np.concatenate([small[0], small[-1], small[1:-1, 0], small[1:-1, -1]])
+    colour = np.median(border, 0)
+    off = np.abs(border - colour).max(1)
+    if np.sort(off)[: 3 * len(off) // 4].mean() > plain:
+        return np.ones(picture.shape[:2], bool)
+    found = ndimage.binary_fill_holes(ndimage.binary_opening(np.abs(small - colour).max(2) > tolerance))
+    if found.mean() < 0.01:
+        return np.ones(picture.shape[:2], bool)
+    return found.repeat(4, 0).repeat(4, 1)[: len(picture), : len(picture)]
+
+
+def _texture(rng: np.random.Generator, textures: np.ndarray) -> np.ndarray:
+    """One of the textures, turned and mirrored at random: (S, S, 3)."""
+    chosen = np.rot90(textures[rng.integers(len(textures))], rng.integers(4))
+    return chosen[:, ::-1] if rng.integers(2) else chosen
+
+
+def _permuted(rng: np.random.Generator, picture: np.ndarray, grid: int) -> np.ndarray:
+    """The picture's grid cells in another order: (S, S, 3). What a side is too long for stays in its place."""
+    cell = len(picture) // grid
+    out = picture.copy()
+    whole = (
+        picture[: cell * grid, : cell * grid]
+        .reshape(grid, cell, grid, cell, 3)
+        .swapaxes(1, 2)
+        .reshape(-1, cell, cell, 3)
+    )
+    mixed = whole[rng.permutation(grid * grid)].reshape(grid, grid, cell, cell, 3).swapaxes(1, 2)
+    out[: cell * grid, : cell * grid] = mixed.reshape(cell * grid, cell * grid, 3)
+    return out
+
+
+def load_textures(root: str | Path, side: int, count: int | None = None, seed: int = 0) -> np.ndarray:
+    """DTD's ``images/CLASS/*.jpg``, or any folder of pictures, cropped to squares: (m, side, side, 3) uint8.
+
+    count: as many, drawn by ``seed``; all where None.
+
+    Raises:
+        FileNotFoundError: no such folder; names the command that fetches DTD.
+        ValueError: a folder without pictures.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"textures: no folder {root}; name DTD's, or fetch it with: python -m rcp download dtd")
+    found = sorted(path for path in root.rglob("*") if path.suffix.lower() in PICTURES)
+    if not found:
+        raise ValueError(f"textures: no pictures in {root}; looked for {', '.join(PICTURES)} in it and below")
+    if count is not None and count < len(found):
+        found = [found[i] for i in sorted(np.random.default_rng(seed).choice(len(found), count, replace=False))]
+    return load_images(found, Transform(resize=side, image_size=side))
+
+
+def draw_textures(count: int, side: int, seed: int = 0) -> np.ndarray:
+    """Made-up textures where DTD is not at hand (the demo): (count, side, side, 3) uint8."""
+    out = np.empty((count, side, side, 3), np.uint8)
+    for i, texture in enumerate(out):
+        rng = np.random.default_rng([seed, i])
+        rows, columns = 2 ** rng.integers(2, 7, size=2)
+        noise = perlin(side, int(rows), int(columns), rng)
+        bands = 0.5 + 0.5 * np.sin(rng.uniform(2, 20) * noise)[..., None]
+        first, second = rng.uniform(0, 255, (2, 3))
+        texture[:] = first + bands * (second - first)
+    return out

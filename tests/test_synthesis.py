@@ -1,0 +1,145 @@
+"""Simulated anomalies: masks that say exactly what was changed, both kinds, seeds, and no picture but the given ones."""
+
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rcp.synthesis import Simulation, draw_textures, foreground, load_textures, perlin, simulate
+
+TEXTURES = draw_textures(4, 64, seed=1)
+
+
+@pytest.fixture
+def pictures():
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (12, 64, 64, 3)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("kind", ["texture", "structure", "mixture"])
+def test_a_mask_is_true_exactly_where_a_pixel_was_changed(pictures, kind):
+    before = pictures.copy()
+    out, masks = simulate(pictures, Simulation(kind=kind, foreground=False), TEXTURES)
+    assert np.array_equal(pictures, before), "the input is not touched"
+    assert np.array_equal((out != pictures).any(-1), masks)
+    assert masks.any((1, 2)).mean() > 0.9 and 0.01 < masks.mean() < 0.5
+
+
+def test_texture_blends_a_texture_in_and_structure_the_pictures_own_cells(pictures):
+    whole = {"foreground": False, "opacity": (1.0, 1.0), "threshold": -0.9, "finest": 1}
+    out, masks = simulate(pictures, Simulation(kind="texture", **whole), TEXTURES)
+    colours = {tuple(c) for t in TEXTURES for c in t.reshape(-1, 3)}
+    assert all(tuple(c) in colours for c in out[masks])
+    out, masks = simulate(pictures, Simulation(kind="structure", grid=4, **whole))
+    for picture, own, mask in zip(out, pictures, masks, strict=True):
+        cells = {own[y : y + 16, x : x + 16].tobytes() for y in range(0, 64, 16) for x in range(0, 64, 16)}
+        inside = [
+            (y, x) for y in range(0, 64, 16) for x in range(0, 64, 16) if mask[y : y + 16, x : x + 16].mean() == 1
+        ]
+        assert all(picture[y : y + 16, x : x + 16].tobytes() in cells for y, x in inside)
+
+
+def test_a_mixture_has_both_kinds(pictures):
+    whole = {"foreground": False, "opacity": (1.0, 1.0)}
+    kinds = {
+        kind: simulate(pictures, Simulation(kind=kind, **whole), TEXTURES)[0]
+        for kind in ("texture", "structure", "mixture")
+    }
+    black = simulate(pictures, Simulation(**whole), np.zeros_like(TEXTURES))[0]
+    textured = (black != kinds["mixture"]).any((1, 2, 3))  # only a texture changes with the textures
+    assert 0 < textured.sum() < len(pictures)
+
+
+def test_opacity_is_the_share_that_is_blended_in():
+    black, white = np.zeros((6, 64, 64, 3), np.uint8), np.full((1, 64, 64, 3), 255, np.uint8)
+    out, masks = simulate(black, Simulation(kind="texture", foreground=False, opacity=(0.15, 0.4)), white)
+    values = out[masks].max(1) / 255
+    assert values.min() >= 0.145 and values.max() <= 0.405 and len(np.unique(values)) >= 4, "drawn for each picture"
+
+
+def test_draws_follow_seed_epoch_and_number_alone(pictures):
+    how = Simulation(foreground=False, seed=3)
+    out, masks = simulate(pictures, how, TEXTURES)
+    again, _ = simulate(pictures, how, TEXTURES)
+    assert np.array_equal(out, again)
+    part, part_masks = simulate(pictures[5:9], how, TEXTURES, start=5)
+    assert np.array_equal(part, out[5:9]) and np.array_equal(part_masks, masks[5:9]), "in any batch the same"
+    for other in (
+        simulate(pictures, how, TEXTURES, epoch=1),
+        simulate(pictures, Simulation(foreground=False, seed=4), TEXTURES),
+    ):
+        assert not np.array_equal(other[1], masks)
+    half = (
+        simulate(np.repeat(pictures, 20, 0), Simulation(foreground=False, anomalous=0.5), TEXTURES)[1]
+        .any((1, 2))
+        .mean()
+    )
+    assert half == pytest.approx(0.5, abs=0.12)
+
+
+def test_perlin_noise_is_smooth_zero_at_its_nodes_and_in_range():
+    rng = np.random.default_rng(0)
+    fields = np.stack([perlin(128, 8, 4, rng) for _ in range(30)])
+    assert np.abs(fields).max() <= 1 and abs(fields.mean()) < 0.05 and fields.std() > 0.15
+    assert np.abs(np.diff(fields, axis=1)).max() < 0.25, "a cell is 16 rows high"
+    nodes = fields[:, 16::16, 32::32]
+    assert np.abs(nodes).max() < 0.1, "half a pixel from a node"
+
+
+def test_foreground_is_the_object_before_a_plain_background():
+    picture = np.full((128, 128, 3), 230, np.uint8)
+    picture[30:90, 40:100] = (120, 60, 30)
+    picture[50:60, 60:70] = 230  # a hole shows the background and still belongs to the object's outline
+    found = foreground(picture)
+    assert found[34:86, 44:96].all() and not found[:24].any() and not found[:, 104:].any()
+    masks = simulate(np.stack([picture] * 20), Simulation(kind="structure"))[1]
+    assert masks.any() and not masks[:, :24].any()
+    rough = np.random.default_rng(0).integers(0, 256, (128, 128, 3)).astype(np.uint8)
+    assert foreground(rough).all(), "no plain background: the whole picture"
+    assert foreground(np.full((128, 128, 3), 90, np.uint8)).all(), "nothing stands out: the whole picture"
+
+
+def test_textures_are_read_from_a_folder_or_drawn(tmp_path, shared_data):
+    found = load_textures(shared_data / "dtd" / "images", 64, 10)
+    assert found.shape == (10, 64, 64, 3) and len({t.tobytes() for t in found}) == 10
+    assert np.array_equal(found, load_textures(shared_data / "dtd" / "images", 64, 10))
+    with pytest.raises(FileNotFoundError, match=re.escape("python -m rcp download dtd")):
+        load_textures(tmp_path / "absent", 64)
+    with pytest.raises(ValueError, match="no pictures in"):
+        load_textures(tmp_path, 64)
+    Image.new("RGB", (90, 70)).save(tmp_path / "a.png")
+    assert load_textures(tmp_path, 64).shape == (1, 64, 64, 3)
+    drawn = draw_textures(5, 64)
+    assert drawn.shape == (5, 64, 64, 3) and len({t.tobytes() for t in drawn}) == 5 and drawn.std() > 20
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda p: simulate(p, Simulation(kind="texture")),
+            "textures: kind='texture' needs pictures of textures (DTD), got none",
+        ),
+        (
+            lambda p: simulate(p, Simulation(), TEXTURES[:, :32]),
+            "textures: expected pictures of the shape (64, 64, 3), got (32, 64, 3)",
+        ),
+        (
+            lambda p: simulate(p[:, :6, :6], Simulation(kind="structure")),
+            "pictures: expected at least 8 px a side for a grid of 8 cells, got 6",
+        ),
+        (
+            lambda _: Simulation(kind="textures"),
+            "kind: expected one of 'texture', 'structure', 'mixture', got 'textures'",
+        ),
+        (
+            lambda _: Simulation(opacity=(0.5, 0.2)),
+            "opacity: expected (least, most), above 0 and up to 1, got (0.5, 0.2)",
+        ),
+        (lambda _: Simulation(finest=20), "finest: expected a power of two, got 20"),
+    ],
+)
+def test_bad_input_is_named(pictures, make, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make(pictures)

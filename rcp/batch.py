@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -111,20 +112,22 @@ def _run(file: Path, parameters: dict, settings: notebook.Settings, force: bool)
     stamp.unlink(missing_ok=True)
     started = time.perf_counter()
     error = ""
-    try:
-        papermill.execute_notebook(
-            str(file),
-            str(out),
-            parameters,
-            kernel_name="python3",
-            cwd=str(paths.PROJECT),
-            progress_bar=False,
-            stdout_file=None if settings.render_only else sys.stdout,
-            # kernels side by side may race for a TCP port
-            config=Config({"KernelManager": {"transport": "ipc"}} if settings.render_only else {}),
-        )
-    except (PapermillExecutionError, RuntimeError) as failed:  # RuntimeError: the kernel died
-        error = f"{getattr(failed, 'ename', type(failed).__name__)}: {getattr(failed, 'evalue', failed)}"
+    with tempfile.TemporaryDirectory(prefix="rcp-") as sockets:
+        # kernels side by side may race for a TCP port, or for the one name that sockets have without a connection file
+        own = {"transport": "ipc", "connection_file": f"{sockets}/kernel.json"}
+        try:
+            papermill.execute_notebook(
+                str(file),
+                str(out),
+                parameters,
+                kernel_name="python3",
+                cwd=str(paths.PROJECT),
+                progress_bar=False,
+                stdout_file=None if settings.render_only else sys.stdout,
+                config=Config({"KernelManager": own} if settings.render_only else {}),
+            )
+        except (PapermillExecutionError, RuntimeError) as failed:  # RuntimeError: the kernel died
+            error = f"{getattr(failed, 'ename', type(failed).__name__)}: {getattr(failed, 'evalue', failed)}"
     _to_html(out)
     if not error and not settings.render_only and settings.shard == "1/1":
         stamp.write_text(json.dumps(version))

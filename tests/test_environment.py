@@ -187,7 +187,7 @@ def test_make_passes_only_given_options():
     [
         ("EPOCH=3", "unknown option 'EPOCH'. Did you mean 'EPOCHS'? There are: "),
         ("data=my data", "unknown option 'data'. Did you mean 'DATA'? There are: "),
-        ("SOLDER=1", "unknown option 'SOLDER'. There are: PYTHON PROFILE DATA "),
+        ("SOLDER=1", "unknown option 'SOLDER'. There are: PROFILE DATA "),
     ],
 )
 def test_make_refuses_a_mistyped_option(given, message):

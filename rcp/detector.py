@@ -18,13 +18,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rcp import backbone
+from rcp import backbone, refinement
 from rcp.config import Config
 from rcp.coreset import coreset_size, greedy_k_center
 from rcp.data import Transform, load_images
 from rcp.memory import MemoryBank
 from rcp.model import train
 from rcp.patches import PatchExtractor, pictures_at_a_time, pool
+from rcp.refinement import Refinement, Refiner
 from rcp.scoring import image_scores, patch_scores, score_maps
 from rcp.store import require_disk
 from rcp.timing import Timings
@@ -34,8 +35,8 @@ from rcp.timing import Timings
 class Prediction:
     """What ``predict`` returns.
 
-    scores: (n,) float32 image scores; higher is more anomalous, in units of feature distance.
-    maps: (n, S, S) float32 score maps at ``image_size``, or None.
+    scores: (n,) float32 image scores; higher is more anomalous, in units of feature distance; of a refined map, in [0, 1].
+    maps: (n, S, S) float32 score maps at ``image_size``, or None; where refined, in [0, 1].
     transform: the resize and crop that were applied, for masks to go the same way.
     train_scores: (n_train,) float32, each training picture scored against a bank made of other pictures (None without folds).
     patch_scores: (n, h, w) float32, what scores and maps are made of (Eq. 10).
@@ -66,27 +67,36 @@ class ReConPatch:
     Keyword arguments are the hyper-parameters of :class:`rcp.config.Config`, whose docstring gives each one's meaning,
     default and provenance; an unknown name raises ValueError with the nearest valid one.
 
+    refine: train a refinement network as well (Appendix D): True, a :class:`rcp.refinement.Refinement`, or its options as a dict.
+
     Attributes after ``fit``:
         f_: nn.Linear, p -> f(p); None for PatchCore.
         bank_: the memory bank M.
         history_: one dict per training epoch (loss, quantiles of ω^P).
         train_patch_scores_: (n_train, h · w) float32, held-out patch scores of the training pictures, or None; not saved.
         train_scores_: (n_train,) float32, their maxima, or None.
+        refiner_: the refinement network, or None. refinement_history_: one dict per epoch of its training.
         timings_: seconds per stage of the last fit and predict.
     """
 
     represent = True
 
-    def __init__(self, **hyper_parameters):
+    def __init__(self, *, refine: Refinement | dict | bool | None = None, **hyper_parameters):
+        self.refine = refinement.options(refine)
         self.config = Config.build(**({"represent": self.represent} | hyper_parameters))
         if self.config.represent != self.represent:
             raise ValueError(f"represent: {type(self).__name__} is the detector with represent={self.represent}")
         c = self.config
+        if self.refine and c.calibration_folds < 2:
+            raise ValueError(
+                f"calibration_folds: expected 2 or more (the refinement normalises by held-out scores), got {c.calibration_folds}"
+            )
         self.transform = Transform(resize=c.resize, image_size=c.image_size, aspect=c.aspect)
         self.device = resolve_device(c.device)
         _keep_freed_memory()
         backbone.check(c.backbone, c.weights)
         self.bank_: MemoryBank | None = None
+        self.refiner_: Refiner | None = None
         self.timings_ = Timings()
         self._extractor: PatchExtractor | None = None
 
@@ -115,6 +125,7 @@ class ReConPatch:
         paths = list(images)
         if not paths:
             raise ValueError("images: expected at least one picture without defects, got none")
+        textures = self.refine.load_textures(self.config.image_size) if self.refine else None
         with self.timings_("decode"):
             pictures = load_images(paths, self.transform)
         h, w, dim = self.extractor.shape()
@@ -125,8 +136,12 @@ class ReConPatch:
             features = np.memmap(file, dtype, "w+", shape=shape)
             with self.timings_("features"):
                 self.extractor(pictures, out=features, names=paths)
-            del pictures
-            return self.fit_features(features, log)
+            if not self.refine:
+                del pictures
+                return self.fit_features(features, log)
+            self.fit_features(features, log)
+        refinement.fit(self, pictures, textures, log)
+        return self
 
     def train_features(
         self, features: np.ndarray, log: Callable[[str], None] = print, each_epoch: Callable | None = None
@@ -151,6 +166,7 @@ class ReConPatch:
         n, patches, _ = features.shape
         count = coreset_size(c.coreset_ratio, n * patches)
         self.f_, self.history_ = trained or self.train_features(features, log)
+        self.refiner_ = None  # of another f, if there was one
         held = _as_tensor(features)
         _keep_freed_memory()()  # of features and training: f(p) comes now
         with self.timings_("representation"):
@@ -184,29 +200,37 @@ class ReConPatch:
         """On a processor each picture goes by itself: its scores are the same in any batch, to the last bit."""
         return pictures.ndim == 3 and self.device.type == "cpu"
 
-    def predict(self, images: Sequence[str | Path], maps: bool = True) -> Prediction:
+    def predict(self, images: Sequence[str | Path], maps: bool = True, refined: bool = True) -> Prediction:
         """Scores pictures.
 
         Args:
             images: paths; ``dataset.test``, or any list. A file that is no picture is named before any feature is computed.
             maps: also return score maps at ``image_size``.
+            refined: by the refinement network, where there is one; False gives scores and maps without it.
         """
         self._check_fitted()
         with self.timings_("decode"):
             pictures = load_images(list(images), self.transform)
-        return self._predict(len(pictures), lambda part: self.extractor(pictures[part], names=list(images)[part]), maps)
+        shown = pictures if refined else None
+        return self._predict(
+            len(pictures), lambda part: self.extractor(pictures[part], names=list(images)[part]), maps, shown
+        )
 
-    def predict_features(self, features: np.ndarray, maps: bool = True) -> Prediction:
-        """``predict`` from features that are there already: (n, h · w, D)."""
+    def predict_features(
+        self, features: np.ndarray, maps: bool = True, pictures: np.ndarray | None = None
+    ) -> Prediction:
+        """``predict`` from features that are there already: (n, h · w, D). pictures: (n, S, S, 3) uint8, to be refined with."""
         self._check_fitted()
 
         def features_of(part: slice) -> np.ndarray:
             drop_pages(features)
             return features[part]
 
-        return self._predict(len(features), features_of, maps)
+        return self._predict(len(features), features_of, maps, pictures)
 
-    def _predict(self, n: int, features_of: Callable[[slice], np.ndarray], maps: bool) -> Prediction:
+    def _predict(
+        self, n: int, features_of: Callable[[slice], np.ndarray], maps: bool, pictures: np.ndarray | None
+    ) -> Prediction:
         batch = pictures_at_a_time(self.device)
         scores, patches = np.empty(n, np.float32), []
         all_maps = np.empty((n, self.config.image_size, self.config.image_size), np.float32) if maps else None
@@ -215,12 +239,19 @@ class ReConPatch:
             with self.timings_("features"):
                 features = _as_tensor(features_of(part))
             with self.timings_("scoring"):
-                s = self.score_patches(self.represent_patches(features))
-                scores[part] = image_scores(s.flatten(1)).cpu().numpy()
+                if self.refiner_ and pictures is not None:
+                    s, scores[part], found = refinement.refined(self, features, pictures[part])
+                else:
+                    s = self.score_patches(self.represent_patches(features))
+                    scores[part] = image_scores(s.flatten(1)).cpu().numpy()
+                    found = score_maps(s, self.config.image_size, self.config.blur) if maps else None
                 patches.append(s.cpu().numpy())
                 if maps:
-                    all_maps[part] = score_maps(s, self.config.image_size, self.config.blur)
-        return Prediction(scores, all_maps, self.transform, self.train_scores_, np.concatenate(patches))
+                    all_maps[part] = found
+        # held-out scores are unrefined: a refined one of a picture that the network was trained on would not be held out
+        comparable = self.refiner_ is None or pictures is None or self.refine.image_score == "patches"
+        train_scores = self.train_scores_ if comparable else None
+        return Prediction(scores, all_maps, self.transform, train_scores, np.concatenate(patches))
 
     def _memorize(self, represented: Tensor, count: int, among: Tensor | None = None) -> MemoryBank:
         """(N, dim) -> the coreset of ``count`` patches as a memory bank."""
@@ -267,11 +298,15 @@ class ReConPatch:
             tensors["train_scores"] = torch.from_numpy(self.train_scores_)
         if self.f_ is not None:
             tensors |= {f"f.{name}": value for name, value in self.f_.state_dict().items()}
+        if self.refiner_ is not None:
+            tensors |= {f"refiner.{name}": value for name, value in self.refiner_.state_dict().items()}
         header = {
             "format": "rcp-detector-1",
             "config": json.dumps(self.config.asdict()),
             "backbone": backbone.weights_identity(self.config.backbone, self.config.weights),
         }
+        if self.refiner_ is not None:
+            header["refine"] = json.dumps(self.refine.asdict())
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path, metadata=header)
 
     @classmethod
@@ -302,7 +337,7 @@ class ReConPatch:
                 f"{path} holds a {'ReConPatch' if values['represent'] else 'PatchCore'}, not a {cls.__name__}"
             )
         values |= {"device": device or "auto"} | ({"weights": str(weights)} if weights else {})
-        detector = cls(**values)
+        detector = cls(**values, refine=json.loads(header["refine"]) if "refine" in header else None)
         c = detector.config
         if (identity := backbone.weights_identity(c.backbone, c.weights)) != header["backbone"]:
             raise ValueError(
@@ -318,11 +353,17 @@ class ReConPatch:
                 {name.removeprefix("f."): t for name, t in tensors.items() if name.startswith("f.")}
             )
             detector.f_.requires_grad_(False)
+        if detector.refine:
+            state = {n.removeprefix("refiner."): t for n, t in tensors.items() if n.startswith("refiner.")}
+            detector.refiner_ = Refiner.restore(detector.refine, state).to(detector.device)
         return detector
 
     def __repr__(self) -> str:
-        shown = self.config.replace(represent=Config.represent)  # the class says it
-        return repr(shown).replace("Config", type(self).__name__, 1)
+        shown = repr(self.config.replace(represent=Config.represent))  # the class says it
+        named = shown.replace("Config", type(self).__name__, 1)
+        if self.refine is None:
+            return named
+        return f"{named.removesuffix(')')}{'' if named.endswith('()') else ', '}refine={self.refine})"
 
 
 class PatchCore(ReConPatch):
@@ -362,6 +403,10 @@ def _as_tensor(features: np.ndarray) -> Tensor:
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Config)}
 _SIGNATURE = inspect.Signature(
-    [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=v) for n, v in _DEFAULTS.items() if n != "represent"]
+    [
+        inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=v)
+        for n, v in [*_DEFAULTS.items(), ("refine", None)]
+        if n != "represent"
+    ]
 )
 ReConPatch.__signature__ = PatchCore.__signature__ = _SIGNATURE  # so that help() and editors show every argument

@@ -4,6 +4,7 @@ A mask is thresholded Perlin noise within the object; what shows there is anothe
 """
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,31 +65,33 @@ class Simulation:
 
 
 def simulate(
-    pictures: np.ndarray, simulation: Simulation, textures: np.ndarray | None = None, *, epoch: int = 0, start: int = 0
+    pictures: np.ndarray,
+    simulation: Simulation,
+    textures: np.ndarray | None = None,
+    *,
+    epoch: int = 0,
+    numbers: Sequence[int] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """pictures: (n, S, S, 3) uint8, normal -> (pictures (n, S, S, 3) uint8, masks (n, S, S) bool, True where a pixel was changed).
 
     Args:
         textures: (m, S, S, 3) uint8, of which "texture" and "mixture" draw.
-        epoch, start: the draw follows ``simulation.seed``, the epoch and each picture's number, counted from ``start``; nothing else.
+        epoch, numbers: the draw follows ``simulation.seed``, the epoch and each picture's number (its place where left out); nothing else.
 
     Raises:
         ValueError: no textures where they are needed, textures of another size, pictures smaller than the grid.
     """
-    side = pictures.shape[1]
-    if side < simulation.grid:
-        raise ValueError(
-            f"pictures: expected at least {simulation.grid} px a side for a grid of {simulation.grid} cells, got {side}"
-        )
+    check_side(pictures.shape[1], simulation)
     if simulation.kind != "structure":
         if textures is None or not len(textures):
             raise ValueError(f"textures: kind={simulation.kind!r} needs pictures of textures (DTD), got none")
         if textures.shape[1:] != pictures.shape[1:]:
             raise ValueError(f"textures: expected pictures of the shape {pictures.shape[1:]}, got {textures.shape[1:]}")
+    numbers = range(len(pictures)) if numbers is None else numbers
     out, masks = pictures.copy(), np.zeros(pictures.shape[:3], bool)
 
     def one(i: int) -> None:
-        rng = np.random.default_rng([simulation.seed, epoch, start + i])
+        rng = np.random.default_rng([simulation.seed, epoch, int(numbers[i])])
         if rng.random() >= simulation.anomalous:
             return
         mask = _mask(rng, pictures[i], simulation)
@@ -105,6 +108,14 @@ def simulate(
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(one, range(len(pictures))))
     return out, masks
+
+
+def check_side(side: int, simulation: Simulation) -> None:
+    """Raises ValueError where pictures of ``side`` pixels are smaller than the grid of "structure"."""
+    if side < simulation.grid:
+        raise ValueError(
+            f"pictures: expected at least {simulation.grid} px a side for a grid of {simulation.grid} cells, got {side}"
+        )
 
 
 def perlin(side: int, rows: int, columns: int, rng: np.random.Generator) -> np.ndarray:

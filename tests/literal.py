@@ -177,3 +177,12 @@ def image_auroc_difference(labels, first, second) -> float:
         return np.mean(pairs)
 
     return np.mean([auroc(s) for s in first]) - np.mean([auroc(s) for s in second])
+
+
+def focal_and_l1(probability: torch.Tensor, masks: torch.Tensor, gamma: float, focal: float, l1: float) -> torch.Tensor:
+    """Appendix D's loss, pixel by pixel: -(1 - p_t)^γ log p_t, and |p - mask|, each averaged."""
+    terms = []
+    for p, defective in zip(probability.flatten(), masks.flatten(), strict=True):
+        p_t = p if defective else 1 - p
+        terms.append(-focal * (1 - p_t) ** gamma * torch.log(p_t) + l1 * torch.abs(p - float(defective)))
+    return torch.stack(terms).mean()

@@ -63,7 +63,7 @@ def test_draws_follow_seed_epoch_and_number_alone(pictures):
     out, masks = simulate(pictures, how, TEXTURES)
     again, _ = simulate(pictures, how, TEXTURES)
     assert np.array_equal(out, again)
-    part, part_masks = simulate(pictures[5:9], how, TEXTURES, start=5)
+    part, part_masks = simulate(pictures[5:9], how, TEXTURES, numbers=range(5, 9))
     assert np.array_equal(part, out[5:9]) and np.array_equal(part_masks, masks[5:9]), "in any batch the same"
     for other in (
         simulate(pictures, how, TEXTURES, epoch=1),

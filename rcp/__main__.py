@@ -1,4 +1,4 @@
-"""``python -m rcp``: reproduce, plan, cell, render, execute, doctor, download, weights, demo."""
+"""``python -m rcp``: reproduce, plan, cell, render, index, execute, doctor, download, weights, demo."""
 
 import argparse
 import json
@@ -40,25 +40,35 @@ def _plan(o: argparse.Namespace) -> int:
 
 
 def _cell(o: argparse.Namespace) -> int:
-    from rcp import batch, experiment
+    from rcp import batch, experiment, paths
+    from rcp.store import Store
 
-    result = experiment.run(batch.planned_cell(json.loads(o.plan.read_text()), o.name), log=print)
+    store, cell = Store(paths.runs_root()), batch.planned_cell(json.loads(o.plan.read_text()), o.name)
+    result = experiment.run(cell, store, log=print)
     o.out.parent.mkdir(parents=True, exist_ok=True)
-    found = {"name": o.name, "computed": result.computed, "metrics": result.metrics, "seconds": result.info["seconds"]}
-    _replace(o.out, json.dumps(found, indent=1))
+    entry = store.folder("cells", cell.identity()).relative_to(store.root).as_posix()
+    found = {"name": o.name, "entry": entry, "computed": result.computed, "metrics": result.metrics}
+    _replace(o.out, json.dumps(found | {"seconds": result.info["seconds"]}, indent=1))
     return 0
 
 
 def _render(o: argparse.Namespace) -> int:
     from rcp import batch
 
-    outcome = batch.render(json.loads(o.plan.read_text()), o.item)
+    plan = json.loads(o.plan.read_text())
+    outcome = batch.render(plan, o.item)
     if outcome.error:
         print(f"{o.item}: {outcome.error}", file=sys.stderr)
         return 1
-    _replace(
-        o.out, json.dumps({"item": o.item, "title": outcome.title, "seconds": round(outcome.seconds, 1)}, indent=1)
-    )
+    found = {"item": o.item, "version": plan["notebooks"][o.item]["version"], "seconds": round(outcome.seconds, 1)}
+    _replace(o.out, json.dumps(found, indent=1))
+    return 0
+
+
+def _index(o: argparse.Namespace) -> int:
+    from rcp import batch
+
+    print(batch.index(json.loads(o.plan.read_text()), o.rendered))
     return 0
 
 
@@ -157,6 +167,10 @@ def _parser() -> argparse.ArgumentParser:
     render.add_argument("item", help="notebook by name")
     render.add_argument("out", type=Path, help="JSON file to write")
     render.set_defaults(run=_render)
+    index = commands.add_parser("index", help="one HTML page of all items of a plan, as far as they are rendered")
+    index.add_argument("plan", type=Path, help="JSON file that plan wrote")
+    index.add_argument("rendered", type=Path, help="folder of the JSON files that render wrote")
+    index.set_defaults(run=_index)
     execute = commands.add_parser(
         "execute", help="execute notebooks in place where their code has changed (before committing them)"
     )

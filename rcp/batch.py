@@ -10,8 +10,8 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,8 @@ import nbformat
 from rcp import backbone, experiment, grids, notebook, paths
 from rcp.config import nearest
 from rcp.data import load_dataset
+from rcp.store import Store, key_of
+from rcp.studies import InferenceTime
 from rcp.verdict import RULE
 
 
@@ -56,29 +58,31 @@ def reproduce(
         if name not in known:
             raise ValueError(f"unknown parameter {name!r}.{nearest(name, known)} Valid: {', '.join(known)}")
     parameters = _absolute(parameters)
-    shared = set(notebook.Settings.__dataclass_fields__) & set(parameters)
-    settings = notebook.Settings(**{n: notebook.plain(parameters[n]) for n in shared})
+    settings = _settings(parameters)
     jobs = [(file, {n: v for n, v in parameters.items() if n in declared[file]}, settings, force) for file in files]
-    outcomes = []
-    for i, outcome in enumerate(_outcomes(jobs, say), 1):
-        took = "up to date" if outcome.seconds is None else f"{outcome.seconds:.0f} s"
-        say(f"[{i}/{len(files)}] {outcome.name}: {outcome.error.splitlines()[-1] if outcome.error else took}")
-        outcomes.append(outcome)
-    index = settings.out("index.html")
-    index.write_text(_index(outcomes, settings), encoding="utf-8")
-    say(f"index: {index}")
+    outcomes = _outcomes(jobs, say)
+    say(f"index: {_write_index(outcomes, settings)}")
     return outcomes
 
 
-def _outcomes(jobs: Sequence[tuple], say: Callable[[str], None]) -> Iterator[Outcome]:
+def _outcomes(jobs: Sequence[tuple], say: Callable[[str], None]) -> list[Outcome]:
     """One after the other, for the cells of one use all cores; as many as there are cores where nothing is computed."""
-    if not jobs[0][2].render_only:
+
+    def told(i: int, outcome: Outcome) -> Outcome:
+        took = "up to date" if outcome.seconds is None else f"{outcome.seconds:.0f} s"
+        say(f"[{i}/{len(jobs)}] {outcome.name}: {outcome.error.splitlines()[-1] if outcome.error else took}")
+        return outcome
+
+    if jobs[0][2].render_only:
+        with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("forkserver")) as pool:
+            return [told(i, outcome) for i, outcome in enumerate(pool.map(_run, *zip(*jobs, strict=True)), 1)]
+    pages = []
+    with ThreadPoolExecutor(1) as writer:  # a page is written while the next notebook starts
         for i, job in enumerate(jobs, 1):
             say(f"[{i}/{len(jobs)}] {job[0].stem} ...")
-            yield _run(*job)
-        return
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("forkserver")) as pool:
-        yield from pool.map(_run, *zip(*jobs, strict=True))
+            outcome, publish = _execute(*job)
+            pages.append(writer.submit(_published, told(i, outcome), publish))
+    return [page.result() for page in pages]
 
 
 def _absolute(parameters: dict) -> dict:
@@ -96,20 +100,36 @@ def _declared(file: Path) -> list[str]:
     return list(papermill.inspect_notebook(str(file)))
 
 
-def _run(file: Path, parameters: dict, settings: notebook.Settings, force: bool) -> Outcome:
+def _run(*job) -> Outcome:
+    return _published(*_execute(*job))
+
+
+def _published(outcome: Outcome, publish: Callable[[], None]) -> Outcome:
+    try:
+        publish()
+    except Exception as failed:  # whatever is wrong with one page, the others are written
+        page = f"its HTML page: {type(failed).__name__}: {failed}"
+        return dataclasses.replace(outcome, error=f"{outcome.error}\n{page}".lstrip())
+    return outcome
+
+
+def _execute(
+    file: Path, parameters: dict, settings: notebook.Settings, force: bool
+) -> tuple[Outcome, Callable[[], None]]:
+    """-> (what became of it, what is left to do: to write its page and to tick it off)."""
     import papermill
     from papermill.exceptions import PapermillExecutionError
     from traitlets.config import Config
 
     source = nbformat.read(file, as_version=4)
-    title = next(
-        (line.lstrip("# ") for c in source.cells for line in c.source.splitlines() if line.startswith("# ")), file.stem
-    )
+    title = _title(source, file)
     out, stamp = settings.out(file.name), settings.out(f".{file.stem}.json")
     version = _version(source, parameters, settings)
     if not force and out.exists() and stamp.exists() and json.loads(stamp.read_text()) == version:
-        return Outcome(file.stem, title, None)
-    stamp.unlink(missing_ok=True)
+        return Outcome(file.stem, title, None), lambda: None
+    of_another_run = [f for kind in ("csv", "md", "png", "pdf", "html") for f in _written(settings, file.stem, kind)]
+    for old in (stamp, settings.out(f"{file.stem}.verdict.json"), *of_another_run):
+        old.unlink(missing_ok=True)  # what this run does not write must not stand under its label
     started = time.perf_counter()
     error = ""
     with tempfile.TemporaryDirectory(prefix="rcp-") as sockets:
@@ -124,30 +144,47 @@ def _run(file: Path, parameters: dict, settings: notebook.Settings, force: bool)
                 cwd=str(paths.PROJECT),
                 progress_bar=False,
                 stdout_file=None if settings.render_only else sys.stdout,
-                config=Config({"KernelManager": own} if settings.render_only else {}),
+                config=Config({"KernelManager": own}),
             )
         except (PapermillExecutionError, RuntimeError) as failed:  # RuntimeError: the kernel died
             error = f"{getattr(failed, 'ename', type(failed).__name__)}: {getattr(failed, 'evalue', failed)}"
-    _to_html(out)
-    if not error and not settings.render_only and settings.shard == "1/1":
-        stamp.write_text(json.dumps(version))
-    return Outcome(file.stem, title, time.perf_counter() - started, error)
+
+    def publish() -> None:
+        _to_html(out)
+        if not error and not settings.render_only and settings.shard == "1/1":
+            stamp.write_text(json.dumps(version))
+
+    return Outcome(file.stem, title, time.perf_counter() - started, error), publish
+
+
+def _title(source: nbformat.NotebookNode, file: Path) -> str:
+    lines = (line for cell in source.cells for line in cell.source.splitlines())
+    return next((line.lstrip("# ") for line in lines if line.startswith("# ")), file.stem)
 
 
 def _version(source: nbformat.NotebookNode, parameters: dict, settings: notebook.Settings) -> dict:
     """What an executed notebook depends on: its cells, its parameters, the package, the content of data and weights."""
+    declared = _names(source)
     digest = hashlib.blake2b(code_of(source).encode(), digest_size=12)
-    if "btad_root" in parameters or "btad_root" in _names(source):
+    for root in sorted(declared & {"data_root", "btad_root"}):
         with contextlib.suppress(OSError, ValueError):  # the notebook itself says what is missing
-            settings = dataclasses.replace(settings, dataset="btad", categories=(), data_root="")
-    for name in settings.categories:
-        digest.update(load_dataset(settings.data_root, category=name).fingerprint().encode())
-    weights = backbone.weights_identity(settings.backbone, settings.weights)
-    return {"code": digest.hexdigest(), "parameters": parameters, "weights": weights}
+            on_btad = {"dataset": "btad", "categories": (), "data_root": ""} if root == "btad_root" else {}
+            about = dataclasses.replace(settings, **on_btad)
+            for name in about.categories:
+                digest.update(load_dataset(about.data_root, category=name).fingerprint().encode())
+    weights = [(settings.backbone, settings.weights)]
+    if "members" in declared:
+        weights += (parameters.get("members") or grids.MEMBERS[settings.profile]).items()
+    with contextlib.suppress(OSError):  # likewise
+        for named in weights:
+            digest.update(backbone.weights_identity(*named).encode())
+    return {"content": digest.hexdigest(), "parameters": parameters}
 
 
-def _names(source: nbformat.NotebookNode) -> str:
-    return next((c.source for c in source.cells if "parameters" in c.metadata.get("tags", [])), "")
+def _names(source: nbformat.NotebookNode) -> set[str]:
+    """The parameters that a notebook declares, one a line."""
+    cells = (c.source for c in source.cells if "parameters" in c.metadata.get("tags", []))
+    return {line.partition(":")[0] for cell in cells for line in cell.splitlines()}
 
 
 def code_of(source: nbformat.NotebookNode) -> str:
@@ -164,29 +201,42 @@ def code_of(source: nbformat.NotebookNode) -> str:
 
 
 def plan(parameters: dict, items: Sequence[str] = ()) -> dict:
-    """The grid cell by cell, for a scheduler: {"parameters", "items": {item: names of cells}, "notebooks", "errors"}. Computes nothing.
+    """The grid cell by cell, for a scheduler. Computes nothing.
+
+    -> {"parameters", "items": {item: {name of a cell: its version}}, "notebooks": {item: {"path", "version", "parameters"}},
+    "errors": {item: why it cannot be computed}}. A version is another one when data, weights or code are.
 
     Raises:
         ValueError, FileNotFoundError: an unknown item or a bad parameter. An item whose own data are missing is in "errors".
     """
     found = {"parameters": _absolute(parameters), "items": {}, "notebooks": {}, "errors": {}}
-    notebook.Settings(
-        **{n: notebook.plain(v) for n, v in found["parameters"].items()}
-    )  # what is wrong for all is said at once
+    settings = _settings(found["parameters"])  # what is wrong for all is said at once
     notebooks = {file.stem: file for file in sorted((paths.PROJECT / "notebooks").glob("*.ipynb"))}
+    versions: dict[str, str] = {}
     for item in items or notebooks:
         if item not in notebooks:
             raise ValueError(
                 f"items: no notebook {item!r}.{nearest(item, notebooks)} There are: {', '.join(notebooks)}"
             )
         try:
-            found["items"][item] = [name for name, _ in _named_cells(found["parameters"], item)]
-        except OSError as missing:
-            found["items"][item], found["errors"][item] = [], str(missing)
-        version = code_of(nbformat.read(notebooks[item], as_version=4))
-        file = notebooks[item].relative_to(paths.PROJECT).as_posix()
-        found["notebooks"][item] = {"path": file, "version": version, "parameters": _declared(notebooks[item])}
+            cells = _named_cells(found["parameters"], item)
+        except (ValueError, OSError) as missing:
+            cells, found["errors"][item] = {}, str(missing)
+        versions |= {name: _cell_version(cell) for name, cell in cells.items() if name not in versions}
+        found["items"][item] = {name: versions[name] for name in cells}
+        file, declared = notebooks[item], _declared(notebooks[item])
+        given = {n: v for n, v in found["parameters"].items() if n in declared}
+        version = key_of(_version(nbformat.read(file, as_version=4), given, settings))
+        path = file.relative_to(paths.PROJECT).as_posix()
+        found["notebooks"][item] = {"path": path, "version": version, "parameters": declared}
     return found
+
+
+def _cell_version(cell) -> str:
+    try:
+        return key_of(cell.identity())[:12]
+    except (ValueError, OSError):  # its own job says so, and the others go on
+        return "unreadable"
 
 
 def planned_cell(plan_: dict, name: str) -> experiment.Cell:
@@ -197,36 +247,65 @@ def planned_cell(plan_: dict, name: str) -> experiment.Cell:
     """
     for item, names in plan_["items"].items():
         if name in names:
-            return dict(_named_cells(plan_["parameters"], item))[name]
+            return _named_cells(plan_["parameters"], item)[name]
     raise ValueError(f"no cell {name!r} in this plan")
 
 
-def _named_cells(parameters: dict, item: str) -> list[tuple[str, experiment.Cell]]:
-    """-> [(a name fit for files, cell)]; the same cell has the same name in every item."""
-    if item not in grids.ITEMS:
-        return []
+def _settings(parameters: dict, dataset: str = "mvtec") -> notebook.Settings:
     known = {n: notebook.plain(v) for n, v in parameters.items() if n in notebook.Settings.__dataclass_fields__}
-    on_btad = {"dataset": "btad", "categories": ()} if item == "table_7" else {}
-    settings = notebook.Settings(**(known | on_btad))
+    return notebook.Settings(**known | ({"dataset": "btad", "categories": ()} if dataset == "btad" else {}))
+
+
+def _named_cells(parameters: dict, item: str) -> dict[str, experiment.Cell]:
+    """-> {a name fit for files: cell}; the same cell has the same name in every item.
+
+    A time is taken where it is shown, for it belongs to the machine: it is no cell that another machine could compute.
+    """
+    if item not in grids.ITEMS:
+        return {}
     named = {}
-    for cell in grids.cells(item, settings):
+    for cell in grids.cells(item, lambda dataset: _settings(parameters, dataset)):
+        if isinstance(cell, InferenceTime):
+            continue
         content = json.dumps(dataclasses.asdict(cell), sort_keys=True, default=str)
         key = hashlib.blake2b(f"{type(cell).__name__}{content}".encode(), digest_size=6).hexdigest()
         named[f"{cell.category}-{cell.method}-{key}"] = cell
-    return list(named.items())
+    return named
 
 
 def render(plan_: dict, item: str) -> Outcome:
-    """One notebook of a plan through papermill, from what the store has; beside the executed copies of ``make reproduce``."""
-    parameters = {"render_only": True} | plan_["parameters"]
-    settings = notebook.Settings(**{n: notebook.plain(v) for n, v in parameters.items()})
-    declared = plan_["notebooks"][item]["parameters"]
-    return _run(
-        paths.PROJECT / plan_["notebooks"][item]["path"],
-        {n: v for n, v in parameters.items() if n in declared},
-        settings,
-        True,
-    )
+    """One notebook of a plan through papermill, beside the executed copies of ``make reproduce``.
+
+    From what the store has; an item without cells in the plan computes what it shows.
+
+    Raises:
+        ValueError: the store lacks some of the item's cells: how many, and which.
+    """
+    planned = plan_["items"][item]
+    cells = _named_cells(plan_["parameters"], item) if planned else {}
+    store = Store(paths.runs_root())
+    missing = [name for name in planned if name not in cells or not experiment.load(cells[name], store)]
+    if missing:
+        few = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise ValueError(f"{item}: {len(missing)} of {len(planned)} cells are not in the store {store.root}: {few}")
+    parameters = plan_["parameters"] | ({"render_only": True} if planned else {})
+    what = plan_["notebooks"][item]
+    given = {n: v for n, v in parameters.items() if n in what["parameters"]}
+    return _run(paths.PROJECT / what["path"], given, _settings(parameters), True)
+
+
+def index(plan_: dict, rendered: Path) -> Path:
+    """The index page over a plan, as far as it got.
+
+    rendered: folder of what ``python -m rcp render`` wrote; an item that is not there, or from another plan, has failed.
+    """
+    outcomes = []
+    for item, what in plan_["notebooks"].items():
+        path, file = paths.PROJECT / what["path"], rendered / f"{item}.json"
+        done = file.exists() and json.loads(file.read_text()).get("version") == what["version"]
+        error = plan_["errors"].get(item) or ("" if done else "not rendered; its log and those of its cells say why")
+        outcomes.append(Outcome(item, _title(nbformat.read(path, as_version=4), path), None, error))
+    return _write_index(outcomes, _settings(plan_["parameters"]))
 
 
 def execute(file: Path) -> None:
@@ -257,6 +336,12 @@ def _to_html(executed: Path) -> None:
     executed.with_suffix(".html").write_text(body, encoding="utf-8")
 
 
+def _write_index(outcomes: Sequence[Outcome], settings: notebook.Settings) -> Path:
+    page = settings.out("index.html")
+    page.write_text(_index(outcomes, settings), encoding="utf-8")
+    return page
+
+
 def _index(outcomes: Sequence[Outcome], settings: notebook.Settings) -> str:
     import pandas as pd
 
@@ -266,12 +351,12 @@ def _index(outcomes: Sequence[Outcome], settings: notebook.Settings) -> str:
         parts.append(
             f'<h2 id="{o.name}"><a href="{o.name}.html">{html.escape(o.title)}</a> <small>{html.escape(state)}</small></h2>'
         )
-        for csv in _written(settings, o.name, "csv"):
+        for csv in _shown(settings, o, "csv"):
             frame = pd.read_csv(csv)
             parts.append(
                 f"<h3>{html.escape(csv.stem)}</h3>{frame.to_html(index=False, na_rep='–', float_format='%.2f', border=0)}"
             )
-        for png in _written(settings, o.name, "png"):
+        for png in _shown(settings, o, "png"):
             parts.append(f'<figure><img src="{png.name}" alt="{png.stem}"><figcaption>{png.stem}</figcaption></figure>')
     failed = sum(bool(o.error) for o in outcomes)
     head = f"{len(outcomes) - failed} of {len(outcomes)} notebooks done" + (f", {failed} failed" if failed else "")
@@ -297,7 +382,7 @@ def _verdicts(outcomes: Sequence[Outcome], settings: notebook.Settings) -> str:
             found = {"state": "not run", "words": o.error}
         links = [f'<a href="{o.name}.html">notebook</a>']
         links += [f'<a href="{f.name}">{html.escape(f.stem.removeprefix(o.name).strip("_") or kind)}.{kind}</a>'
-                  for kind in ("csv", "png", "pdf") for f in _written(settings, o.name, kind)]  # fmt: skip
+                  for kind in ("csv", "png", "pdf") for f in _shown(settings, o, kind)]  # fmt: skip
         css = "failed" if o.error else found["state"].partition(" ")[0] if found["state"] != "not run" else ""
         rows.append(
             f'<tr><td><a href="#{o.name}">{html.escape(o.title)}</a></td><td><b class="{css}">{html.escape(found["state"])}</b></td>'
@@ -307,6 +392,11 @@ def _verdicts(outcomes: Sequence[Outcome], settings: notebook.Settings) -> str:
     return (
         f'<table id="verdicts">{head}{"".join(rows)}</table><p><small>{html.escape(" ".join(RULE.split()))}</small></p>'
     )
+
+
+def _shown(settings: notebook.Settings, o: Outcome, kind: str) -> list[Path]:
+    """What the index shows of an item: nothing where it failed, for that may be of an earlier run."""
+    return [] if o.error else _written(settings, o.name, kind)
 
 
 def _written(settings: notebook.Settings, name: str, kind: str) -> list[Path]:

@@ -37,13 +37,16 @@ from rcp import (
     model,
     patches,
     paths,
+    refinement,
     scoring,
     similarity,
+    synthesis,
 )
 from rcp.augment import Perturbation, PerturbedTransform
 from rcp.config import Config, check_type
 from rcp.data import Dataset, Split, Transform, layouts, load_dataset, load_images, pictures
 from rcp.detector import Prediction, ReConPatch
+from rcp.refinement import Refinement
 from rcp.scoring import center_and_deviation, modified_z_score, score_maps
 from rcp.store import Store, require_disk
 
@@ -62,6 +65,7 @@ CELL_CODE = (
     detector,
     metrics,
 )
+REFINEMENT_CODE = (refinement, synthesis, "experiment")
 _FEATURE_FIELDS = (
     "resize",
     "image_size",
@@ -106,6 +110,7 @@ class Cell:
         """What tells this cell from others in a table: method, category, augmentation, every hyper-parameter."""
         words = {True: "with", False: "without"}
         named = {"method": self.method, "category": self.category, "augmentation": words[self.perturbation is not None]}
+        named |= {"refinement": "without", "simulation": None}
         as_printed = {
             "layers": "+".join(map(str, self.config.layers)),
             "projection_layer": words[self.config.projection is not None],
@@ -172,15 +177,81 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Refined:
+    """A cell's detector with a refinement network (Appendix D); unrefined scores and maps are the cell's own.
+
+    ``refine.seed`` is of the network, ``cell.config.seed`` of the detector.
+    """
+
+    cell: Cell
+    refine: Refinement
+
+    @property
+    def config(self) -> Config:
+        return self.cell.config
+
+    @property
+    def category(self) -> str | None:
+        return self.cell.category
+
+    @property
+    def method(self) -> str:
+        return self.cell.method
+
+    def data(self) -> Dataset:
+        return self.cell.data()
+
+    def transform(self, split: str) -> Transform:
+        return self.cell.transform(split)
+
+    def columns(self) -> dict:
+        return self.cell.columns() | {"refinement": "with", "simulation": self.refine.simulation.kind}
+
+    def identity(self) -> dict:
+        how = self.refine.asdict() | {"textures": self.refine.textures_identity()}
+        return {"cell": self.cell.identity(), "refinement": how, "code": code_version(REFINEMENT_CODE)}
+
+    def compute(self, store: Store, log: Callable[[str], None]) -> tuple[dict, dict]:
+        data, c = self.data(), self.config
+        textures = self.refine.load_textures(c.image_size)
+        train, test = (load_images(getattr(data, n).paths, self.transform(n)) for n in ("train", "test"))
+        fitted, features = fit(self.cell, data, store, log)
+        fitted.refine = self.refine
+        checkpoint = store.folder("checkpoints", self.identity()).with_suffix(".safetensors")
+        refinement.fit(fitted, train, textures, log, checkpoint)
+        prediction = fitted.predict_features(features, pictures=test)
+        prediction = dataclasses.replace(prediction, transform=self.transform("test"))
+        result = {
+            "config": c.asdict(),
+            "refinement": self.refine.asdict(),
+            "data": _counts(data),
+            "metrics": metrics.evaluate(prediction, data.test),
+            "history": fitted.refinement_history_,
+            "seconds": {stage: round(seconds, 3) for stage, seconds in fitted.timings_.items()},
+            "device": device_name(fitted.device),
+        }
+        checkpoint.unlink(missing_ok=True)
+        arrays = {"scores": prediction.scores, "labels": data.test.labels, "log_odds": _log_odds(prediction.maps)}
+        return result, arrays | {"patch_scores": prediction.patch_scores}
+
+
+def _log_odds(maps: np.ndarray) -> np.ndarray:
+    """Probabilities -> float16 that keep the order of the small ones."""
+    p = np.clip(maps.astype(np.float64), 1e-30, 1 - 1e-7)
+    return (np.log(p) - np.log1p(-p)).astype(np.float16)
+
+
+@dataclass(frozen=True)
 class Ensemble:
     """Several cells on one category and seed, their scores brought to one scale by Eq. 11 and averaged (Table 6).
 
     The statistics of Eq. 11 are those of the members' held-out *training* scores; nothing of the test set is used.
+    Refined members (Table S8) are on one scale already: their maps say how likely a pixel is defective.
 
     level: they are of "image" scores or of "patch" scores. deviation, beta: as :func:`rcp.scoring.center_and_deviation`.
     """
 
-    members: tuple[Cell, ...]
+    members: tuple[Cell, ...] | tuple[Refined, ...]
     level: Literal["image", "patch"] = "image"
     deviation: Literal["median", "mean"] = "median"
     beta: float = 1.4826
@@ -214,11 +285,17 @@ class Ensemble:
 
     def compute(self, store: Store, log: Callable[[str], None]) -> tuple[dict, dict]:
         results = [run(member, store, log) for member in self.members]
-        images, patches = zip(*(self._normalized(r) for r in results), strict=True)
+        refined = [isinstance(member, Refined) for member in self.members]
+        if any(refined) and not all(refined):
+            raise ValueError("members: expected all of them with a refinement network or none, got some of both")
         c, data = self.config, self.data()
-        scores = np.mean(images, 0)
-        # a map is linear in its patch scores: the mean of the maps is the map of the mean where the grids agree
-        maps = np.mean([score_maps(torch.from_numpy(p), c.image_size, c.blur) for p in patches], 0)
+        if all(refined):
+            images, patches, maps = [r.scores for r in results], [], [r.maps() for r in results]
+        else:
+            images, patches = zip(*(self._normalized(r) for r in results), strict=True)
+            # a map is linear in its patch scores: the mean of the maps is the map of the mean where the grids agree
+            maps = [score_maps(torch.from_numpy(p), c.image_size, c.blur) for p in patches]
+        scores, maps = np.mean(images, 0), np.mean(maps, 0)
         prediction = Prediction(scores, maps, self.members[0].transform("test"), None)
         result = {
             "config": c.asdict(),
@@ -285,7 +362,9 @@ class Result:
         return self.info["data"]["train"] * int(np.prod(self.arrays["patch_scores"].shape[1:]))
 
     def maps(self) -> np.ndarray:
-        """(n_test, S, S) float32 score maps, drawn again from the patch scores."""
+        """(n_test, S, S) float32 score maps, drawn again from the patch scores; where refined, those of the refinement network."""
+        if "log_odds" in self.arrays:
+            return 1 / (1 + np.exp(-self.arrays["log_odds"].astype(np.float32)))
         c = self.info["config"]
         return score_maps(torch.from_numpy(self.arrays["patch_scores"]), c["image_size"], c["blur"])
 
@@ -341,9 +420,9 @@ class Grid:
             | {name: value for name, value in result.metrics.items() if name != "undefined"}
             for cell, result in self.pairs()
         ]
-        return pd.DataFrame(
-            rows, columns=None if rows else ["method", "category", "seed", "image_auroc", "pixel_auroc"]
-        )
+        always = [*Cell(Config(), "").columns(), "bank_bytes", "patches"]
+        measured = ["image_auroc", "d_prime", "f1", "pixel_auroc", "aupro"]
+        return pd.DataFrame(rows, columns=None if rows else [*always, *measured])
 
     def undefined(self) -> dict[str, str]:
         """category -> why a pixel metric is undefined there."""
@@ -368,9 +447,11 @@ def run_grid(cells: Sequence, store: Store, *, shard: str = "1/1", render_only: 
         name = f"[{i}/{len(mine)}] {cell.category} {cell.method} seed {cell.config.seed}"
         log(f"{name} ...")
         result = done[id(cell)] = run(cell, store, _seldom(log))
-        auroc = result.metrics.get("image_auroc")
         took = f"{sum(result.info['seconds'].values()):.0f} s" if result.computed else "from the store"
-        log(f"{name}: image AUROC {'undefined' if auroc is None else f'{auroc:.4f}'}, {took}")
+        if "image_auroc" in result.metrics:  # a feature space or a time has none
+            auroc = result.metrics["image_auroc"]
+            took = f"image AUROC {'undefined' if auroc is None else f'{auroc:.4f}'}, {took}"
+        log(f"{name}: {took}")
     found = {id(cell): done.get(id(cell)) or load(cell, store) for cell in cells}
     there = [cell for cell in cells if found[id(cell)]]
     return Grid(there, [found[id(cell)] for cell in there], [cell for cell in cells if not found[id(cell)]])

@@ -3,7 +3,7 @@
 A cell that several of them need is computed once: the store knows it by what it depends on, not by who asked.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rcp.augment import Perturbation
 from rcp.experiment import Cell, Ensemble
@@ -97,7 +97,7 @@ def table_s4(s: Settings) -> list[Cell]:
     return s.cells([s.config(projection=None), s.config()])
 
 
-def figure_s1(s: Settings, category: str = "", pictures: int = 8) -> list[FeatureSpace]:
+def figure_s1(s: Settings, category: str = "", pictures: int = 4) -> list[FeatureSpace]:
     """The feature space without and with the projection g."""
     configs = [s.config(projection=None), s.config()]
     return [FeatureSpace(Cell(c, s.data_root, category or s.categories[0]), (s.epochs,), pictures) for c in configs]
@@ -109,20 +109,12 @@ def table_s6(s: Settings, category: str = "", batch: int = 1) -> list[InferenceT
     return [InferenceTime(Cell(c, s.data_root, category or s.categories[0]), batch) for c in configs]
 
 
-def figure_3(s: Settings, category: str = "", epochs: Sequence[int] = (), pictures: int = 8) -> list[FeatureSpace]:
+def figure_3(s: Settings, category: str = "", epochs: Sequence[int] = (), pictures: int = 4) -> list[FeatureSpace]:
     """PatchCore's feature space, and ReConPatch's at three epochs: the first, the middle one and the last where not named."""
     cell = Cell(s.config(), s.data_root, category or s.categories[0])
     patchcore = Cell(s.config(represent=False), s.data_root, cell.category)
-    chosen = tuple(epochs) or tuple(dict.fromkeys((1, max(1, s.epochs // 2), s.epochs)))
+    chosen = tuple(epochs) or tuple(dict.fromkeys((1, -(-s.epochs // 2), s.epochs)))
     return [FeatureSpace(patchcore, (), pictures), FeatureSpace(cell, chosen, pictures)]
-
-
-def figure_4(s: Settings) -> list[Cell]:
-    """Table 5's cells of one seed."""
-    return [cell for cell in table_5(s) if cell.config.seed == s.seeds[0]]
-
-
-figure_5 = figure_4
 
 
 def figure_s4(s: Settings) -> list[Cell]:
@@ -135,14 +127,28 @@ def _models(s: Settings) -> list:
     return [s.config(represent=False, dim=1024), s.config()]
 
 
-# notebook -> what it computes on the settings' own data set; Figure S4 belongs to figure_5 and is Table 7's cells.
+# notebook -> what it computes; the first is its own subject, what follows is shown besides.
 ITEMS = {
     "table_1": [table_1], "table_2": [table_2], "table_3": [table_3], "table_4": [table_4], "table_5": [table_5],
     "table_6": [table_6], "table_7": [table_7], "table_s1_s2_s3": [table_s1_s2_s3], "table_s4": [table_s4, figure_s1],
-    "table_s6": [table_s6], "figure_3": [figure_3], "figure_4": [figure_4], "figure_5": [figure_5],
+    "table_s6": [table_s6], "figure_3": [figure_3], "figure_4": [table_5], "figure_5": [table_5, figure_s4],
 }  # fmt: skip
+ON_BTAD = (table_7, figure_s4)
 
 
-def cells(item: str, s: Settings) -> list:
-    """All that a notebook computes, by its name, with its own parameters at their defaults."""
-    return [cell for grid in ITEMS[item] for cell in grid(s)]
+def cells(item: str, settings: Callable[[str], Settings]) -> list:
+    """All that a notebook computes, by its name, with its own parameters at their defaults.
+
+    settings: those of a data set, "mvtec" or "btad"; they raise where it is missing.
+
+    Raises:
+        ValueError, OSError: the data of the item's own subject are missing. What is shown besides is then left out, as in the notebook.
+    """
+    found = []
+    for grid in ITEMS[item]:
+        try:
+            found += grid(settings("btad" if grid in ON_BTAD else "mvtec"))
+        except (ValueError, OSError):
+            if not found:
+                raise
+    return found

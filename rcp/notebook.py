@@ -2,13 +2,15 @@
 
 import ast
 import dataclasses
+import hashlib
+import json
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_type_hints
 
-from rcp import backbone, data, experiment, paper, paths
+from rcp import backbone, data, experiment, paper, paths, tables
 from rcp.config import Config, check_type, nearest
 from rcp.data import categories, draw_demo
 from rcp.experiment import Cell
@@ -92,17 +94,29 @@ class Settings:
 
     @property
     def label(self) -> str:
-        """What every table and figure says about where its numbers come from."""
+        """Where the numbers of the single model at these settings come from."""
+        return self.label_of(())
+
+    def label_of(self, tasks: Iterable) -> str:
+        """What a table or figure of these tasks says about where its numbers come from: what their cells in fact are."""
+        cells = [cell for task in tasks for cell in getattr(task, "members", (task,))]
+        configs = [cell.config for cell in cells] or [self.config(seed=seed) for seed in self.seeds]
+        categories_ = list(dict.fromkeys(cell.category for cell in cells)) or self.categories
+        backbones = " + ".join(dict.fromkeys(c.backbone for c in configs))
+        weights = ", ".join(dict.fromkeys(Path(c.weights).stem for c in configs))
+        epochs = _epochs_in_words({(c.epochs, c.image_size): None for c in configs})
         if self.profile == "demo":
             pictures = "drawn pictures" if Path(self.data_root).parent == paths.runs_root() else self.data_root
-            made_of = f"{pictures}, {self.backbone} with weights {self.weights}, {self.epochs} epochs"
-            return f"Demo: {made_of}. The numbers are not the paper's."
-        seeds = f"{len(self.seeds)} seeds" if len(self.seeds) > 1 else "1 seed"
-        few = ", ".join(self.categories) if len(self.categories) <= 3 else f"{len(self.categories)} categories"
-        return f"{few}; {self.backbone} ({Path(self.weights).stem}), {self.epochs} epochs, {seeds}."
+            return f"Demo: {pictures}, {backbones} with weights {weights}, {epochs}. The numbers are not the paper's."
+        n = len({c.seed for c in configs})
+        few = ", ".join(categories_) if len(categories_) <= 3 else f"{len(categories_)} categories"
+        return f"{few}; {backbones} ({weights}), {epochs}, {n} seed{'s' if n > 1 else ''}."
 
-    def departures(self) -> list[str]:
-        """In what this is not the paper's setting; empty where it is."""
+    def departures(self, of: Sequence[str] | None = None) -> list[str]:
+        """In what this is not the paper's setting; empty where it is.
+
+        of: the categories that an item is of; all of the data set where None.
+        """
         if self.profile == "demo":
             return ["the demo's drawn pictures and random weights"]
         btad = self.dataset == "btad"
@@ -112,12 +126,39 @@ class Settings:
             for name in ("backbone", "epochs")
             if getattr(self, name) != expected[name]
         ]
-        if self.weights != expected["weights"] and not found:
-            found.append(f"weights {Path(self.weights).name} instead of {expected['weights']}")
+        if tag_of(self.backbone, self.weights) != expected["weights"] and not found:
+            file = "from the file " if Path(self.weights).is_file() else ""
+            found.append(f"weights {file}{Path(self.weights).name} instead of {expected['weights']}")
         whole = ("01", "02", "03") if btad else paper.CATEGORIES
-        if set(self.categories) != set(whole):
+        if of is None and set(self.categories) != set(whole):
             found.append(f"{len(self.categories)} categories instead of the {len(whole)}")
+        elif missing := set(of or ()) - set(self.categories):
+            found.append(f"without {', '.join(sorted(missing))}")
         return found
+
+    def one_category(self, category: str = "", prefer: str = "") -> str:
+        """A notebook's own ``category``, checked; where it is empty ``prefer``, or the first where that is not there.
+
+        Raises:
+            ValueError: not among the categories of this run; names them and the nearest.
+        """
+        if category and category not in self.categories:
+            there = ", ".join(self.categories)
+            raise ValueError(
+                f"category: this run has no {category!r}.{nearest(category, self.categories)} There are: {there}"
+            )
+        return category or (prefer if prefer in self.categories else self.categories[0])
+
+    def some_epochs(self, at_epochs: Sequence[int]) -> list[int]:
+        """A figure's own ``at_epochs``, checked: nothing can be seen after an epoch that is not trained.
+
+        Raises:
+            ValueError: one is below 1 or beyond ``epochs``.
+        """
+        for epoch in check_type("at_epochs", tuple[int, ...], tuple(at_epochs)):
+            if not 1 <= epoch <= self.epochs:
+                raise ValueError(f"at_epochs: expected epochs from 1 to {self.epochs}, got {epoch}")
+        return list(at_epochs)
 
     @property
     def groups(self) -> dict[str, tuple[str, ...]]:
@@ -187,25 +228,88 @@ def _assigned(source: str) -> list[str]:
     return [t.id for t in targets if isinstance(t, ast.Name)]
 
 
+def at_least(name: str, value: int, least: int) -> int:
+    """A notebook's own number, checked.
+
+    Raises:
+        ValueError: no whole number, or below ``least``.
+    """
+    if check_type(name, int, value) < least:
+        raise ValueError(f"{name}: expected {least} or more, got {value}")
+    return value
+
+
+def built(kind: type, name: str, values: dict):
+    """A dataclass from a notebook's own parameter ``name``, a dict of its fields.
+
+    Raises:
+        ValueError: an unknown key, with the nearest valid one; a value outside its range, from the dataclass.
+    """
+    valid = [field.name for field in dataclasses.fields(kind)]
+    for key in values:
+        if key not in valid:
+            raise ValueError(f"{name}: unknown key {key!r}.{nearest(key, valid)} Valid: {', '.join(valid)}")
+    return kind(**values)
+
+
+def tag_of(backbone_: str, weights: str) -> str:
+    """``weights``, or where they are torchvision's published file, its tag: name and content have the published hash."""
+    path = Path(weights)
+    digits = path.stem.rpartition("-")[2]
+    if len(digits) != 8 or not path.is_file():
+        return weights
+    from torchvision import models  # seconds, that a tag does without
+
+    known = models.get_model_weights(backbone_) if backbone_ in models.list_models(module=models) else ()
+    for published in known:
+        if Path(published.url).stem.endswith(f"-{digits}"):
+            with path.open("rb") as file:
+                whole = hashlib.file_digest(file, "sha256").hexdigest()
+            return published.name if whole.startswith(digits) else weights
+    return weights
+
+
+def by_tag(members: dict[str, str]) -> dict[str, str]:
+    """backbone -> weights, with the tag in the place of a published file."""
+    return {name: tag_of(name, weights) for name, weights in members.items()}
+
+
+def _epochs_in_words(trained: Iterable[tuple[int, int]]) -> str:
+    """(epochs, side of the pictures) -> "4 epochs" or "2 epochs at 160 px, 4 at 224 px"."""
+    trained = list(trained)
+    first = trained[0][0]
+    unit = f"epoch{'s' if first != 1 else ''}"
+    if len({epochs for epochs, _ in trained}) == 1:
+        return f"{first} {unit}"
+    at = [f"{epochs} at {size} px" for epochs, size in trained]
+    return ", ".join([at[0].replace(" ", f" {unit} ", 1), *at[1:]])
+
+
 def report(grid: experiment.Grid, cells: Sequence, say=print) -> None:
-    """How much of a grid is there, which cells are missing, and which categories have no pixel metrics, and why."""
+    """How much of a grid is there, which cells are missing, and which categories have no AUROC, and why."""
     say(f"{len(grid.results)} of {len(cells)} cells are there")
     for cell in grid.missing:
         say(f"missing: {cell.category} {cell.method} seed {cell.config.seed} {cell.config}")
-    for category, why in grid.undefined().items():
-        say(f"{category}: no pixel metrics, left out of their means ({why})")
+    for category, why in tables.reasons(grid).items():
+        say(f"{category}: undefined, left out of the means ({why})")
 
 
 def provenance(results: Sequence[experiment.Result], cells: int) -> str:
-    """A few lines on where a grid's numbers come from: cells done, commit, versions, devices, hours, seeds."""
+    """A few lines on where a grid's numbers come from: cells done, commit, versions, devices, hours, seeds.
+
+    Cells that are one stored result (all seeds of a PatchCore) count once.
+    """
     if not results:
         return f"0 of {cells} cells done."
-    infos = [r.info for r in results]
+    from_store = ("identity", "checksum")  # what only a result that was read again has
+    once = {json.dumps({n: v for n, v in r.info.items() if n not in from_store}, sort_keys=True): r for r in results}
+    infos = [r.info for r in once.values()]
     hours = sum(sum(info["seconds"].values()) for info in infos) / 3600
     commits, devices = (", ".join(sorted({info[name] for info in infos})) for name in ("commit", "device"))
     seeds = ", ".join(map(str, sorted({info["config"]["seed"] for info in infos})))
     versions = _versions(infos[0]["versions"])
-    done = f"{len(results)} of {cells} cells done; commit {commits}; {versions}; {devices}"
+    same = f" ({len(once)} results, the others are the same)" if len(once) < len(results) else ""
+    done = f"{len(results)} of {cells} cells done{same}; commit {commits}; {versions}; {devices}"
     return textwrap.fill(f"{done}; {hours:.2f} hours of computing; seeds {seeds}", 100)
 
 

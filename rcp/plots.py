@@ -21,6 +21,7 @@ from rcp.config import Config
 from rcp.detector import ReConPatch
 from rcp.model import Representation
 from rcp.similarity import contextual, nearest_neighbours, pairwise, squared_distances
+from rcp.tables import PAPER_15
 
 PALETTE = sns.color_palette("colorblind").as_hex()
 NORMAL, TRUTH, THRESHOLD, DEFECTIVE, GREY = PALETTE[0], PALETTE[1], PALETTE[2], PALETTE[3], "#5f6368"
@@ -48,7 +49,7 @@ def save(figure: Figure, path: str | Path, label: str = "") -> tuple[Path, Path]
     label: in small print below the figure, where its numbers are from.
     """
     if label:
-        width = int(figure.get_figwidth() * 23)
+        width = int(figure.get_figwidth() * 21)
         figure.supxlabel(fill(label, width), x=0.01, ha="left", fontsize=6, color=GREY)
     path = Path(path)
     stem = path.with_suffix("") if path.suffix in {".png", ".pdf"} else path
@@ -67,6 +68,21 @@ def _subplots(*shape: int, size: tuple[float, float], **options) -> tuple[Figure
     return figure, axes
 
 
+NOTHING = "nothing is computed yet"
+
+
+def _nothing() -> Figure:
+    """In the place of a figure for which the store has no results."""
+    figure, axes = _subplots(1, 1, size=(3.3, 1.0))
+    _say_nothing(axes[0, 0])
+    return figure
+
+
+def _say_nothing(axis: Axes) -> None:
+    axis.set_axis_off()
+    axis.text(0.5, 0.5, NOTHING, ha="center", va="center", color=GREY, transform=axis.transAxes)
+
+
 # ---- what the detectors found ----
 
 
@@ -80,6 +96,8 @@ def score_histogram(
         groups: method -> (scores (n,) float, labels (n,) 0 normal / 1 defective).
         thresholds: method -> score that a line is drawn at.
     """
+    if not groups:
+        return _nothing()
     figure, axes = _subplots(1, len(groups), size=(3.3 * len(groups), 2.3), sharey=True)
     for axis, (method, (scores, labels)) in zip(axes[0], groups.items(), strict=True):
         scores, labels = np.asarray(scores, float), np.asarray(labels).astype(bool)
@@ -147,29 +165,20 @@ def score_maps(
         titles: a word for each row.
     """
     n = len(masks)
-    shown = np.full((*masks.shape, 3), 235, np.uint8) if pictures is None else pictures
+    if not n:
+        return _nothing()
+    shown = _or_blank(pictures, masks)
     figure, axes = _subplots(n, 1 + len(maps), size=(1.7 * (1 + len(maps)), 1.7 * n + 0.5))
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
-        sns.despine(ax=axis, left=True, bottom=True)
+    _bare(axes)
     for row, (axis, picture, mask) in enumerate(zip(axes[:, 0], shown, masks, strict=True)):
         axis.imshow(picture)
         _contour(axis, mask, 0.5, TRUTH)
         axis.set_ylabel(titles[row] if titles is not None else "")
     axes[0, 0].set_title("input, ground truth")
     for column, (method, scores) in zip(axes.T[1:], maps.items(), strict=True):
-        low, high, threshold = float(np.min(scores)), float(np.max(scores)), thresholds.get(method)
+        limits, threshold = (float(np.min(scores)), float(np.max(scores))), thresholds.get(method)
         for axis, picture, score, mask in zip(column, shown, scores, masks, strict=True):
-            axis.imshow(picture.mean(2), cmap="gray", vmin=0, vmax=255)
-            opacity = 0.2 + 0.65 * (score - low) / max(
-                high - low, 1e-12
-            )  # the picture shows through where nothing is found
-            heat = axis.imshow(score, cmap=HEAT, vmin=low, vmax=high, alpha=opacity)
-            _contour(axis, mask, 0.5, TRUTH)
-            if threshold is not None:
-                _contour(axis, score, threshold, THRESHOLD)
-            y, x = np.unravel_index(score.argmax(), score.shape)
-            axis.plot(x, y, "*", ms=9, color=THRESHOLD, mec="white", mew=0.7, clip_on=False)
+            heat = _score_map(axis, picture, score, mask, limits, threshold)
         column[0].set_title(method)
         bar = figure.colorbar(heat, ax=column.tolist(), location="bottom", aspect=22, pad=0.02)
         bar.outline.set_visible(False)
@@ -177,6 +186,64 @@ def score_maps(
             bar.ax.axvline(threshold, color=THRESHOLD, lw=2)
         bar.set_label("score")
     return figure
+
+
+@style()
+def score_map_sheet(
+    pictures: np.ndarray | None,
+    masks: np.ndarray,
+    maps: np.ndarray,
+    thresholds: Sequence[float | None],
+    titles: Sequence[str],
+    columns: int = 5,
+) -> Figure:
+    """Many pictures, each with its map below it on a scale of its own (Fig. S3, S4); marks as in :func:`score_maps`.
+
+    Args:
+        pictures: (n, S, S, 3) uint8, or None. masks: (n, S, S) bool. maps: (n, S, S) float32.
+        thresholds: of each map, or None. titles: of each picture.
+    """
+    if not len(masks):
+        return _nothing()
+    columns = min(columns, len(masks))
+    lines = -(-len(masks) // columns)
+    figure, axes = _subplots(2 * lines, columns, size=(1.5 * columns, 3.1 * lines + 0.3))
+    _bare(axes)
+    panels = axes.reshape(lines, 2, columns).transpose(0, 2, 1).reshape(-1, 2)
+    for pair in panels[len(masks) :]:
+        for axis in pair:
+            axis.set_axis_off()
+    of_each = zip(panels, _or_blank(pictures, masks), masks, maps, thresholds, titles, strict=False)
+    for (above, below), picture, mask, score, threshold, title in of_each:
+        above.imshow(picture)
+        _contour(above, mask, 0.5, TRUTH)
+        above.set_title(fill(title, 18), fontsize=7)
+        _score_map(below, picture, score, mask, (float(score.min()), float(score.max())), threshold)
+    return figure
+
+
+def _or_blank(pictures: np.ndarray | None, masks: np.ndarray) -> np.ndarray:
+    return np.full((*masks.shape, 3), 235, np.uint8) if pictures is None else pictures
+
+
+def _bare(axes: np.ndarray) -> None:
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        sns.despine(ax=axis, left=True, bottom=True)
+
+
+def _score_map(axis: Axes, picture, score, mask, limits: tuple[float, float], threshold: float | None):
+    """One map over its picture, with ground truth, threshold contour and star -> its heat."""
+    low, high = limits
+    axis.imshow(picture.mean(2), cmap="gray", vmin=0, vmax=255)
+    opacity = 0.2 + 0.65 * (score - low) / max(high - low, 1e-12)  # the picture shows through where nothing is found
+    heat = axis.imshow(score, cmap=HEAT, vmin=low, vmax=high, alpha=opacity)
+    _contour(axis, mask, 0.5, TRUTH)
+    if threshold is not None:
+        _contour(axis, score, threshold, THRESHOLD)
+    y, x = np.unravel_index(score.argmax(), score.shape)
+    axis.plot(x, y, "*", ms=9, color=THRESHOLD, mec="white", mew=0.7, clip_on=False)
+    return heat
 
 
 def _contour(axis: Axes, values: np.ndarray, level: float, colour: str) -> None:
@@ -217,10 +284,12 @@ def training_curve(history: Sequence[Mapping[str, float]]) -> Figure:
 def bank_memory(table: pd.DataFrame) -> Figure:
     """AUROC against the size of the memory bank, published beside ours (Fig. S2).
 
-    table: a row per method and size: method, megabytes (of the bank, log axis), metric, mean and spread (percent), published.
+    table: as :func:`rcp.tables.bank_memory` gives it; megabytes are on a log axis.
     """
+    if table.empty:
+        return _nothing()
     names = list(dict.fromkeys(table["metric"]))
-    figure, axes = _subplots(1, len(names), size=(3.3 * len(names), 2.5))
+    figure, axes = _subplots(1, len(names), size=(3.3 * len(names), 2.8))
     for axis, metric in zip(axes[0], names, strict=True):
         for method, colour in (("PatchCore", NORMAL), ("ReConPatch", DEFECTIVE)):
             part = table[(table["metric"] == metric) & (table["method"] == method)].sort_values("megabytes")
@@ -228,13 +297,12 @@ def bank_memory(table: pd.DataFrame) -> Figure:
             axis.errorbar(
                 part["megabytes"], part["mean"], spread, fmt="o-", ms=4, capsize=2, color=colour, label=method
             )
-            axis.plot(
-                part["megabytes"], part["published"], "s:", ms=3.5, color=colour, mfc="white", label=f"{method}, paper"
-            )
+            label = f"{method}, {PAPER_15}"
+            axis.plot(part["megabytes"], part[PAPER_15], "s:", ms=3.5, color=colour, mfc="white", label=label)
         axis.set(xscale="log", xlabel="memory bank, MB", ylabel=f"{metric}, %")
         axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_formatter("")
-    axes[0, 0].legend(fontsize=7)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=7)
     return figure
 
 
@@ -246,27 +314,41 @@ def ablation(tables: Mapping[str, pd.DataFrame], line: bool = True) -> Figure:
         tables: title -> as :func:`rcp.tables.averages` gives it.
         line: join the settings; not where they have no order.
     """
-    names = list(dict.fromkeys(c[0] for table in tables.values() for c in table.columns))
+    names = list(dict.fromkeys(_metric(c[0]) for table in tables.values() if len(table) for c in table.columns))
+    if not names:
+        return _nothing()
     widths = [max(2, len(table)) for table in tables.values()]
-    size = (max(3.3, 0.42 * sum(widths) + 0.8 * len(tables)), 1.9 * len(names) + 0.4)
+    size = (max(3.3, 0.42 * sum(widths) + 0.8 * len(tables)), 1.9 * len(names) + 0.7)
     figure, axes = _subplots(len(names), len(tables), size=size, sharey="row", sharex="col", width_ratios=widths)
+    solid, dotted = ("o-", "s:") if line else ("o", "s")
     for row, metric in zip(axes, names, strict=True):
         for axis, table in zip(row, tables.values(), strict=True):
-            part, x = table[metric], np.arange(len(table))
-            solid, dotted = ("o-", "s:") if line else ("o", "s")
+            column = next((c[0] for c in table.columns if len(table) and _metric(c[0]) == metric), None)
+            if column is None:
+                _say_nothing(axis)
+                continue
+            part, x = table[column], np.arange(len(table))
             axis.errorbar(
                 x, part["mean"], part["spread"].fillna(0), fmt=solid, ms=4, capsize=2, color=NORMAL, label="rcp"
             )
-            axis.plot(x, part["published"], dotted, ms=4, color=DEFECTIVE, mfc="white", label="paper")
+            axis.plot(x, part[PAPER_15], dotted, ms=4, color=DEFECTIVE, mfc="white", label=PAPER_15)
             axis.set(xticks=x, xlim=(-0.5, len(table) - 0.5))
             axis.set_xticklabels(
                 [str(n).replace(", ", "\n") for n in table.index], rotation=0 if line and len(table) < 4 else 45
             )
+            if without := column.removeprefix(metric).strip(" ()"):  # a category in which it is undefined
+                axis.text(0.5, 0.02, without, ha="center", fontsize=6, color=GREY, transform=axis.transAxes)
         row[0].set_ylabel(f"{metric}, %")
     for axis, title in zip(axes[0], tables, strict=True):
         axis.set_title(title)
-    axes[0, 0].legend()
+    drawn = next(axis for axis in axes.flat if axis.lines)
+    figure.legend(*drawn.get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure
+
+
+def _metric(column: str) -> str:
+    """``pixel AUROC (without carpet)`` -> ``pixel AUROC``, so that tables that leave others out share a row of panels."""
+    return column.partition(" (")[0]
 
 
 # ---- Figures 3 and S1: the space of patch features ----
@@ -281,6 +363,8 @@ def feature_space(
     Args:
         spaces: name -> (n, 2). positions: (n, 2) row and column of each patch. titles: name -> what stands over its panel.
     """
+    if not spaces:
+        return _nothing()
     colours = position_colours(positions)
     figure, axes = _subplots(
         1, len(spaces) + 1, size=(1.9 * len(spaces) + 1.1, 2.1), width_ratios=[*[1.9] * len(spaces), 1]

@@ -1,6 +1,7 @@
 """The refinement network (Appendix D): coarse patch scores in, a fine score map out; trained on simulated anomalies only."""
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -21,8 +22,8 @@ from torch.nn import functional
 from rcp import paths
 from rcp.backbone import normalize
 from rcp.config import check_type, nearest
-from rcp.scoring import center_and_deviation
-from rcp.synthesis import Simulation, check_side, draw_textures, load_textures, simulate
+from rcp.scoring import center_and_deviation, score_maps
+from rcp.synthesis import Simulation, check_side, draw_textures, load_textures, simulate, texture_files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +126,17 @@ class Refinement:
         """patch scores (n, h, w), refined maps (n, S, S) -> (n,) float32, as ``image_score`` says."""
         return maps.max((1, 2)) if self.image_score == "map" else scores.flatten(1).amax(1).cpu().numpy()
 
+    def textures_identity(self) -> str | None:
+        """What the textures are, by their names and sizes, not where; None where the simulation needs none."""
+        if self.simulation.kind == "structure" or self.textures == "drawn":
+            return self.textures if self.simulation.kind != "structure" else None
+        files = texture_files(self._textures_root())
+        listed = "\n".join(f"{file.parent.name}/{file.name} {file.stat().st_size}" for file in files)
+        return hashlib.blake2b(listed.encode(), digest_size=12).hexdigest()
+
+    def _textures_root(self) -> Path:
+        return Path(self.textures or paths.data_root() / "dtd")
+
     def load_textures(self, side: int) -> np.ndarray | None:
         """The textures that the simulation draws of: (m, side, side, 3) uint8, or None where it needs none.
 
@@ -136,18 +148,19 @@ class Refinement:
             return None
         if self.textures == "drawn":
             return draw_textures(32, side, self.seed)
-        return load_textures(self.textures or paths.data_root() / "dtd", side, count=512, seed=self.seed)
+        return load_textures(self._textures_root(), side, count=512, seed=self.seed)
 
 
 class Seen(NamedTuple):
-    """What the detector makes of pictures: patch scores (n, h, w) by Eq. 10, and |f(p) - r*| (n, h · w, dim), both float32."""
+    """What the detector makes of pictures, float32: patch scores (n, h, w) by Eq. 10, score maps (n, S, S), |f(p) - r*| (n, h · w, dim)."""
 
     scores: Tensor
+    maps: Tensor
     distances: Tensor
 
 
 class Refiner(nn.Module):
-    """patch scores (n, h, w), |f(p) - r*| (n, h · w, dim), pictures (n, S, S, 3) uint8 -> logits of "defective": (n, S, S) float32.
+    """What was seen of pictures, and the pictures (n, S, S, 3) uint8 -> logits of "defective": (n, S, S) float32.
 
     Args:
         how: inputs, stride, channels, rates and skip are used.
@@ -177,7 +190,7 @@ class Refiner(nn.Module):
         n, h, w = seen.scores.shape
         size = pictures.shape[1]
         side = -(-size // self.how.stride)
-        z = ((seen.scores - self.center) / self.deviation)[:, None]
+        z = ((seen.maps - self.center) / self.deviation)[:, None]
         parts = []
         for name in self.how.parts:
             if name == "map":
@@ -187,10 +200,10 @@ class Refiner(nn.Module):
                 parts.append(_resized(self.of_features(distances / self.deviation), side))
             else:
                 parts.append(_resized(self.of_picture(normalize(pictures)), side))
-        found = self.head(self.blocks(torch.cat(parts, 1)))
+        found = _resized(self.head(self.blocks(torch.cat(parts, 1))), size)
         if self.how.skip:
-            found = found + self.slope * _resized(z, side)
-        return _resized(found + self.offset, size)[:, 0]
+            found = found + self.slope * z
+        return (found + self.offset)[:, 0]
 
     @classmethod
     def restore(cls, how: Refinement, state: dict[str, Tensor]) -> "Refiner":
@@ -237,7 +250,7 @@ class AtrousPyramid(nn.Module):
         self.whole = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(c, c, 1), nn.ReLU())
         self.join = _normed((len(rates) + 2) * c, c, size=1)
         self.out = nn.Conv2d(c, 1, 1)
-        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.weight)  # nothing is added to the map before anything is learnt
         nn.init.zeros_(self.out.bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -292,7 +305,9 @@ def see(detector, features: np.ndarray | Tensor) -> Seen:
     represented = detector.represent_patches(torch.as_tensor(features))
     bank = detector.bank_
     nearest_entries = torch.stack([bank.entries[bank.nearest(picture)] for picture in represented])
-    return Seen(detector.score_patches(represented), (represented - nearest_entries).abs_())
+    scores = detector.score_patches(represented)
+    maps = torch.from_numpy(score_maps(scores, detector.config.image_size, detector.config.blur)).to(scores)
+    return Seen(scores, maps, (represented - nearest_entries).abs_())
 
 
 def refined(detector, features: Tensor, pictures: np.ndarray) -> tuple[Tensor, np.ndarray, np.ndarray]:
@@ -403,8 +418,8 @@ def train(
                 "seconds": round(time.perf_counter() - started, 3),
             }
         )
-        log(f"refinement epoch {epoch + 1:>3}/{how.epochs}  loss {mean:.5f}  {rows[-1]['seconds']:.1f} s")
         _save(checkpoint, refiner, optimizer, how, rows)
+        log(f"refinement epoch {epoch + 1:>3}/{how.epochs}  loss {mean:.5f}  {rows[-1]['seconds']:.1f} s")
     return refiner.eval().requires_grad_(False), rows
 
 

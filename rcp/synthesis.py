@@ -196,10 +196,8 @@ def _permuted(rng: np.random.Generator, picture: np.ndarray, grid: int) -> np.nd
     return out
 
 
-def load_textures(root: str | Path, side: int, count: int | None = None, seed: int = 0) -> np.ndarray:
-    """DTD's ``images/CLASS/*.jpg``, or any folder of pictures, cropped to squares: (m, side, side, 3) uint8.
-
-    count: as many, drawn by ``seed``; all where None.
+def texture_files(root: str | Path) -> list[Path]:
+    """The pictures of a folder and those below it, sorted.
 
     Raises:
         FileNotFoundError: no such folder; names the command that fetches DTD.
@@ -211,6 +209,15 @@ def load_textures(root: str | Path, side: int, count: int | None = None, seed: i
     found = sorted(path for path in root.rglob("*") if path.suffix.lower() in PICTURES)
     if not found:
         raise ValueError(f"textures: no pictures in {root}; looked for {', '.join(PICTURES)} in it and below")
+    return found
+
+
+def load_textures(root: str | Path, side: int, count: int | None = None, seed: int = 0) -> np.ndarray:
+    """DTD's ``images/CLASS/*.jpg``, or any folder of pictures, cropped to squares: (m, side, side, 3) uint8.
+
+    count: as many, drawn by ``seed``; all where None. Raises as :func:`texture_files`.
+    """
+    found = texture_files(root)
     if count is not None and count < len(found):
         found = [found[i] for i in sorted(np.random.default_rng(seed).choice(len(found), count, replace=False))]
     return load_images(found, Transform(resize=side, image_size=side))

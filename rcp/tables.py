@@ -16,13 +16,26 @@ _WORDS = {
     "patch_size": "patch {}", "projection_layer": "{} projection", "image_size": "{} px", "backbone": "{}", "category": "{}",
 }  # fmt: skip
 OVERALL = "mean of all {}"
-PRINTED = "printed mean of 15"
+TWO_GROUPS = "mean of the two groups"
+# The paper's printed average, over all of MVTec AD, whatever was run here.
+PAPER_15 = f"paper, {len(paper.CATEGORIES)} categories"
 
 
-def mean_and_spread(frame: pd.DataFrame, metric: str, by: Sequence[str]) -> pd.DataFrame:
-    """Mean and standard deviation over seeds, in percent: columns mean, spread (NaN for one seed), seeds."""
-    grouped = frame.assign(value=frame[metric].astype(float) * 100).groupby(list(by), sort=False)["value"]
-    return grouped.agg(mean="mean", spread="std", seeds="count")
+def mean_and_spread(frame: pd.DataFrame, metric: str, by: Sequence[str], scale: float = 100) -> pd.DataFrame:
+    """Over seeds, in percent unless scaled otherwise: columns mean, spread (NaN for one seed), seeds."""
+    grouped = frame.assign(value=frame[metric].astype(float) * scale).groupby(list(by), sort=False)["value"]
+    found = grouped.agg(mean="mean", spread="std", seeds="count")
+    return found.assign(seeds=[_counted(n, found["seeds"].max()) for n in found["seeds"]])
+
+
+def mean_over(frame: pd.DataFrame, metric: str, members_of: dict[str, list[str]], seeds: int) -> pd.DataFrame:
+    """Each seed's mean over the members, then over seeds mean, spread and how many they are; percent.
+
+    members_of: row name -> categories. seeds: how many there should be; one that lacks a member is left out, and the row
+    says so.
+    """
+    rows = {name: _over_seeds(_per_seed(frame, metric, members), seeds) for name, members in members_of.items()}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "spread", "seeds"])
 
 
 def table_5(frame: pd.DataFrame, metric: str, groups: dict[str, tuple[str, ...]] | None = None) -> pd.DataFrame:
@@ -34,8 +47,8 @@ def table_5(frame: pd.DataFrame, metric: str, groups: dict[str, tuple[str, ...]]
         groups: {"object": names, "texture": names}; the paper's where left out.
 
     Returns:
-        Columns (source, method): the published single models, then for PatchCore and ReConPatch our mean, spread and the
-        difference to the published value. A mean of ours stands only over the categories that were run: its row says how
+        Columns (source, method): the published single models, then for PatchCore and ReConPatch our mean, spread, number of
+        seeds and the difference to the published value. A mean of ours stands only over the categories that were run: its row says how
         many, and the published mean beside it is the one over the same categories where the paper prints them all.
     """
     groups = groups or {"object": paper.OBJECTS, "texture": paper.TEXTURES}
@@ -43,23 +56,16 @@ def table_5(frame: pd.DataFrame, metric: str, groups: dict[str, tuple[str, ...]]
         return pd.DataFrame(
             columns=pd.MultiIndex.from_product([["published"], sorted(paper.table("5")["method"].unique())])
         )
-    ours = mean_and_spread(frame, metric, ["method", "category"])
     there = list(dict.fromkeys(frame["category"]))
     known = [c for c in (*groups["object"], *groups["texture"]) if c in there]
     rows = [*known, *(c for c in there if c not in known)]
     published = _published(metric, rows, groups, _undefined(frame, metric))
     methods = [m for m in ("PatchCore", "ReConPatch") if m in frame["method"].unique()]
-    per_seed = frame.assign(value=frame[metric].astype(float) * 100)
-    members_of = _members(rows, groups, _undefined(frame, metric))
+    members_of = {c: [c] for c in rows} | _members(rows, groups, _undefined(frame, metric))
     computed = {}
     for method in methods:
-        mine = ours.loc[method].reindex(rows)
-        means = {
-            name: _seed_means(per_seed[per_seed["method"] == method], members) for name, members in members_of.items()
-        }
-        block = pd.concat([mine[["mean", "spread"]], pd.DataFrame(means, index=["mean", "spread"]).T]).reindex(
-            published.index
-        )
+        block = mean_over(frame[frame["method"] == method], metric, members_of, frame["seed"].nunique())
+        block = block.reindex(published.index)
         block["difference"] = block["mean"] - _target(published[method], method, metric)
         computed[method] = block
     return pd.concat({"published": published} | {f"rcp {m}": block for m, block in computed.items()}, axis=1)
@@ -73,16 +79,19 @@ def averages(
     Args:
         frame: as :meth:`rcp.experiment.Grid.frame` gives it.
         item: the published table, as :func:`rcp.paper.table` takes it.
-        by: columns that tell the settings apart (a method that is alone is left out of the rows' names).
+        by: columns that tell the settings apart (a method that is alone in the published table is not in the rows' names).
 
     Returns:
-        One row per setting; columns (metric, mean | spread | published | difference). spread is the standard deviation over
-        seeds of the mean over categories. A category in which the metric is undefined is left out, and the column says so.
+        One row per setting; columns (metric, mean | spread | seeds | ``PAPER_15`` | difference). spread is the standard
+        deviation over seeds of the mean over categories. A category in which the metric is undefined is left out, and the
+        column says so.
     """
     published = paper.table(item)
-    by, named = ["method", *by], [*(["method"] if frame["method"].nunique() > 1 else []), *by]
+    alone = max(published["method"].nunique(), frame["method"].nunique()) == 1
+    by, named = ["method", *by], [*([] if alone else ["method"]), *by]
     if frame.empty:
-        return pd.DataFrame(columns=pd.MultiIndex.from_tuples([(METRICS[m], "mean") for m in metrics]))
+        columns = ["mean", "spread", "seeds", PAPER_15, "difference"]
+        return pd.DataFrame(columns=pd.MultiIndex.from_product([[METRICS[m] for m in metrics], columns]))
     rows = {}
     for key, part in frame.groupby(by, sort=False):
         where = dict(zip(by, key, strict=True))
@@ -94,10 +103,10 @@ def averages(
                 printed = printed[printed[column] == value] if column in printed else printed
             undefined = _undefined(frame, metric)
             members = [c for c in dict.fromkeys(frame["category"]) if c not in undefined]
-            without = f" (without {', '.join(sorted(undefined))})" if undefined else ""
-            mean, spread = _seed_means(part.assign(value=part[metric].astype(float) * 100), members)
+            without = _without(sorted(undefined))
             beside = float(printed["value"].iloc[0]) if len(printed) == 1 else np.nan
-            values = {"mean": mean, "spread": spread, "published": beside, "difference": mean - beside}
+            values = _over_seeds(_per_seed(part, metric, members), frame["seed"].nunique())
+            values |= {PAPER_15: beside, "difference": values["mean"] - beside}
             row |= {(METRICS[metric] + without, name): value for name, value in values.items()}
         rows[setting_name({name: where[name] for name in named})] = row
     return pd.DataFrame.from_dict(rows, orient="index")
@@ -117,8 +126,8 @@ def ablation_in_words(table: pd.DataFrame) -> str:
             continue
         best, spread = part["mean"].idxmax(), part["spread"].max()
         words = f"{metric}: best is {best} with {part['mean'].max():.2f}"
-        if part["published"].notna().any():
-            words += f" (the paper: {part['published'].idxmax()} with {part['published'].max():.2f})"
+        if part[PAPER_15].notna().any():
+            words += f" (the {PAPER_15}: {part[PAPER_15].idxmax()} with {part[PAPER_15].max():.2f})"
         if len(part) > 1:
             words += f"; settings differ by {np.ptp(part['mean']):.2f} from best to worst"
             words += "" if np.isnan(spread) else f", seeds by up to ± {spread:.2f} within one"
@@ -134,28 +143,23 @@ def paired(grid, by: Sequence[str] = ()) -> pd.DataFrame:
         by: settings that both must share, such as ["dim"].
 
     Returns:
-        A row per setting and category, then one per setting for the mean of all; columns difference, low, high.
+        A row per setting and category, then one per setting for the mean of all; columns difference, low, high. A category
+        of one class only is left out of the mean, whose name says so.
     """
     found: dict = {}
     for cell, result in grid.pairs():
         columns = cell.columns()
-        setting = {name: columns[name] for name in by}
-        group = found.setdefault((setting_name(setting), cell.category), {"labels": result.labels})
+        setting = setting_name({name: columns[name] for name in by})
+        group = found.setdefault(setting, {}).setdefault(cell.category, {"labels": np.asarray(result.labels)})
         group.setdefault(cell.method, []).append(result.scores)
-    pairs = {key: group for key, group in found.items() if {"PatchCore", "ReConPatch"} <= set(group)}
     rows = {}
-    for setting in dict.fromkeys(setting for setting, _ in pairs):
-        mine = {
-            c: (g["labels"], np.array(g["ReConPatch"]), np.array(g["PatchCore"]))
-            for (s, c), g in pairs.items()
-            if s == setting
-        }
-        for name, groups in {
-            **{c: [g] for c, g in mine.items()},
-            OVERALL.format(len(mine)): list(mine.values()),
-        }.items():
+    for setting, groups in found.items():
+        both = {c: g for c, g in groups.items() if {"PatchCore", "ReConPatch"} <= set(g)}
+        mine = {c: (g["labels"], np.array(g["ReConPatch"]), np.array(g["PatchCore"])) for c, g in both.items()}
+        undefined = {c for c, g in both.items() if len(np.unique(g["labels"])) < 2}
+        for name, members in ({c: [c] for c in mine} | _members(list(mine), {}, undefined)).items():
             try:
-                interval = rcp_metrics.paired_bootstrap(groups)
+                interval = rcp_metrics.paired_bootstrap([mine[c] for c in members])
             except rcp_metrics.UndefinedMetric:
                 interval = (np.nan, np.nan, np.nan)
             row = dict(zip(("difference", "low", "high"), (100 * v for v in interval), strict=True))
@@ -166,7 +170,8 @@ def paired(grid, by: Sequence[str] = ()) -> pd.DataFrame:
 def paired_in_words(table: pd.DataFrame) -> str:
     """Of each setting's mean: does the interval leave zero out?"""
     sentences = []
-    for name, row in table.loc[[name for name in table.index if OVERALL.format("") in name]].iterrows():
+    of_all = table.loc[[name for name in table.index if OVERALL.format("") in name]]
+    for name, row in of_all.dropna().iterrows():
         side = "above" if row["low"] > 0 else "below" if row["high"] < 0 else "not told apart from"
         interval = f"{row['difference']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
         sentences.append(f"{name}: ReConPatch is {side} PatchCore in image AUROC: {interval}.")
@@ -177,49 +182,44 @@ def table_4(frame: pd.DataFrame, method: str, groups: dict[str, tuple[str, ...]]
     """Tables 4 and S5 for one method: image AUROC without and with perturbations, and the drop; percent.
 
     Returns:
-        Rows are categories, then object, texture, the mean of the two groups (as the paper prints its augmented averages)
-        and the mean of all (as it prints the others); columns (rcp | published, without | with | drop) and spreads of ours.
+        Rows are categories, then object, texture, the mean of all (as the paper prints its averages without) and the mean
+        of the two groups (as it prints those with), then what it prints. Columns (rcp | published, without | with | drop):
+        ours with the spread over seeds, each seed having its own drop; the published ones are of the row's own categories,
+        from the printed rows of Table S5. A category in which the AUROC is undefined is left out, and the row says so.
     """
+    values = ["without", "with", "drop"]
     mine = frame[frame["method"] == method]
+    if mine.empty:
+        return pd.DataFrame(columns=pd.MultiIndex.from_product([["rcp", "published"], values]))
     there = list(dict.fromkeys(mine["category"]))
     rows = [*(c for names in groups.values() for c in names if c in there)]
     rows += [c for c in there if c not in rows]
-    members = _members(rows, groups)
+    undefined = _undefined(mine, "image_auroc")
+    members = {c: [c] for c in rows} | _members(rows, groups, undefined)
+    of_groups = list(members)[len(rows) : -1]
     printed = paper.table("S5")
     printed = printed[printed["method"] == method].pivot_table(index="category", columns="augmentation", values="value")
-    columns = {}
-    for augmentation in ("without", "with"):
-        part = mine[mine["augmentation"] == augmentation].assign(value=lambda f: f["image_auroc"].astype(float) * 100)
-        found = pd.DataFrame(
-            {n: _seed_means(part, m) for n, m in ({c: [c] for c in rows} | members).items()}, index=["mean", "spread"]
-        ).T
-        columns["rcp", augmentation], columns["rcp", f"± {augmentation}"] = found["mean"], found["spread"]
-        values = printed.reindex(rows)[augmentation]
-        columns["published", augmentation] = pd.concat(
-            [values, pd.Series({n: values.reindex(m).mean(skipna=False) for n, m in members.items()})]
+    ours, theirs = {}, {}
+    for name, of in members.items():
+        ours[name] = pd.DataFrame(
+            {a: _per_seed(mine[mine["augmentation"] == a], "image_auroc", of) for a in ("without", "with")}
         )
-    table = pd.DataFrame(columns)
-    of_groups = [name for name in members if not name.startswith(OVERALL.format(""))]
+        theirs[name] = printed.reindex(of)[["without", "with"]].mean(skipna=False)
     if len(of_groups) == 2:
-        table.loc["mean of the two groups"] = table.loc[of_groups].mean(skipna=False)
-        table.loc["mean of the two groups", [("rcp", "± without"), ("rcp", "± with")]] = np.nan
-    for source in ("rcp", "published"):
-        table[source, "drop"] = table[source, "without"] - table[source, "with"]
-    table.loc["printed average", "published"] = [printed.loc["average", a] for a in ("without", "with", "difference")]
-    order = [("rcp", c) for c in ("without", "± without", "with", "± with", "drop")]
-    return table[[*order, *(("published", c) for c in ("without", "with", "drop"))]]
-
-
-def drops(found: dict[str, pd.DataFrame]) -> list[tuple[str, float, float, float]]:
-    """(what, ours, spread, published) of each method's mean drop in what :func:`table_4` gives: over all, and over the two groups."""
-    rows = []
-    for method, table in found.items():
-        overall = [i for i in table.index if i.startswith(OVERALL.format(""))][-1]
-        for name, row in ((overall, table.loc[overall]), ("mean of the two groups", table.loc["printed average"])):
-            if name in table.index:
-                printed = row["published", "drop"]
-                rows.append((f"{method}, drop, {name}:", table.loc[name, ("rcp", "drop")], np.nan, printed))
-    return rows
+        name = TWO_GROUPS + _without(c for c in rows if c in undefined)
+        ours[name], theirs[name] = (sum(of[g] for g in of_groups) / 2 for of in (ours, theirs))
+    found = {}
+    for name, seeds in ours.items():
+        seeds["drop"], theirs[name]["drop"] = (of["without"] - of["with"] for of in (seeds, theirs[name]))
+        each = {v: _over_seeds(seeds[v], frame["seed"].nunique()) for v in values}
+        found[name] = {("rcp", v): each[v]["mean"] for v in values} | {
+            ("rcp", f"± {v}"): each[v]["spread"] for v in values
+        }
+        found[name] |= {("rcp", "seeds"): each["drop"]["seeds"]} | {("published", v): theirs[name][v] for v in values}
+    table = pd.DataFrame.from_dict(found, orient="index")
+    table.loc[PAPER_15, "published"] = printed.loc["average", ["without", "with", "difference"]].to_numpy()
+    order = [("rcp", c) for v in values for c in (v, f"± {v}")]
+    return table[[*order, ("rcp", "seeds"), *(("published", v) for v in values)]]
 
 
 def bank_memory(frame: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
@@ -227,6 +227,7 @@ def bank_memory(frame: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
 
     table: Table 2, as :func:`averages` gives it for the same frame.
     """
+    shown = ["mean", "spread", PAPER_15]
     rows = []
     for (method, dim), part in frame.groupby(["method", "dim"], sort=False) if len(frame) else ():
         measured = part["bank_bytes"].mean()
@@ -234,8 +235,8 @@ def bank_memory(frame: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
         for metric in dict.fromkeys(c[0] for c in table.columns):
             values = table.loc[setting_name({"method": method, "dim": dim}), metric]
             sizes = {"method": method, "dim": dim, "measured": measured, "eq_s1": eq_s1, "megabytes": measured / 1e6}
-            rows.append(sizes | {"metric": metric} | values[["mean", "spread", "published"]].to_dict())
-    return pd.DataFrame(rows, columns=None if rows else ["method", "megabytes", "metric", "measured", "eq_s1"])
+            rows.append(sizes | {"metric": metric} | values[shown].to_dict())
+    return pd.DataFrame(rows, columns=["method", "dim", "measured", "eq_s1", "megabytes", "metric", *shown])
 
 
 def one_at_a_time(frame: pd.DataFrame, varied: str, **defaults) -> pd.DataFrame:
@@ -245,8 +246,12 @@ def one_at_a_time(frame: pd.DataFrame, varied: str, **defaults) -> pd.DataFrame:
 
 
 def table_7(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Table 7 (BTAD), one metric, percent: rows are categories and their mean; columns as those of :func:`table_5`."""
+    """Table 7 (BTAD), one metric, percent: rows are categories and their mean; columns as those of :func:`table_5`.
+
+    Ours has a difference only to a published model whose backbone the paper names; PatchCore's there is unknown.
+    """
     printed = paper.table("7")
+    named = set(printed.loc[printed["backbone"].notna(), "method"])
     printed = printed[printed["metric"] == metric].pivot_table(
         index="category", columns="method", values="value", dropna=False, sort=False
     )
@@ -260,9 +265,9 @@ def table_7(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
         published.loc[name] = printed.loc["average"] if whole else published.reindex(members).mean(skipna=False)
     computed = {}
     for method in dict.fromkeys(frame["method"]):
-        part = frame[frame["method"] == method].assign(value=frame[metric].astype(float) * 100)
-        block = pd.DataFrame({n: _seed_means(part, m) for n, m in members_of.items()}, index=["mean", "spread"]).T
-        computed[f"rcp {method}"] = block.assign(difference=block["mean"] - published[method])
+        block = mean_over(frame[frame["method"] == method], metric, members_of, frame["seed"].nunique())
+        target = published[method] if method in named else np.nan
+        computed[f"rcp {method}"] = block.assign(difference=block["mean"] - target)
     return pd.concat({"published": published} | computed, axis=1)
 
 
@@ -290,28 +295,42 @@ def _target(published: pd.Series, method: str, metric: str) -> pd.Series:
     return target
 
 
+def reasons(grid, metric: str = "") -> dict[str, str]:
+    """category -> why this metric is undefined there; where none is named, which of image and pixel AUROC is, and why."""
+    found: dict = {}
+    for cell, result in grid.pairs():
+        for name in [metric] if metric else METRICS:
+            if why := result.metrics["undefined"].get(name):
+                found.setdefault(cell.category, {})[why if metric else f"{METRICS[name]}: {why}"] = None
+    return {category: "; ".join(whys) for category, whys in found.items()}
+
+
 def _undefined(frame: pd.DataFrame, metric: str) -> set[str]:
     """Categories in which the metric is undefined for some cell: they are left out of every mean, and the row says so."""
     return set(frame.loc[frame[metric].isna(), "category"])
 
 
+def _without(categories) -> str:
+    names = ", ".join(categories)
+    return f" (without {names})" if names else ""
+
+
 def _members(
     rows: Sequence[str], groups: dict[str, tuple[str, ...]], undefined: set[str] = frozenset()
 ) -> dict[str, list[str]]:
-    """Row name -> the categories that it is the mean of; groups that no category was run of are left out."""
+    """Row name -> the categories that it is the mean of, all of them last; a group of which nothing is left has no row."""
     found = {}
     for group, names in {**groups, "": rows}.items():
         there = [c for c in rows if c in names]
         members = [c for c in there if c not in undefined]
-        if not there:
+        if not there or (group and not members):
             continue
-        without = f" (without {', '.join(c for c in there if c in undefined)})" if len(members) < len(there) else ""
         name = (
             f"mean of {len(members)} {group}{'s' if len(members) > 1 else ''}"
             if group
             else OVERALL.format(len(members))
         )
-        found[name + without] = members
+        found[name + _without(c for c in there if c in undefined)] = members
     return found
 
 
@@ -327,18 +346,26 @@ def _published(
     out = per_class.reindex(rows)
     for name, members in _members(rows, groups, undefined).items():
         out.loc[name] = per_class.reindex(members).mean(skipna=False)
-    printed = OVERALL.format(len(paper.CATEGORIES)) if set(rows) - undefined == set(paper.CATEGORIES) else PRINTED
+    printed = OVERALL.format(len(paper.CATEGORIES)) if set(rows) - undefined == set(paper.CATEGORIES) else PAPER_15
     out.loc[printed] = per_class.loc["average"]  # for some methods the paper prints only this
     return out
 
 
-def _seed_means(frame: pd.DataFrame, members: list[str]) -> list[float]:
-    """Mean over categories for each seed, then mean and spread over seeds; NaN where a category or a seed is missing."""
-    by_seed = frame[frame["category"].isin(members)].pivot_table(
-        index="seed", columns="category", values="value", dropna=False
-    )
-    means = by_seed.reindex(columns=members).mean(axis=1, skipna=False)
-    return [means.mean(), means.std()]
+def _per_seed(frame: pd.DataFrame, metric: str, members: list[str]) -> pd.Series:
+    """seed -> mean over these categories, percent; NaN where one of them is missing."""
+    of_members = frame[frame["category"].isin(members)].assign(value=lambda f: f[metric].astype(float) * 100)
+    by_seed = of_members.pivot_table(index="seed", columns="category", values="value", dropna=False)
+    return by_seed.reindex(columns=members).mean(axis=1, skipna=False)
+
+
+def _over_seeds(means: pd.Series, seeds: int) -> dict:
+    """Mean and spread over the seeds that are complete, and how many of ``seeds`` these are."""
+    complete = means.dropna()
+    return {"mean": complete.mean(), "spread": complete.std(), "seeds": _counted(len(complete), seeds)}
+
+
+def _counted(n: int, of: int) -> str:
+    return f"{n}" if n == of else f"{n} of {of}"
 
 
 def show_metrics(metrics: dict[str, dict], caption: str) -> "pd.io.formats.style.Styler":
@@ -363,7 +390,10 @@ def show(
         table = table[sorted(table.columns, key=lambda c: c[0] == "published")]  # the page may cut the right side off
     table = table.astype(object)
     for category, why in (undefined or {}).items():
-        means = [c for c in table.columns if c[-1] == "mean"] if category in table.index else []
+        means = [
+            c for c in table.columns if c[-1] in ("mean", "d′") or (c[0] == "rcp" and c[-1] in ("without", "with"))
+        ]
+        means = means if category in table.index else []
         table.loc[[category] if means else [], means] = f"undefined: {why}"
     signed = [
         c for c in table.columns if (c[-1] if isinstance(c, tuple) else c) in ("difference", "low", "high", "drop")
@@ -405,13 +435,24 @@ def in_words(table: pd.DataFrame, what: str) -> str:
     return "\n".join(sentences)
 
 
-def write(table: pd.DataFrame, path: Path, index: str = "category", label: str = "") -> None:
+def write(
+    table: pd.DataFrame,
+    path: Path,
+    index: str = "category",
+    label: str = "",
+    undefined: dict[str, str] | None = None,
+) -> None:
     """CSV and Markdown beside each other, for the index page and for other programs.
 
-    index: the first column's name. label: where the numbers are from, above the Markdown.
+    index: the first column's name. label: where the numbers are from, above the Markdown. undefined: category -> why a
+    metric is undefined there, for a last column: in the category's own rows, or in every row where no row is a category's.
     """
     flat = table.copy()
     flat.columns = [" ".join(str(part) for part in c) if isinstance(c, tuple) else str(c) for c in flat.columns]
+    if undefined:
+        of = [str(name).rpartition(", ")[2] for name in flat.index]
+        every = None if set(of) & set(undefined) else "; ".join(f"{c}: {why}" for c, why in undefined.items())
+        flat["undefined"] = [undefined.get(category, every) for category in of]
     flat.round(4).to_csv(path.with_suffix(".csv"), index_label=index)
     cells = flat.round(2).astype(object).where(flat.notna(), "–")
     lines = [[index, *flat.columns], ["---"] * (len(flat.columns) + 1)]

@@ -1,17 +1,30 @@
 """From a grid's results to what the notebooks of figures, ensembles and times show."""
 
+import dataclasses
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from rcp import paper
-from rcp.experiment import Cell, Ensemble, Grid, load
+from rcp.experiment import Cell, Ensemble, Grid, Result, load
 from rcp.metrics import UndefinedMetric, image_auroc
 from rcp.scoring import modified_z_score
 from rcp.store import Store
-from rcp.tables import mean_and_spread
-from rcp.verdict import Comparison
+from rcp.tables import mean_and_spread, mean_over
+from rcp.verdict import D_PRIME_TOLERANCE, Comparison
+
+
+def of_seed(grid: Grid, seed: int, category: str = "") -> Grid:
+    """The part of a grid that has this seed, and is of this category where one is named: what a picture shows."""
+
+    def shown(cell) -> bool:
+        return cell.config.seed == seed and category in ("", cell.category)
+
+    pairs = [(cell, result) for cell, result in grid.pairs() if shown(cell)]
+    missing = [cell for cell in grid.missing if shown(cell)]
+    return Grid([cell for cell, _ in pairs], [result for _, result in pairs], missing)
+
 
 # ---- Figures 3 and S1 ----
 
@@ -40,24 +53,34 @@ def position_table(grid: Grid) -> pd.DataFrame:
 
 
 def d_primes(frame: pd.DataFrame) -> pd.DataFrame:
-    """A row per category: d′ (Eq. 12) of both methods, ours and the paper's where it prints one (bottle)."""
+    """A row per category: d′ (Eq. 12) of both methods over seeds, and the paper's where it prints one (bottle)."""
     printed = paper.table("F4").pivot(index="category", columns="method", values="value")
-    columns = {}
+    blocks = {}
     for method in dict.fromkeys(frame["method"]):
-        ours = frame[frame["method"] == method].groupby("category", sort=False)["d_prime"].mean()
-        columns[method, "d′"] = ours
-        columns[method, "paper"] = printed[method].reindex(ours.index)
-        columns[method, "difference"] = columns[method, "d′"] - columns[method, "paper"]
-    return pd.DataFrame(columns) if columns else pd.DataFrame(columns=pd.MultiIndex.from_tuples([("ReConPatch", "d′")]))
+        ours = mean_and_spread(frame[frame["method"] == method], "d_prime", ["category"], scale=1)
+        block = ours.rename(columns={"mean": "d′"}).assign(paper=printed[method].reindex(ours.index))
+        blocks[method] = block.assign(difference=block["d′"] - block["paper"])
+    if not blocks:
+        return pd.DataFrame(columns=pd.MultiIndex.from_tuples([("ReConPatch", "d′")]))
+    return pd.concat(blocks, axis=1)
+
+
+def d_primes_in_words(table: pd.DataFrame) -> str:
+    """In how many categories ReConPatch separates better."""
+    if not {("PatchCore", "d′"), ("ReConPatch", "d′")} <= set(table.columns):
+        return "Nothing to compare yet."
+    both = table.xs("d′", axis=1, level=1).dropna()
+    above = (both["ReConPatch"] > both["PatchCore"]).sum()
+    return f"d′ of ReConPatch is above PatchCore's in {above} of {len(both)} categories"
 
 
 def d_prime_comparisons(table: pd.DataFrame) -> list[Comparison]:
     """Those rows of :func:`d_primes` for which the paper prints a number."""
     methods = [m for m in dict.fromkeys(c[0] for c in table.columns) if (m, "paper") in table]
     return [
-        Comparison(f"d′, {method}, {category}:", row["d′"], np.nan, row["paper"])
+        Comparison(f"d′, {method}, {category}:", row["d′"], row["spread"], row["paper"], D_PRIME_TOLERANCE)
         for method in methods
-        for category, row in table[method].dropna().iterrows()
+        for category, row in table[method].dropna(subset=["d′", "paper"]).iterrows()
     ]
 
 
@@ -65,62 +88,123 @@ def d_prime_comparisons(table: pd.DataFrame) -> list[Comparison]:
 
 
 class Shown(NamedTuple):
-    """What :func:`rcp.plots.score_maps` draws: pictures (n, S, S, 3) uint8, masks (n, S, S) bool, method -> maps, thresholds; titles."""
+    """What :func:`rcp.plots.score_maps` draws.
 
-    pictures: np.ndarray
+    pictures (n, S, S, 3) uint8 or None, masks (n, S, S) bool, method -> maps, method -> threshold, titles.
+    """
+
+    pictures: np.ndarray | None
     masks: np.ndarray
     maps: dict[str, np.ndarray]
     thresholds: dict[str, float]
     titles: list[str]
 
 
-def shown_maps(grid: Grid, category: str, per_kind: int = 1) -> Shown:
+def shown_maps(grid: Grid, category: str, per_kind: int = 1, pictures: bool = True) -> Shown:
     """Pictures of each kind of defect (the last ones in their folders), their masks, and the maps of every method there.
 
+    pictures: False leaves the pictures themselves out. Where nothing is computed yet, there are no masks.
+
     Raises:
-        ValueError: nothing of this category is computed.
+        ValueError: the grid is not of this category.
     """
     there = [(c, r) for c, r in grid.pairs() if c.category == category]
+    asked = {c.category for c in [*grid.cells, *grid.missing]}
+    if asked and category not in asked:
+        raise ValueError(f"category: nothing of {category!r} is computed; there are: {sorted(asked)}")
+    nothing = Shown(None, np.zeros((0, 1, 1), bool), {}, {}, [])
     if not there:
-        raise ValueError(
-            f"category: nothing of {category!r} is computed; there are: {sorted({c.category for c in grid.cells})}"
-        )
+        return nothing
     cell, test = there[0][0], there[0][0].data().test
     kinds = {
         kind: [i for i, k in enumerate(test.defects) if k == kind] for kind in sorted(set(test.defects) - {"good"})
     }
     chosen = [i for places in kinds.values() for i in places[-per_kind:]]
+    if not chosen:
+        return nothing
     transform = cell.transform("test")
-    pictures = np.stack([transform.image(test.paths[i]) for i in chosen])
+    images = np.stack([transform.image(test.paths[i]) for i in chosen])
     masks = np.stack([
-        transform.mask(test.masks[i], test.paths[i]) if test.masks[i] else np.zeros(pictures.shape[1:3], bool) for i in chosen
+        transform.mask(test.masks[i], test.paths[i]) if test.masks[i] else np.zeros(images.shape[1:3], bool) for i in chosen
     ])  # fmt: skip
-    maps = {c.method: r.maps()[chosen] for c, r in there}
+    maps = {c.method: _maps(r, chosen) for c, r in there}
     found = {c.method: r.metrics["f1_threshold_pixel"] for c, r in there}
     titles = [test.defects[i].replace("_", " ") for i in chosen]
-    return Shown(pictures, masks, maps, {m: t for m, t in found.items() if t is not None}, titles)
+    thresholds = {m: t for m, t in found.items() if t is not None}
+    return Shown(images if pictures else None, masks, maps, thresholds, titles)
+
+
+def _maps(result: Result, chosen: list[int]) -> np.ndarray:
+    """Score maps of these test pictures only."""
+    few = {"patch_scores": result.arrays["patch_scores"][chosen]}
+    return dataclasses.replace(result, arrays=few).maps()
+
+
+class Sheet(NamedTuple):
+    """What :func:`rcp.plots.score_map_sheet` draws: as :class:`Shown`, of one method, a threshold or None per picture."""
+
+    pictures: np.ndarray | None
+    masks: np.ndarray
+    maps: np.ndarray
+    thresholds: list[float | None]
+    titles: list[str]
+
+
+def one_of_each(grid: Grid, method: str = "ReConPatch", pictures: bool = True) -> Sheet:
+    """One defective picture of every category that has one, with one method's map (Fig. S3, S4); empty where none is there."""
+    found = {}
+    for cell, result in grid.pairs():
+        if cell.method == method:
+            found[cell.category] = shown_maps(Grid([cell], [result], []), cell.category)
+    found = {category: shown for category, shown in found.items() if len(shown.masks)}
+    if not found:
+        return Sheet(None, np.zeros((0, 1, 1), bool), np.zeros((0, 1, 1)), [], [])
+    images, masks, maps = (
+        np.stack(parts)
+        for parts in zip(*((s.pictures[0], s.masks[0], s.maps[method][0]) for s in found.values()), strict=True)
+    )
+    thresholds = [shown.thresholds.get(method) for shown in found.values()]
+    titles = [f"{category}: {shown.titles[0]}" for category, shown in found.items()]
+    return Sheet(images if pictures else None, masks, maps, thresholds, titles)
 
 
 def star_table(grid: Grid) -> pd.DataFrame:
-    """A row per category: in how many % of the defective pictures the highest point of the map lies within the ground truth."""
-    found: dict = {}
+    """A row per category: in how many % of the defective pictures the highest point of the map lies within the ground truth.
+
+    A column per method, its spread and its number of seeds; where a category has none, why.
+    """
+    rows, why = [], {}
     for cell, result in grid.pairs():
+        row = {"method": cell.method, "category": cell.category, "star": np.nan}
+        rows.append(row)
         test = cell.data().test
         if not test.has_masks:
-            found.setdefault(cell.method, {})[cell.category] = np.nan
+            why[cell.category] = "the split has no masks"
             continue
         masks, maps = test.load_masks(cell.transform("test")), result.maps()
         seen = masks.any((1, 2))  # a defect that the crop cut off cannot be hit
         highest = maps.reshape(len(maps), -1).argmax(1)
         hit = masks.reshape(len(masks), -1)[np.arange(len(masks)), highest]
-        found.setdefault(cell.method, {})[cell.category] = 100 * float(hit[seen].mean()) if seen.any() else np.nan
-    return pd.DataFrame(found)
+        if seen.any():
+            row["star"] = 100 * float(hit[seen].mean())
+        else:
+            why[cell.category] = "no defect lies within the crop"
+    columns = {}
+    for method in dict.fromkeys(row["method"] for row in rows):
+        found = mean_and_spread(pd.DataFrame([r for r in rows if r["method"] == method]), "star", ["category"], scale=1)
+        columns |= {method: found["mean"], f"± {method}": found["spread"], f"seeds {method}": found["seeds"]}
+    return pd.DataFrame(columns | ({"undefined": pd.Series(why)} if why else {}))
 
 
 def star_in_words(table: pd.DataFrame) -> str:
     """The mean over categories of :func:`star_table`, a method each."""
+    means = {m: table[m].dropna() for m in ("PatchCore", "ReConPatch") if m in table}
     return (
-        "; ".join(f"{method}: the star lies on the defect in {table[method].mean():.1f} %" for method in table)
+        "; ".join(
+            f"{method}: the star lies on the defect in {of.mean():.1f} % (mean of {len(of)})"
+            for method, of in means.items()
+            if len(of)
+        )
         or "nothing is computed yet"
     )
 
@@ -191,7 +275,10 @@ def ensemble_in_words(table: pd.DataFrame) -> str:
 
 
 def ways_of_eq_11(grid: Grid, store: Store) -> pd.DataFrame:
-    """Image AUROC of the ensembles by the statistics that Eq. 11 takes (level and deviation), mean and spread over seeds, percent."""
+    """Image AUROC of the ensembles by the statistics that Eq. 11 takes (level and deviation), percent.
+
+    Columns (setting, mean | spread | seeds); a category in which it is undefined is left out, and the name says so.
+    """
     rows = []
     for ensemble in dict.fromkeys(Ensemble(e.members) for e in grid.cells):
         results = [load(member, store) for member in ensemble.members]
@@ -208,13 +295,18 @@ def ways_of_eq_11(grid: Grid, store: Store) -> pd.DataFrame:
                     "statistics": f"{level} scores, {deviation} deviation",
                     "setting": f"{ensemble.method}, {ensemble.config.image_size} px",
                 }
-                rows.append(how | {"category": ensemble.category, "seed": ensemble.config.seed, "auroc": auroc})
+                rows.append(how | {"category": ensemble.category, "seed": ensemble.config.seed, "image_auroc": auroc})
     if not rows:
         return pd.DataFrame(columns=["nothing is computed yet"])
-    per_seed = pd.DataFrame(rows).groupby(["statistics", "setting", "seed"], sort=False, as_index=False)["auroc"].mean()
-    wide = (
-        mean_and_spread(per_seed, "auroc", ["statistics", "setting"])[["mean", "spread"]]
-        .unstack("setting")
-        .swaplevel(axis=1)
-    )
-    return wide.sort_index(axis=1).reindex(dict.fromkeys(r["statistics"] for r in rows))
+    frame = pd.DataFrame(rows)
+    undefined = set(frame.loc[frame["image_auroc"].isna(), "category"])
+    members = [c for c in dict.fromkeys(frame["category"]) if c not in undefined]
+    without = f" (without {', '.join(sorted(undefined))})" if undefined else ""
+    blocks = {}
+    for setting, part in frame.groupby("setting"):
+        ways = {
+            way: mean_over(of, "image_auroc", {way: members}, frame["seed"].nunique())
+            for way, of in part.groupby("statistics", sort=False)
+        }
+        blocks[setting + without] = pd.concat(ways.values())
+    return pd.concat(blocks, axis=1)

@@ -1,15 +1,23 @@
 """What belongs to each table and figure, and what its notebook shows of the results."""
 
+import ast
 import dataclasses
 import json
+import time
+from pathlib import Path
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from test_experiment import PATCHCORE, SMALL
+from test_notebooks import tiny
 
 from rcp import __main__ as cli
 from rcp import batch, experiment, grids, notebook, views
+from rcp.augment import Perturbation
+from rcp.data import draw_demo, draw_demo_btad
 from rcp.experiment import Cell, Ensemble, run, run_grid
 from rcp.notebook import Settings
 from rcp.store import Store
@@ -37,18 +45,55 @@ def cells(demo_root):
 
 @pytest.mark.parametrize("item", grids.ITEMS)
 def test_every_item_covers_its_categories_and_seeds(item, settings):
-    tasks = grids.cells(item, settings)
-    if item == "table_s4":
-        assert len(grids.figure_s1(settings)) == 2 and set(grids.figure_s1(settings)) < set(tasks)
-        tasks = grids.table_s4(settings)
+    tasks = grids.cells(item, lambda _dataset: settings)
+    for also, of in ((grids.figure_s1, "table_s4"), (grids.figure_s4, "figure_5")):
+        if item == of:
+            assert len(also(settings)) in (2, 6) and set(also(settings)) < set(tasks)
+            tasks = [task for task in tasks if task not in also(settings)]
     if item in ("figure_3", "table_s6"):
         assert len(tasks) == 2 and len({t.category for t in tasks}) == 1
         return
-    seeds = {0} if item in ("figure_4", "figure_5") else {0, 1}
-    assert {t.category for t in tasks} == {"gear", "fabric", "circuit"} and {t.config.seed for t in tasks} == seeds
+    assert {t.category for t in tasks} == {"gear", "fabric", "circuit"} and {t.config.seed for t in tasks} == {0, 1}
     assert len(tasks) == len(set(tasks)), "nothing twice within an item"
-    if item not in ("figure_4", "figure_5", "table_7", "table_6"):
+    if item not in ("table_7", "table_6"):
         assert all((t.config.backbone, t.config.epochs) == ("wide_resnet50_2", 120) for t in tasks)
+
+
+def on_both(settings: Settings) -> dict[str, Settings]:
+    return {"mvtec": settings, "btad": Settings(profile="paper", btad_root=settings.btad_root, dataset="btad")}
+
+
+@pytest.mark.parametrize("item", grids.ITEMS)
+def test_what_is_planned_is_what_the_notebook_looks_up(item, settings):
+    """Every call of grids in the notebook, with the defaults of its parameters cell, gives together what grids.cells does."""
+    source = nbformat.read(Path(__file__).parents[1] / "notebooks" / f"{item}.ipynb", as_version=4)
+    code = [cell.source for cell in source.cells if cell.cell_type == "code"]
+    both = on_both(settings)
+    names: dict = {"grids": grids, "btad_settings": both["btad"], "perturbation": Perturbation()}
+    exec(code[0], names)
+    names["settings"] = both["btad" if "btad" in code[1] else "mvtec"]
+    calls = [call for text in code for call in ast.walk(ast.parse(text)) if isinstance(call, ast.Call)]
+    calls = [c for c in calls if isinstance(c.func, ast.Attribute) and ast.unparse(c.func.value) == "grids"]
+    shown = [task for call in calls for task in eval(ast.unparse(call), names)]
+    assert shown and shown == grids.cells(item, both.__getitem__)
+
+
+def test_what_is_shown_besides_is_left_out_without_its_data(settings):
+    """Figure S4 is, as its notebook does; Table 7 has nothing else to show."""
+
+    def without_btad(dataset):
+        if dataset == "btad":
+            raise FileNotFoundError("no data/btad")
+        return settings
+
+    assert grids.cells("figure_5", without_btad) == grids.table_5(settings)
+    with pytest.raises(FileNotFoundError, match="no data/btad"):
+        grids.cells("table_7", without_btad)
+
+
+def test_figure_3_shows_the_first_the_middle_and_the_last_epoch(settings):
+    chosen = {n: grids.figure_3(dataclasses.replace(settings, epochs=n))[1].epochs for n in (1, 2, 3, 4, 120)}
+    assert chosen == {1: (1,), 2: (1, 2), 3: (1, 2, 3), 4: (1, 2, 4), 120: (1, 60, 120)}
 
 
 def test_the_papers_settings_are_what_is_computed(settings):
@@ -86,7 +131,7 @@ def test_the_papers_settings_are_what_is_computed(settings):
 
 def test_a_cell_that_several_tables_need_is_one_cell(settings):
     items = ("table_1", "table_2", "table_5", "table_s4", "table_s1_s2_s3")
-    names = {item: dict(batch._named_cells(given(settings), item)) for item in items}
+    names = {item: batch._named_cells(given(settings), item) for item in items}
     assert set(names["table_5"]) < set(names["table_2"]), "Table 5's models are Table 2's at 1024 and 512"
     assert len(set(names["table_1"]) & set(names["table_2"])) == 2 * 3, "Table 1's 1 % is Table 2's 1024"
     assert (
@@ -115,15 +160,16 @@ def test_a_plan_names_cells_that_can_be_computed_one_by_one(tmp_path, demo_root,
     options = ["--data-root", str(demo_root), "--categories", "gear", "--epochs", "1"]
     assert cli.main(["plan", str(plan), "--items", "table_5", "paper_checks", *options]) == 0
     planned = json.loads(plan.read_text())
-    assert planned["items"]["paper_checks"] == [] and len(planned["items"]["table_5"]) == 2
+    assert planned["items"]["paper_checks"] == {} and len(planned["items"]["table_5"]) == 2
     assert planned["notebooks"]["table_5"]["path"] == "notebooks/table_5.ipynb" and planned["parameters"]["epochs"] == 1
-    name = planned["items"]["table_5"][0]
+    name = next(iter(planned["items"]["table_5"]))
     assert name.startswith("gear-PatchCore-") and not (tmp_path / "runs" / "cells").exists(), (
         "planning computes nothing"
     )
     assert cli.main(["cell", str(plan), name, str(out)]) == 0
     first = json.loads(out.read_text())
     assert first["computed"] and 0 <= first["metrics"]["image_auroc"] <= 1
+    assert (tmp_path / "runs" / first["entry"] / "result.json").exists()
     assert cli.main(["cell", str(plan), name, str(out)]) == 0 and not json.loads(out.read_text())["computed"]
     assert cli.main(["cell", str(plan), "gear-PatchCore-0", str(tmp_path / "absent.json")]) == 1
     assert (
@@ -137,6 +183,136 @@ def test_a_plan_goes_on_where_an_items_data_are_missing(tmp_path, demo_root, mon
     monkeypatch.setenv("RCP_DATA", str(tmp_path))
     plan = batch.plan({"profile": "paper", "data_root": str(demo_root)}, ["table_7", "table_5"])
     assert "python -m rcp download btad" in plan["errors"]["table_7"] and len(plan["items"]["table_5"]) == 2 * 3 * 3
+
+
+def test_a_plans_versions_change_with_data_and_code_and_only_where_they_matter(tmp_path, monkeypatch):
+    monkeypatch.setenv("RCP_RUNS", str(tmp_path / "runs"))
+    sets = {
+        "data_root": draw_demo(tmp_path / "mvtec", train=3, good=2, per_defect=1),
+        "btad_root": draw_demo_btad(tmp_path / "btad", train=3, good=2),
+    }
+    items = ["figure_5", "table_5", "table_7", "table_s6", "paper_checks", "table_6"]
+
+    def plan(**more) -> dict:
+        return batch.plan({name: str(root) for name, root in sets.items()} | more, items)
+
+    def changed(before: dict, after: dict) -> tuple[set[str], set[str]]:
+        """Notebooks, and categories of cells, that have other versions."""
+        notebooks = {i for i in items if before["notebooks"][i]["version"] != after["notebooks"][i]["version"]}
+        pairs = ((name, v, before["items"][i].get(name)) for i in items for name, v in after["items"][i].items())
+        return notebooks, {name.partition("-")[0] for name, new, old in pairs if new != old}
+
+    first = plan()
+    assert changed(first, plan()) == (set(), set())
+    assert {n.partition("-")[0] for n in first["items"]["figure_5"]} == {"gear", "fabric", "circuit", "01", "02", "03"}
+    assert first["items"]["table_s6"] == {}, "a time is taken where it is shown"
+    redraw(sets["data_root"] / "gear" / "train" / "good" / "000.png")
+    second = plan()
+    assert changed(first, second) == ({"figure_5", "table_5", "table_s6", "table_6"}, {"gear"})
+    redraw(sets["btad_root"] / "01" / "train" / "ok" / "0000.bmp")
+    third = plan()
+    assert changed(second, third) == ({"figure_5", "table_7"}, {"01"})
+    assert changed(third, plan(epochs=2))[0] == set(items) - {"paper_checks"}
+    monkeypatch.setitem(grids.MEMBERS, "demo", dict.fromkeys(grids.MEMBERS["demo"], "random:1"))
+    assert changed(third, plan())[0] == {"table_6"}
+    monkeypatch.undo()
+    monkeypatch.setenv("RCP_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setattr(experiment, "code_version", lambda _modules: "another rcp")
+    assert changed(third, plan())[0] == set(items)
+
+
+def redraw(picture: Path) -> None:
+    with Image.open(picture) as image:
+        image.rotate(180).save(picture)
+
+
+def test_a_category_that_cannot_be_read_leaves_the_others_in_the_plan(tmp_path, monkeypatch):
+    monkeypatch.setenv("RCP_RUNS", str(tmp_path / "runs"))
+    data = draw_demo(tmp_path / "data", train=3, good=2, per_defect=1)
+    next((data / "gear" / "ground_truth").rglob("*.png")).write_bytes(b"")
+    plan = batch.plan({"data_root": str(data)}, ["table_5"])
+    assert not plan["errors"]
+    assert {n.partition("-")[0]: v == "unreadable" for n, v in plan["items"]["table_5"].items()} == {
+        "gear": True,
+        "fabric": False,
+        "circuit": False,
+    }
+
+
+def test_rendering_fails_where_the_store_lacks_cells(tmp_path, demo_root, monkeypatch, capsys):
+    monkeypatch.setenv("RCP_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setattr(batch, "_run", lambda *_job: pytest.fail("rendered"))
+    plan, out = tmp_path / "plan.json", tmp_path / "table_5.json"
+    assert cli.main(["plan", str(plan), "--items", "table_5", "--data-root", str(demo_root)]) == 0
+    assert cli.main(["render", str(plan), "table_5", str(out)]) == 1 and not out.exists()
+    assert "table_5: 6 of 6 cells are not in the store" in capsys.readouterr().err
+
+
+def test_the_index_of_a_plan_shows_what_is_rendered_and_says_what_is_not(tmp_path, demo_root, monkeypatch, capsys):
+    monkeypatch.setenv("RCP_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("RCP_DATA", str(tmp_path))
+    items, plan = ["paper_checks", "table_1", "table_5", "table_7"], tmp_path / "plan.json"
+    options = ["--profile", "paper", "--data-root", str(demo_root), "--categories", "gear"]
+    assert cli.main(["plan", str(plan), "--items", *items, *options]) == 0
+    assert cli.main(["render", str(plan), "paper_checks", str(tmp_path / "paper_checks.json")]) == 0
+    (tmp_path / "table_1.json").write_text('{"version": "of an earlier plan"}')
+    folder = tmp_path / "runs" / "reproduce" / "paper"
+    for name in ("table_1", "table_7_image_auroc"):
+        (folder / f"{name}.csv").write_text("a,b\n1,2\n")
+    assert cli.main(["index", str(plan), str(tmp_path)]) == 0
+    index = (folder / "index.html").read_text()
+    assert capsys.readouterr().out.splitlines()[-1] == str(folder / "index.html")
+    assert "1 of 4 notebooks done, 3 failed" in index and "paper_checks.csv" in index
+    assert "download btad" in index and index.count("not rendered; its log") == 2 * 2
+    assert "table_1.csv" not in index and "table_7_image_auroc.csv" not in index
+
+
+# ---- the batch ----
+
+WRITES = """
+from rcp import notebook
+settings = notebook.settings(globals())
+if epochs == 1:
+    settings.out("table_9.csv").write_text("a,b\\n1,2\\n")
+    settings.out("table_9_more.png").write_bytes(b"")
+assert epochs < 3
+"""
+
+
+def test_the_index_shows_nothing_that_an_earlier_run_wrote(tmp_path, demo_root, monkeypatch):
+    monkeypatch.setenv("RCP_RUNS", str(tmp_path / "runs"))
+    file, folder = tiny(tmp_path, "table_9", WRITES), tmp_path / "runs" / "reproduce" / "demo"
+
+    def index(epochs: int) -> str:
+        (outcome,) = batch.reproduce({"data_root": str(demo_root), "epochs": epochs}, [file], say=len)
+        assert bool(outcome.error) == (epochs == 3)
+        return (folder / "index.html").read_text()
+
+    assert "table_9.csv" in index(1) and "table_9_more.png" in index(1), "up to date the second time"
+    assert "table_9.csv" not in (failed := index(3)) and "table_9_more.png" not in failed
+    assert "table_9.csv" in index(1)
+    assert "table_9.csv" not in (silent := index(2)) and "table_9_more.png" not in silent
+    assert not list(folder.glob("table_9*.csv"))
+
+
+def test_a_page_is_written_while_the_next_notebook_runs_and_its_failure_is_the_items(tmp_path, demo_root, monkeypatch):
+    monkeypatch.setenv("RCP_RUNS", str(tmp_path / "runs"))
+    begun, ticks = tmp_path / "begun", tmp_path / "runs" / "reproduce" / "demo"
+    files = [tiny(tmp_path, "one", "1"), tiny(tmp_path, "two", f"open({str(begun)!r}, 'w').close()")]
+
+    def to_html(executed: Path) -> None:
+        if executed.stem == "two":
+            raise OSError("no space left")
+        until = time.monotonic() + 60
+        while not begun.exists():
+            assert time.monotonic() < until, "the next notebook waits for this page"
+            time.sleep(0.05)
+
+    monkeypatch.setattr(batch, "_to_html", to_html)
+    one, two = batch.reproduce({"data_root": str(demo_root)}, files, say=len)
+    assert not one.error and two.error == "its HTML page: OSError: no space left"
+    assert (ticks / ".one.json").exists() and not (ticks / ".two.json").exists(), "only what is whole is ticked off"
+    assert "no space left" in (ticks / "index.html").read_text()
 
 
 # ---- what is shown ----

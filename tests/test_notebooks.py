@@ -1,16 +1,22 @@
 """Parameters are checked before any work, notebooks keep to their form, and the batch resumes."""
 
+import ast
 import os
 import re
 from pathlib import Path
 
+import matplotlib
 import nbformat
 import pytest
 
 from rcp import __main__ as cli
-from rcp import batch, notebook
+from rcp import batch, data, grids, notebook, studies, views
+from rcp.augment import Perturbation
 from rcp.config import Config
+from rcp.experiment import Cell, Ensemble, Result, run_grid
 from rcp.notebook import Settings, settings
+from rcp.store import Store
+from rcp.studies import FeatureSpace
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 DECLARED = 'profile: str = "demo"  # demo | paper\ndata_root: str = ""\nepochs: int = 0\nseeds: list = []\nrender_only: bool = False'
@@ -97,6 +103,107 @@ def test_form_of_a_notebook(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_an_executed_notebook_is_not_older_than_its_code(path):
     assert not batch.stale(path), "run: make notebooks"
+
+
+# ---- every notebook of a grid on a store that has nothing, or only a part ----
+
+OF_GRIDS = [path for path in NOTEBOOKS if path.stem.startswith(("table_", "figure_"))]
+PARAMETERS = {"categories": ["gear"], "epochs": 1, "device": "cpu", "seeds": [0, 1]}
+
+
+@pytest.fixture(scope="module")
+def tiny_sets(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    few = {"train": 4, "good": 2, "per_defect": 1}
+    return data.draw_demo(folder / "demo", **few), data.draw_demo_btad(folder / "btad", **few)
+
+
+@pytest.fixture(scope="module")
+def patchcore_only(tmp_path_factory, tiny_sets):
+    """A store with all of the demo's cells of PatchCore, and none of ReConPatch."""
+    runs = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RCP_RUNS", str(runs))
+        patch.setattr(studies, "embed", lambda features, *_: features[:, :2])  # UMAP takes long to compile
+        shared = {name: notebook.plain(value) for name, value in PARAMETERS.items()}
+        on_mvtec = Settings(data_root=str(tiny_sets[0]), **shared)
+        on_btad = Settings(btad_root=str(tiny_sets[1]), dataset="btad", **(shared | {"categories": ("01",)}))
+        of = {"mvtec": on_mvtec, "btad": on_btad}.get
+        tasks = [task for item in grids.ITEMS for task in grids.cells(item, of) if task.method == "PatchCore"]
+        run_grid([task for task in tasks if isinstance(task, Cell | Ensemble | FeatureSpace)], on_mvtec.store, log=len)
+    return runs
+
+
+def executed(path: Path, upto: int | None = None, **given) -> dict:
+    """The names after a notebook's (first) code cells, run here as papermill would; what a cell shows is drawn as HTML."""
+    first, *rest = [c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+    given = {name: value for name, value in given.items() if re.search(rf"^{name}:", first, re.M)}
+    injected = "# Parameters\n" + "\n".join(f"{name} = {value!r}" for name, value in given.items())
+    names = {"In": [""], "display": lambda figure: figure.canvas.draw()}
+    for source in (first, injected, *rest[: upto and upto - 1]):
+        names["In"].append(source)
+        body = ast.parse(source).body
+        last = ast.Expression(body.pop().value) if body and isinstance(body[-1], ast.Expr) else None
+        exec(compile(ast.Module(body, []), path.stem, "exec"), names)
+        shown = last and eval(compile(last, path.stem, "eval"), names)
+        if hasattr(shown, "_repr_html_"):
+            shown._repr_html_()
+    return names
+
+
+@pytest.mark.parametrize("path", OF_GRIDS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("there", ["nothing", "PatchCore only"])
+def test_a_notebook_draws_what_the_store_has(path, there, request, tiny_sets, monkeypatch, capsys):
+    if there != "nothing":
+        monkeypatch.setenv("RCP_RUNS", str(request.getfixturevalue("patchcore_only")))
+    matplotlib.use("Agg")
+    roots = {"data_root": str(tiny_sets[0]), "btad_root": str(tiny_sets[1])}
+    names = executed(path, render_only=True, **roots, **PARAMETERS)
+    said = capsys.readouterr().out
+    assert "missing: " in said or names["grid"].missing == []
+    assert "not run: " in said and ("0 of" in said or there != "nothing")
+    written = list(names["settings"].out("").glob(f"{path.stem}*.md"))
+    assert written and all(file.read_text().startswith("*Demo: ") for file in written), "each says where it is from"
+
+
+@pytest.mark.parametrize(
+    ("stem", "given", "words"),
+    [
+        ("table_4", {"perturbed": "test"}, "perturbed test instead of both"),
+        ("table_4", {"ranges": {"blur": 2.0}}, "ranges Perturbation(rotation=10.0"),
+        ("table_6", {"level": "patch"}, "level patch instead of image"),
+        ("table_6", {"deviation": "mean"}, "deviation mean instead of median"),
+        ("table_6", {"image_sizes": [160]}, "image_sizes [160] instead of [320, 480]"),
+        ("table_6", {"members": {"resnet18": "random:0"}}, "members {'resnet18': 'random:0'} instead of"),
+        ("table_7", {"aspect": "squash"}, "aspect squash instead of keep"),
+        ("table_s6", {"batch": 2}, "batch 2 instead of 1"),
+    ],
+)
+def test_an_own_parameter_of_another_value_is_in_the_verdict(stem, given, words, tiny_sets, capsys):
+    roots = {"data_root": str(tiny_sets[0]), "btad_root": str(tiny_sets[1])}
+    executed(NOTEBOOKS[0].with_name(f"{stem}.ipynb"), render_only=True, **roots, **PARAMETERS, **given)
+    assert words in capsys.readouterr().out.split("in another setting (")[1]
+
+
+def test_a_sheet_shows_one_defect_of_every_category(patchcore_only, tiny_sets):
+    s = Settings(data_root=str(tiny_sets[0]), **{name: notebook.plain(value) for name, value in PARAMETERS.items()})
+    grid = run_grid(grids.table_5(s), Store(patchcore_only), render_only=True)
+    sheet = views.one_of_each(grid, "PatchCore", pictures=False)
+    assert sheet.titles == ["gear: broken tooth"] and sheet.pictures is None and sheet.masks.any()
+    shown = views.shown_maps(views.of_seed(grid, 0), "gear")
+    assert (sheet.maps[0] == shown.maps["PatchCore"][0]).all() and sheet.thresholds == [shown.thresholds["PatchCore"]]
+    whole = views.of_seed(grid, 0).results[0].maps()
+    assert any((sheet.maps[0] == of).all() for of in whole), "the same map as among all"
+    assert not len(views.one_of_each(grid, "ReConPatch").masks)
+
+
+def test_where_btad_is_missing_figure_5_and_its_verdict_say_so(tiny_sets, tmp_path, capsys):
+    roots = {"data_root": str(tiny_sets[0]), "btad_root": str(tmp_path / "absent")}
+    names = executed(NOTEBOOKS[0].with_name("figure_5.ipynb"), render_only=True, **roots, **PARAMETERS)
+    why = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Figure S4 is not drawn: "))
+    assert "absent" in why and why in names["settings"].out("figure_5.verdict.json").read_text()
+    written = {file.stem for file in names["settings"].out("").glob("figure_5*.pdf")}
+    assert written == {"figure_5", "figure_5_s3"}
 
 
 def test_a_change_of_code_makes_outputs_stale_and_a_change_of_words_does_not(tmp_path, monkeypatch):
@@ -240,8 +347,6 @@ def test_doctor_names_what_is_missing_and_how_to_get_it(capsys, monkeypatch, tmp
 
 
 def test_provenance_says_where_numbers_come_from():
-    from rcp.experiment import Result
-
     versions = dict.fromkeys(("rcp", "torch", "torchvision", "faiss-gpu", "adamp"), "1.0")
     info = {
         "seconds": {"coreset": 3600.0},
@@ -252,3 +357,69 @@ def test_provenance_says_where_numbers_come_from():
     }
     line = notebook.provenance([Result({}, info, {}, True)], 3)
     assert line.startswith("1 of 3 cells done; commit abc") and "1.00 hours" in line and line.endswith("seeds 4")
+    read_again = Result({}, info | {"identity": {"config": 1}, "checksum": "a"}, {}, False)
+    other = Result({}, info | {"seconds": {"coreset": 1800.0}}, {}, True)
+    line = " ".join(notebook.provenance([Result({}, info, {}, True), read_again, other], 3).split())
+    assert line.startswith("3 of 3 cells done (2 results, the others are the same);") and "1.50 hours" in line, (
+        "all seeds of a PatchCore are one result"
+    )
+
+
+def test_a_label_says_what_the_cells_are(demo_root):
+    demo = Settings(epochs=4)
+    ensembles = demo.label_of(grids.table_6(demo))
+    assert (
+        "resnet18 + resnext50_32x4d + densenet121 with weights random:0, 2 epochs at 160 px, 4 at 224 px." in ensembles
+    )
+    assert demo.label == demo.label_of(demo.cells([demo.config()])) and ", 4 epochs. The numbers" in demo.label
+    paper = Settings(profile="paper", data_root=str(demo_root))
+    assert paper.label_of(grids.table_6(paper)).endswith(
+        "; wide_resnet101_2 + resnext101_32x8d + densenet201 (IMAGENET1K_V1), 60 epochs at 320 px, 120 at 480 px, 3 seeds."
+    )
+    assert paper.label_of(grids.figure_3(paper, "gear")).startswith(
+        "gear; wide_resnet50_2 (IMAGENET1K_V1), 120 epochs, 1 seed."
+    )
+    btad = Settings(profile="paper", btad_root=str(demo_root), dataset="btad")
+    assert "wide_resnet101_2" in btad.label_of(grids.table_7(btad))
+
+
+@pytest.mark.parametrize(
+    ("stem", "given", "message"),
+    [
+        ("figure_3", {"category": "gaer"}, "category: this run has no 'gaer'. Did you mean 'gear'? There are: "),
+        ("figure_4", {"category": "gaer"}, "category: this run has no 'gaer'. Did you mean 'gear'?"),
+        ("figure_5", {"category": "gaer"}, "category: this run has no 'gaer'. Did you mean 'gear'?"),
+        ("table_s4", {"category": "gaer"}, "category: this run has no 'gaer'. Did you mean 'gear'?"),
+        ("table_s6", {"category": "gaer"}, "category: this run has no 'gaer'. Did you mean 'gear'?"),
+        ("figure_3", {"epochs": 3, "at_epochs": [1, 4]}, "at_epochs: expected epochs from 1 to 3, got 4"),
+        ("figure_3", {"at_epochs": ["1"]}, "at_epochs: expected a list of int"),
+        ("figure_3", {"pictures": 1}, "pictures: expected 2 or more, got 1"),
+        ("table_s4", {"pictures": 1}, "pictures: expected 2 or more, got 1"),
+        ("figure_5", {"per_kind": 0}, "per_kind: expected 1 or more, got 0"),
+        ("table_s6", {"batch": "2"}, "batch: expected int, got '2' (str)"),
+        ("table_4", {"ranges": {"rotaton": 5.0}}, "ranges: unknown key 'rotaton'. Did you mean 'rotation'? Valid: rotation, "),
+        ("table_4", {"ranges": {"rotation": 500.0}}, "rotation: expected a range from 0 to 180, got 500.0"),
+    ],
+)  # fmt: skip
+def test_a_notebooks_own_parameter_is_refused_in_its_second_cell(stem, given, message):
+    path = NOTEBOOKS[0].with_name(f"{stem}.ipynb")
+    with pytest.raises(ValueError, match=re.escape(message)):
+        executed(path, upto=2, **given)
+
+
+def test_own_parameters_that_are_right_are_taken(demo_root):
+    s = Settings()
+    assert s.one_category() == s.categories[0] and s.one_category(prefer="gear") == "gear"
+    assert s.one_category("fabric", prefer="gear") == "fabric" and s.one_category(prefer="bottle") == s.categories[0]
+    assert s.some_epochs([1, 4]) == [1, 4] and s.some_epochs([]) == []
+    assert notebook.built(Perturbation, "ranges", {"blur": 2.0}) == Perturbation(blur=2.0)
+
+
+def test_a_log_line_has_an_auroc_only_where_there_is_one(patchcore_only, tiny_sets):
+    said: list[str] = []
+    shared = {name: notebook.plain(value) for name, value in PARAMETERS.items()}
+    s = Settings(data_root=str(tiny_sets[0]), **shared)
+    cell, space = grids.table_5(s)[0], grids.figure_3(s)[0]
+    run_grid([cell, space], Store(patchcore_only), log=said.append)
+    assert "image AUROC 0." in said[1] or "image AUROC 1." in said[1]
+    assert said[3] == "[2/2] gear PatchCore seed 0: from the store"

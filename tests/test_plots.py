@@ -56,7 +56,7 @@ def test_a_saved_figure_says_where_its_numbers_are_from(tmp_path, scores):
 
 
 def averages(rows):
-    columns = pd.MultiIndex.from_product([["image AUROC"], ["mean", "spread", "published", "difference"]])
+    columns = pd.MultiIndex.from_product([["image AUROC"], ["mean", "spread", "paper, 15 categories", "difference"]])
     return pd.DataFrame(rows, index=[f"k {i}" for i in range(len(rows))], columns=columns)
 
 
@@ -65,18 +65,68 @@ def test_ablation_draws_ours_and_the_papers_for_each_table():
     figure = plots.ablation({"Table S1": table, "Table S2": table})
     assert [axis.get_title() for axis in figure.axes] == ["Table S1", "Table S2"]
     lines = {line.get_label(): line for line in figure.axes[0].lines}
-    np.testing.assert_array_equal(lines["paper"].get_ydata(), [99.5, np.nan])
+    np.testing.assert_array_equal(lines["paper, 15 categories"].get_ydata(), [99.5, np.nan])
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["k 0", "k 1"]
+
+
+def panel_texts(figure):
+    return [[t.get_text() for t in axis.texts] for axis in figure.axes]
+
+
+def test_ablation_draws_tables_that_leave_different_categories_out_and_one_that_is_empty():
+    table = averages([[99.0, 0.2, 99.5, -0.5]])
+    without = table.rename(columns={"image AUROC": "image AUROC (without carpet)"})
+    figure = plots.ablation({"S1": table.iloc[:0], "S2": table, "S3": without})
+    assert [axis.get_title() for axis in figure.axes] == ["S1", "S2", "S3"], "one row of panels for one metric"
+    assert panel_texts(figure) == [[plots.NOTHING], [], ["without carpet"]]
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["paper, 15 categories", "rcp"]
+
+
+def test_a_figure_of_nothing_says_so():
+    nothing = np.zeros((0, 1, 1), bool)
+    for figure in (
+        plots.ablation({"S1": averages([[99.0, 0.2, 99.5, -0.5]]).iloc[:0]}),
+        plots.bank_memory(pd.DataFrame(columns=["method", "megabytes", "metric"])),
+        plots.score_histogram({}),
+        plots.score_maps(None, nothing, {}, {}, []),
+        plots.score_map_sheet(None, nothing, nothing, [], []),
+        plots.feature_space({}, np.zeros((1, 2), int)),
+    ):
+        assert panel_texts(figure) == [[plots.NOTHING]]
+
+
+def test_a_sheet_has_a_picture_and_a_map_of_each_on_its_own_scale():
+    rng = np.random.default_rng(0)
+    maps, masks = rng.random((3, 16, 16)) * np.array([1, 10, 100])[:, None, None], np.zeros((3, 16, 16), bool)
+    masks[:, 2:5, 2:5] = True
+    figure = plots.score_map_sheet(
+        None, masks, maps, [0.5, None, 50.0], ["bottle: hole", "cable: cut", "grid: bent"], columns=2
+    )
+    panels = np.array(figure.axes).reshape(2, 2, 2)
+    assert [axis.get_title() for axis in panels[:, 0].ravel()] == ["bottle: hole", "cable: cut", "grid: bent", ""]
+    drawn = panels[:, 1].ravel()[:3]
+    assert [axis.images[1].get_clim() for axis in drawn] == [(m.min(), m.max()) for m in maps]
+    stars = [(axis.lines[0].get_ydata()[0], axis.lines[0].get_xdata()[0]) for axis in drawn]
+    assert stars == [np.unravel_index(m.argmax(), m.shape) for m in maps]
+    assert [len(axis.collections) for axis in drawn] == [2, 1, 2], "ground truth, and a threshold where there is one"
 
 
 def test_bank_memory_is_auroc_against_megabytes():
     rows = [
-        {"method": m, "megabytes": x, "metric": "image AUROC", "mean": 99 - x, "spread": 0.1, "published": 99.5}
+        {
+            "method": m,
+            "megabytes": x,
+            "metric": "image AUROC",
+            "mean": 99 - x,
+            "spread": 0.1,
+            "paper, 15 categories": 99.5,
+        }
         for m in ("PatchCore", "ReConPatch")
         for x in (2.0, 1.0)
     ]
     axis = plots.bank_memory(pd.DataFrame(rows)).axes[0]
-    assert axis.get_xscale() == "log" and {"PatchCore", "ReConPatch, paper"} <= set(axis.get_legend_handles_labels()[1])
+    drawn = set(axis.get_legend_handles_labels()[1])
+    assert axis.get_xscale() == "log" and {"PatchCore", "ReConPatch, paper, 15 categories"} <= drawn
     assert axis.lines[0].get_xdata().tolist() == [1.0, 2.0]
 
 

@@ -2,15 +2,22 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
 from literal import focal_and_l1 as literal_focal_and_l1
+from PIL import Image
 from torch import nn
 
-from rcp import refinement
+from rcp import PatchCore, ReConPatch, refinement
+from rcp.config import Config
+from rcp.data import draw_demo, load_dataset
+from rcp.experiment import Cell, Ensemble, Refined, run
+from rcp.metrics import evaluate
 from rcp.refinement import AtrousPyramid, Refinement, Refiner, ResidualBlock, Seen, focal_and_l1, train
+from rcp.store import Store, key_of
 from rcp.synthesis import Simulation, simulate
 
 SIDE, GRID, DIM = 64, 8, 6
@@ -23,6 +30,11 @@ def pictures():
     rng = np.random.default_rng(0)
     smooth = rng.integers(0, 256, (10, GRID, GRID, 3)).astype(np.uint8)
     return smooth.repeat(SIDE // GRID, 1).repeat(SIDE // GRID, 2)
+
+
+def seen_as(scores, distances=None):
+    maps = nn.functional.interpolate(scores[:, None], (SIDE, SIDE), mode="bilinear")[:, 0]
+    return Seen(scores, maps, torch.rand(len(scores), GRID**2, DIM) if distances is None else distances)
 
 
 class Eye:
@@ -38,7 +50,7 @@ class Eye:
         cells = off.reshape(n, GRID, cell, GRID, cell, 3).mean((2, 4))
         scores = torch.from_numpy(cells.mean(-1))
         distances = torch.from_numpy(np.concatenate([cells, cells], -1)).reshape(n, GRID * GRID, DIM)
-        return Seen(scores, distances)
+        return seen_as(scores, distances)
 
 
 def quick(**changes):
@@ -62,16 +74,17 @@ def test_shapes_and_gradients(inputs, stride, pictures):
     assert {id(p) for g in refiner.parameter_groups() for p in g["params"]} == {id(p) for p in refiner.parameters()}
 
 
-def test_untrained_it_orders_pixels_as_the_map_does(pictures):
-    """The skip: training starts from what is to be refined."""
-    scores = torch.rand(2, GRID, GRID) * 9
-    seen = Seen(scores, torch.rand(2, GRID * GRID, DIM))
-    refiner = Refiner(quick(stride=8), DIM, center=2.0, deviation=0.5).eval()
-    logits = refiner(seen, torch.from_numpy(pictures[:2]))
-    expected = nn.functional.interpolate(((scores - 2) / 0.5 - 3.5)[:, None], (SIDE, SIDE), mode="bilinear")[:, 0]
-    torch.testing.assert_close(logits, expected)
-    plain = Refiner(quick(stride=8, skip=False), DIM).eval()(seen, torch.from_numpy(pictures[:2]))
-    assert plain.std() == 0, "without the skip nothing is known before training"
+def test_the_skip_adds_what_is_found_to_the_normalised_map(pictures):
+    seen = seen_as(torch.rand(2, GRID, GRID) * 9)
+    shown = torch.from_numpy(pictures[:2])
+    refiner = Refiner(quick(), DIM, center=2.0, deviation=0.5).eval()
+    plain = Refiner(quick(skip=False), DIM, center=2.0, deviation=0.5).eval()
+    plain.load_state_dict(refiner.state_dict())
+    expected = (seen.maps - 2) / 0.5
+    torch.testing.assert_close(refiner(seen, shown) - plain(seen, shown), expected, atol=1e-4, rtol=1e-4)
+    nn.init.zeros_(refiner.head.out.weight)
+    nn.init.zeros_(refiner.head.out.bias)
+    torch.testing.assert_close(refiner(seen, shown), expected - 3.5, msg="3.5 deviations are even odds")
 
 
 def test_a_residual_block_adds_to_its_input_and_the_pyramid_has_its_rates():
@@ -90,7 +103,7 @@ def test_the_same_map_in_any_batch(pictures):
     nn.init.normal_(refiner.head.out.weight)
     seen = Eye(pictures[::-1])(pictures, range(10))
     whole = refiner.refine(seen, pictures)
-    one = refiner.refine(Seen(seen.scores[3:4], seen.distances[3:4]), pictures[3:4])
+    one = refiner.refine(Seen(*(part[3:4] for part in seen)), pictures[3:4])
     assert whole.dtype == np.float32 and whole.min() >= 0 and whole.max() <= 1
     np.testing.assert_allclose(one[0], whole[3], atol=1e-6)
 
@@ -116,7 +129,7 @@ def test_the_loss_has_a_finite_gradient_where_it_is_sure():
 
 def test_it_can_learn_one_batch_by_heart(pictures):
     torch.manual_seed(0)
-    how = quick(kind="structure", opacity=(1.0, 1.0), stride=1)
+    how = quick(kind="structure", opacity=(1.0, 1.0), stride=1, lr_head=0.1)
     changed, masks = simulate(pictures[:4], how.simulation)
     seen, target = Eye(pictures)(changed, range(4)), torch.from_numpy(masks)
     refiner = Refiner(how, DIM, 1.0, 5.0).train()
@@ -144,7 +157,9 @@ def test_training_is_deterministic_and_shows_normal_pictures_only(pictures):
     assert not first.training and not any(p.requires_grad for p in first.parameters())
     shown = eye.asked[1:]  # after the first look at its shape
     for epoch in range(3):
-        assert sorted(sum(shown[3 * epoch : 3 * epoch + 3], [])) == list(range(10)), "each picture once an epoch"
+        assert sorted(n for batch in shown[3 * epoch : 3 * epoch + 3] for n in batch) == list(range(10)), (
+            "each picture once an epoch"
+        )
     other, _ = train(pictures, Eye(pictures), quick(seed=1), (0.0, 1.0), log=len)
     assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True))
 
@@ -154,7 +169,7 @@ def test_a_resumed_training_ends_where_an_uninterrupted_one_does(pictures, tmp_p
     file = tmp_path / "deep" / "checkpoint.safetensors"
 
     def cut_off(line):
-        if line.startswith("refinement epoch   2"):
+        if line.startswith("refinement epoch   1"):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -179,9 +194,11 @@ def test_a_checkpoint_of_another_training_or_a_damaged_one_is_refused(pictures, 
 
 
 def test_a_loss_that_is_no_number_is_named(pictures):
+    def blind(shown, _numbers):
+        return seen_as(torch.full((len(shown), GRID, GRID), torch.nan))
+
     with pytest.raises(FloatingPointError, match="epoch 1; likely cause"):
-        train(pictures, lambda p, n: Seen(torch.full((len(p), GRID, GRID), torch.nan), torch.zeros(len(p), GRID**2, DIM)),
-              quick(), (0.0, 1.0), log=len)  # fmt: skip
+        train(pictures, blind, quick(), (0.0, 1.0), log=len)
 
 
 # ---- its options, and bad input ----
@@ -210,8 +227,6 @@ def test_options_survive_a_round_trip_and_reach_the_simulation():
     ],
 )  # fmt: skip
 def test_bad_options_are_named(given, message):
-    import re
-
     with pytest.raises(ValueError, match=re.escape(message)):
         Refinement.build(**given)
 
@@ -220,7 +235,7 @@ def test_missing_textures_and_pictures_that_are_too_small_are_said_before_any_wo
     def never(*_):
         pytest.fail("work was begun")
 
-    with pytest.raises(FileNotFoundError, match="textures: no folder .*absent.*python -m rcp download dtd"):
+    with pytest.raises(FileNotFoundError, match=r"textures: no folder .*absent.*python -m rcp download dtd"):
         quick(kind="texture", textures=str(tmp_path / "absent")).load_textures(SIDE)
     with pytest.raises(ValueError, match=f"textures: no pictures in {tmp_path}"):
         quick(kind="mixture", textures=str(tmp_path)).load_textures(SIDE)
@@ -232,3 +247,124 @@ def test_missing_textures_and_pictures_that_are_too_small_are_said_before_any_wo
     drawn, _ = train(pictures, Eye(pictures), how, (0.0, 1.0), how.load_textures(SIDE), log=len)
     assert isinstance(drawn, refinement.Refiner)
     assert dataclasses.is_dataclass(drawn.how)
+
+
+# ---- as part of a detector, and as a cell of a grid ----
+
+SMALL = {
+    "backbone": "resnet18", "weights": "random:0", "resize": 72, "image_size": 64, "dim": 16, "patch_dim": 32, "projection": None,
+    "epochs": 1, "batch_size": 64, "coreset_ratio": 0.05, "device": "cpu",
+}  # fmt: skip
+REFINE = {"channels": 8, "rates": (1, 2), "epochs": 2, "batch_size": 4, "kind": "structure"}
+
+
+@pytest.fixture(scope="module")
+def tiny_set(tmp_path_factory):
+    root = draw_demo(tmp_path_factory.mktemp("refine"), train=6, good=2, per_defect=1)
+    return root, load_dataset(root, category="gear")
+
+
+@pytest.mark.parametrize("method", [ReConPatch, PatchCore])
+@pytest.mark.parametrize("image_score", ["map", "patches"])
+def test_a_detector_fits_predicts_saves_and_loads_it(method, image_score, tiny_set, tmp_path):
+    _, data = tiny_set
+    plain = method(**SMALL).fit(data.train, log=len).predict(data.test)
+    detector = method(**SMALL, refine=REFINE | {"image_score": image_score}).fit(data.train, log=len)
+    assert [row["epoch"] for row in detector.refinement_history_] == [1, 2]
+    unrefined, found = detector.predict(data.test, refined=False), detector.predict(data.test)
+    np.testing.assert_array_equal(unrefined.maps, plain.maps)
+    np.testing.assert_array_equal(unrefined.scores, plain.scores)
+    assert found.maps.shape == plain.maps.shape and found.maps.min() >= 0 and found.maps.max() <= 1
+    assert not np.allclose(found.maps, plain.maps)
+    if image_score == "map":
+        np.testing.assert_array_equal(found.scores, found.maps.max((1, 2)))
+        assert found.train_scores is None and unrefined.train_scores is not None, "held-out scores are unrefined"
+    else:
+        np.testing.assert_array_equal(found.scores, plain.scores)
+        np.testing.assert_array_equal(found.train_scores, plain.train_scores)
+    detector.save(tmp_path / "gear.rcp")
+    loaded = method.load(tmp_path / "gear.rcp")
+    assert loaded.refine == detector.refine and repr(loaded.refine) in repr(loaded)
+    np.testing.assert_allclose(loaded.predict(data.test).maps, found.maps, atol=1e-5)
+    np.testing.assert_allclose(loaded.predict(data.test, maps=False).scores, found.scores, atol=1e-5)
+
+
+def test_what_cannot_be_refined_is_said_before_any_work(tiny_set, tmp_path):
+    _, data = tiny_set
+    with pytest.raises(ValueError, match=r"calibration_folds: expected 2 or more .*, got 0"):
+        ReConPatch(**SMALL, calibration_folds=0, refine=True)
+    with pytest.raises(ValueError, match=r"refine: unknown option 'epoch'. Did you mean 'epochs'\?"):
+        ReConPatch(**SMALL, refine={"epoch": 3})
+    with pytest.raises(ValueError, match="refine: expected True, a Refinement or a dict of its options, got 'yes'"):
+        ReConPatch(**SMALL, refine="yes")
+    with pytest.raises(ValueError, match="refine: expected options of the refinement"):
+        refinement.fit(ReConPatch(**SMALL), np.zeros((1, 64, 64, 3), np.uint8))
+    absent = REFINE | {"kind": "texture", "textures": str(tmp_path / "absent")}
+    with pytest.raises(FileNotFoundError, match="textures: no folder"):
+        ReConPatch(**SMALL, refine=absent).fit(data.train, log=lambda _line: pytest.fail("trained already"))
+    with pytest.raises(ValueError, match="pictures: expected at least 80 px"):
+        ReConPatch(**SMALL, refine=REFINE | {"grid": 80}).fit(
+            data.train, log=lambda _line: pytest.fail("trained already")
+        )
+
+
+def test_a_refined_cell_is_computed_once_and_goes_on_after_a_kill(tiny_set, tmp_path, monkeypatch):
+    root, data = tiny_set
+    store, cell = Store(tmp_path), Cell(Config(**SMALL), str(root), "gear")
+    task = Refined(cell, Refinement.build(**REFINE))
+
+    def killed(line):
+        if line.startswith("refinement epoch   1"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(task, store, killed)
+    assert len(list((tmp_path / "checkpoints").glob("*.safetensors"))) == 1
+    lines = []
+    result = run(task, store, lines.append)
+    assert not any("refinement epoch   1" in line for line in lines) and result.computed
+    assert not list((tmp_path / "checkpoints").glob("*.safetensors")), "done: no checkpoint is left"
+    assert not run(task, store, pytest.fail).computed
+    detector = ReConPatch(**SMALL, refine=REFINE).fit(data.train, log=len)
+    direct = detector.predict(data.test)
+    np.testing.assert_allclose(result.maps(), direct.maps, rtol=2e-2, atol=1e-4)  # kept in half precision
+    np.testing.assert_allclose(result.scores, direct.scores, atol=1e-5)
+    expected = evaluate(direct, data.test)
+    for name in ("image_auroc", "pixel_auroc", "aupro"):
+        assert result.metrics[name] == pytest.approx(expected[name], abs=1e-5)
+    assert task.columns()["refinement"] == "with" and cell.columns()["refinement"] == "without"
+    assert task.columns()["simulation"] == "structure"
+
+
+def test_identity_of_a_refined_cell(tiny_set, tmp_path):
+    root, _ = tiny_set
+    cell = Cell(Config(**SMALL), str(root), "gear")
+
+    def key(**changes):
+        return key_of(Refined(cell, Refinement.build(**(REFINE | changes))).identity())
+
+    for folder in ("a", "b"):
+        (tmp_path / folder / "dotted").mkdir(parents=True)
+        Image.new("RGB", (80, 80), "red").save(tmp_path / folder / "dotted" / "1.png")
+    textures = {n: {"kind": "texture", "textures": str(tmp_path / n)} for n in ("a", "b")}
+    assert key() == key() and key(**textures["a"]) == key(**textures["b"]), (
+        "where the same textures lie does not matter"
+    )
+    Image.new("RGB", (80, 80), "blue").save(tmp_path / "b" / "dotted" / "2.png")
+    assert (
+        len({key(), key(seed=1), key(epochs=3), key(opacity=(0.5, 1.0)), key(**textures["a"]), key(**textures["b"])})
+        == 6
+    )
+
+
+def test_an_ensemble_of_refined_members_is_the_mean_of_their_maps(tiny_set, tmp_path):
+    root, _ = tiny_set
+    store = Store(tmp_path)
+    cells = [Cell(Config(**(SMALL | {"weights": f"random:{i}"})), str(root), "gear") for i in range(2)]
+    members = tuple(Refined(cell, Refinement.build(**REFINE)) for cell in cells)
+    found = run(Ensemble(members), store, len)
+    results = [run(m, store, pytest.fail) for m in members]
+    np.testing.assert_allclose(found.scores, np.mean([r.scores for r in results], 0))
+    assert Ensemble(members).columns()["refinement"] == "with"
+    with pytest.raises(ValueError, match="members: expected all of them with a refinement network or none"):
+        run(Ensemble((cells[0], members[1])), store, len)

@@ -110,7 +110,7 @@ class Cell:
         """What tells this cell from others in a table: method, category, augmentation, every hyper-parameter."""
         words = {True: "with", False: "without"}
         named = {"method": self.method, "category": self.category, "augmentation": words[self.perturbation is not None]}
-        named |= {"refinement": "without", "simulation": None}
+        named |= {"refinement": "without", "simulation": "no refinement"}
         as_printed = {
             "layers": "+".join(map(str, self.config.layers)),
             "projection_layer": words[self.config.projection is not None],

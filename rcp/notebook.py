@@ -18,7 +18,7 @@ from rcp.store import Store
 
 # What a profile stands for where a parameter is left empty.
 PROFILES = {
-    "demo": {"backbone": "resnet18", "weights": "random:0", "epochs": 4, "seeds": (0,)},
+    "demo": {"backbone": "resnet18", "weights": "random:0", "epochs": 3, "seeds": (0,)},
     "paper": {"backbone": "wide_resnet50_2", "weights": "IMAGENET1K_V1", "epochs": 120, "seeds": (0, 1, 2)},
 }
 

@@ -12,9 +12,11 @@ import seaborn as sns
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch, Polygon, Rectangle
 from matplotlib.patheffects import withStroke
 from scipy.spatial import ConvexHull
+from sklearn.metrics import roc_curve
 
 from rcp import metrics
 from rcp.config import Config
@@ -185,6 +187,44 @@ def score_maps(
         if threshold is not None:
             bar.ax.axvline(threshold, color=THRESHOLD, lw=2)
         bar.set_label("score")
+    return figure
+
+
+@style()
+def refined_maps(
+    pictures: np.ndarray | None,
+    masks: np.ndarray,
+    maps: Mapping[str, np.ndarray],
+    thresholds: Mapping[str, float],
+    titles: Sequence[str],
+) -> Figure:
+    """A column per picture: it and its ground truth, each method's map on its own scale, and the pixel ROC of all (Fig. S5).
+
+    Arguments as of :func:`score_maps`.
+    """
+    if not len(masks) or not maps:
+        return _nothing()
+    figure, axes = _subplots(2 + len(maps), len(masks), size=(1.6 * len(masks) + 0.4, 1.65 * (2 + len(maps))))
+    _bare(axes[:-1])
+    shown = _or_blank(pictures, masks)
+    for axis, picture, mask, title in zip(axes[0], shown, masks, titles, strict=True):
+        axis.imshow(picture)
+        _contour(axis, mask, 0.5, TRUTH)
+        axis.set_title(fill(title, 18), fontsize=7)
+    for row, (method, scores) in zip(axes[1:-1], maps.items(), strict=True):
+        for axis, picture, score, mask in zip(row, shown, scores, masks, strict=True):
+            _score_map(axis, picture, score, mask, (float(score.min()), float(score.max())), thresholds.get(method))
+        row[0].set_ylabel(method)
+    for axis, *of_each, mask in zip(axes[-1], *maps.values(), masks, strict=True):
+        for colour, score in zip(PALETTE, of_each, strict=False):
+            if mask.any() and not mask.all():
+                false, true, _ = roc_curve(mask.ravel(), score.ravel())
+                axis.plot(false, true, color=colour, lw=1.2)
+        axis.set(xlim=(0, 1), ylim=(0, 1.02), xticks=[0, 1], yticks=[0, 1], xlabel="false positives")
+        axis.set_box_aspect(1)
+    axes[-1, 0].set_ylabel("true positives")
+    lines = [Line2D([], [], color=colour, label=method) for colour, method in zip(PALETTE, maps, strict=False)]
+    axes[-1, -1].legend(handles=lines, fontsize=6, loc="lower right")
     return figure
 
 

@@ -10,10 +10,12 @@ from rcp import metrics as rcp_metrics
 from rcp import paper
 
 METRICS = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC"}
+WITH_AUPRO = METRICS | {"aupro": "AU-PRO"}  # what refined maps are judged by
 # How a setting is written in a row's name.
 _WORDS = {
     "dim": "D {}", "coreset_ratio": "coreset {:.0%}", "k": "k {}", "margin": "m {}", "alpha": "α {}", "layers": "levels {}",
     "patch_size": "patch {}", "projection_layer": "{} projection", "image_size": "{} px", "backbone": "{}", "category": "{}",
+    "refinement": "{} refinement", "simulation": "{}",
 }  # fmt: skip
 OVERALL = "mean of all {}"
 TWO_GROUPS = "mean of the two groups"
@@ -91,7 +93,7 @@ def averages(
     by, named = ["method", *by], [*([] if alone else ["method"]), *by]
     if frame.empty:
         columns = ["mean", "spread", "seeds", PAPER_15, "difference"]
-        return pd.DataFrame(columns=pd.MultiIndex.from_product([[METRICS[m] for m in metrics], columns]))
+        return pd.DataFrame(columns=pd.MultiIndex.from_product([[WITH_AUPRO[m] for m in metrics], columns]))
     rows = {}
     for key, part in frame.groupby(by, sort=False):
         where = dict(zip(by, key, strict=True))
@@ -107,7 +109,7 @@ def averages(
             beside = float(printed["value"].iloc[0]) if len(printed) == 1 else np.nan
             values = _over_seeds(_per_seed(part, metric, members), frame["seed"].nunique())
             values |= {PAPER_15: beside, "difference": values["mean"] - beside}
-            row |= {(METRICS[metric] + without, name): value for name, value in values.items()}
+            row |= {(WITH_AUPRO[metric] + without, name): value for name, value in values.items()}
         rows[setting_name({name: where[name] for name in named})] = row
     return pd.DataFrame.from_dict(rows, orient="index")
 

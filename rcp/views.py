@@ -11,7 +11,7 @@ from rcp.experiment import Cell, Ensemble, Grid, Result, load
 from rcp.metrics import UndefinedMetric, image_auroc
 from rcp.scoring import modified_z_score
 from rcp.store import Store
-from rcp.tables import mean_and_spread, mean_over
+from rcp.tables import OVERALL, WITH_AUPRO, mean_and_spread, mean_over
 from rcp.verdict import D_PRIME_TOLERANCE, Comparison
 
 
@@ -24,6 +24,12 @@ def of_seed(grid: Grid, seed: int, category: str = "") -> Grid:
     pairs = [(cell, result) for cell, result in grid.pairs() if shown(cell)]
     missing = [cell for cell in grid.missing if shown(cell)]
     return Grid([cell for cell, _ in pairs], [result for _, result in pairs], missing)
+
+
+def part(grid: Grid, **columns) -> Grid:
+    """The cells that are there and whose columns have one of the values named: ``simulation={"structure"}``."""
+    pairs = [(c, r) for c, r in grid.pairs() if all(c.columns()[name] in of for name, of in columns.items())]
+    return Grid([c for c, _ in pairs], [r for _, r in pairs], grid.missing)
 
 
 # ---- Figures 3 and S1 ----
@@ -127,8 +133,8 @@ def shown_maps(grid: Grid, category: str, per_kind: int = 1, pictures: bool = Tr
     masks = np.stack([
         transform.mask(test.masks[i], test.paths[i]) if test.masks[i] else np.zeros(images.shape[1:3], bool) for i in chosen
     ])  # fmt: skip
-    maps = {c.method: _maps(r, chosen) for c, r in there}
-    found = {c.method: r.metrics["f1_threshold_pixel"] for c, r in there}
+    maps = {_shown_as(c): _maps(r, chosen) for c, r in there}
+    found = {_shown_as(c): r.metrics["f1_threshold_pixel"] for c, r in there}
     titles = [test.defects[i].replace("_", " ") for i in chosen]
     thresholds = {m: t for m, t in found.items() if t is not None}
     return Shown(images if pictures else None, masks, maps, thresholds, titles)
@@ -136,8 +142,13 @@ def shown_maps(grid: Grid, category: str, per_kind: int = 1, pictures: bool = Tr
 
 def _maps(result: Result, chosen: list[int]) -> np.ndarray:
     """Score maps of these test pictures only."""
-    few = {"patch_scores": result.arrays["patch_scores"][chosen]}
+    few = {n: result.arrays[n][chosen] for n in ("patch_scores", "log_odds") if n in result.arrays}
     return dataclasses.replace(result, arrays=few).maps()
+
+
+def _shown_as(cell) -> str:
+    columns = cell.columns()
+    return f"refined, {columns['simulation']}" if columns["refinement"] == "with" else columns["method"]
 
 
 class Sheet(NamedTuple):
@@ -310,3 +321,42 @@ def ways_of_eq_11(grid: Grid, store: Store) -> pd.DataFrame:
         }
         blocks[setting + without] = pd.concat(ways.values())
     return pd.concat(blocks, axis=1)
+
+
+# ---- Tables S7 and S8 ----
+
+
+def refinement_gains(frame: pd.DataFrame) -> pd.DataFrame:
+    """What the refinement changes, percent points: each refined cell minus the unrefined one of its category and seed.
+
+    Returns:
+        Rows (kind of simulation, category), then the kind's mean of all; columns (metric, gain | spread), the spread over seeds.
+    """
+    keys, metrics = ["category", "seed"], list(WITH_AUPRO)
+    if frame.empty or "simulation" not in frame:
+        return pd.DataFrame(columns=pd.MultiIndex.from_product([WITH_AUPRO.values(), ["gain", "spread"]]))
+    plain = frame[frame["refinement"] == "without"].set_index(keys)[metrics].astype(float)
+    blocks = {}
+    for kind, part in frame[frame["refinement"] == "with"].groupby("simulation", sort=False):
+        gain = 100 * (part.set_index(keys)[metrics].astype(float) - plain).dropna(how="all")
+        of_all = OVERALL.format(gain.index.unique("category").size)
+        whole = gain.groupby("seed").mean().assign(category=of_all).set_index("category", append=True).swaplevel()
+        for name, of in pd.concat([gain, whole]).groupby("category", sort=False):
+            blocks[f"{kind}, {name}"] = {
+                (title, word): value
+                for metric, title in WITH_AUPRO.items()
+                for word, value in (("gain", of[metric].mean()), ("spread", of[metric].std()))
+            }
+    return pd.DataFrame.from_dict(blocks, orient="index")
+
+
+def refinement_in_words(gains: pd.DataFrame) -> str:
+    """Per kind of simulation: does the refined map gain in every category?"""
+    sentences = []
+    for name in (n for n in gains.index if OVERALL.format("") in n):
+        kind = name.partition(",")[0]
+        of = gains.loc[[n for n in gains.index if n.startswith(f"{kind}, ") and n != name]]
+        changes = ", ".join(f"{m} {gains.loc[name, (m, 'gain')]:+.2f}" for m in WITH_AUPRO.values())
+        better = (of[[("pixel AUROC", "gain"), ("AU-PRO", "gain")]] > 0).all(axis=1).sum()
+        sentences.append(f"{kind}: {changes}; both pixel metrics gain in {better} of {len(of)} categories.")
+    return "\n".join(sentences) or "Nothing to compare yet."

@@ -411,7 +411,7 @@ def test_own_parameters_that_are_right_are_taken(demo_root):
     s = Settings()
     assert s.one_category() == s.categories[0] and s.one_category(prefer="gear") == "gear"
     assert s.one_category("fabric", prefer="gear") == "fabric" and s.one_category(prefer="bottle") == s.categories[0]
-    assert s.some_epochs([1, 4]) == [1, 4] and s.some_epochs([]) == []
+    assert s.some_epochs([1, 3]) == [1, 3] and s.some_epochs([]) == []
     assert notebook.built(Perturbation, "ranges", {"blur": 2.0}) == Perturbation(blur=2.0)
 
 

@@ -5,17 +5,19 @@ import json
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from literal import focal_and_l1 as literal_focal_and_l1
 from PIL import Image
 from torch import nn
 
-from rcp import PatchCore, ReConPatch, refinement
+from rcp import PatchCore, ReConPatch, grids, plots, refinement, tables, views
 from rcp.config import Config
 from rcp.data import draw_demo, load_dataset
-from rcp.experiment import Cell, Ensemble, Refined, run
+from rcp.experiment import Cell, Ensemble, Refined, run, run_grid
 from rcp.metrics import evaluate
+from rcp.notebook import Settings
 from rcp.refinement import AtrousPyramid, Refinement, Refiner, ResidualBlock, Seen, focal_and_l1, train
 from rcp.store import Store, key_of
 from rcp.synthesis import Simulation, simulate
@@ -368,3 +370,76 @@ def test_an_ensemble_of_refined_members_is_the_mean_of_their_maps(tiny_set, tmp_
     assert Ensemble(members).columns()["refinement"] == "with"
     with pytest.raises(ValueError, match="members: expected all of them with a refinement network or none"):
         run(Ensemble((cells[0], members[1])), store, len)
+
+
+# ---- what the notebook shows of it ----
+
+
+def test_gains_are_of_the_same_category_and_seed():
+    rows = [
+        {"category": c, "seed": s, "refinement": r, "simulation": k, "image_auroc": 0.9, "pixel_auroc": v, "aupro": 0.5}
+        for c, s, r, k, v in [
+            ("a", 0, "without", "no refinement", 0.80), ("a", 1, "without", "no refinement", 0.90),
+            ("b", 0, "without", "no refinement", 0.60), ("b", 1, "without", "no refinement", 0.60),
+            ("a", 0, "with", "structure", 0.82), ("a", 1, "with", "structure", 0.96),
+            ("b", 0, "with", "structure", 0.58), ("b", 1, "with", "structure", 0.60),
+        ]
+    ]  # fmt: skip
+    gains = views.refinement_gains(pd.DataFrame(rows))
+    assert list(gains.index) == ["structure, a", "structure, b", "structure, mean of all 2"]
+    found = gains["pixel AUROC"]
+    assert found["gain"].tolist() == pytest.approx([4, -1, 1.5])
+    assert found["spread"].tolist() == pytest.approx(
+        [np.std([2, 6], ddof=1), np.std([-2, 0], ddof=1), np.std([0, 3], ddof=1)]
+    )
+    words = views.refinement_in_words(gains)
+    assert (
+        words
+        == "structure: image AUROC +0.00, pixel AUROC +1.50, AU-PRO +0.00; both pixel metrics gain in 0 of 2 categories."
+    )
+    assert views.refinement_gains(pd.DataFrame()).empty and "Nothing" in views.refinement_in_words(
+        views.refinement_gains(pd.DataFrame())
+    )
+
+
+def test_refined_and_unrefined_maps_are_shown_apart(tiny_set, tmp_path):
+    root, _ = tiny_set
+    store, cell = Store(tmp_path), Cell(Config(**SMALL), str(root), "gear")
+    tasks = [
+        cell,
+        *(
+            Refined(cell, Refinement.build(**REFINE | {"kind": k, "epochs": 1, "textures": "drawn"}))
+            for k in ("structure", "mixture")
+        ),
+    ]
+    grid = run_grid(tasks, store, log=len)
+    shown = views.shown_maps(views.part(grid, simulation={"no refinement", "structure"}), "gear")
+    assert list(shown.maps) == ["ReConPatch", "refined, structure"] and shown.maps["refined, structure"].max() <= 1
+    np.testing.assert_allclose(shown.maps["ReConPatch"][-1], grid.results[0].maps()[-1])
+    figure = plots.refined_maps(*shown)
+    assert len(figure.axes) == 4 * len(shown.masks), "picture, two maps, ROC"
+    assert len(figure.axes[-1].lines) == 2 * shown.masks[-1].any()
+    table = tables.averages(grid.frame(), "S7", ["simulation"], tables.WITH_AUPRO)
+    assert list(table.index) == ["no refinement", "structure", "mixture"]
+    assert list(dict.fromkeys(c[0] for c in table.columns)) == ["image AUROC", "pixel AUROC", "AU-PRO"]
+
+
+def test_grids_of_tables_s7_and_s8(demo_root):
+    s = Settings(profile="paper", data_root=str(demo_root))
+    s7, s8 = grids.table_s7(s), grids.table_s8(s)
+    assert [t.columns()["simulation"] for t in s7[:: len(s.categories) * 3]] == [
+        "no refinement",
+        "texture",
+        "structure",
+        "mixture",
+    ]
+    assert all(t.refine.seed == t.config.seed and t.refine.epochs == 500 for t in s7 if isinstance(t, Refined))
+    assert {(t.config.image_size, t.columns()["refinement"]) for t in s8} == {
+        (a, b) for a in (320, 480) for b in ("with", "without")
+    }
+    assert all(t.method == "ReConPatch" and len(t.members) == 3 for t in s8)
+    plain = [t for t in grids.table_6(s) if t.config.represent]
+    assert [t for t in s8 if t.columns()["refinement"] == "without"] == plain, "computed once, with Table 6"
+    assert grids.refinement(s, epochs=7, opacity=[0.5, 1.0]).simulation.opacity == (0.5, 1.0)
+    with pytest.raises(ValueError, match=r"refine: unknown option 'epoch'"):
+        grids.refinement(s, epoch=7)

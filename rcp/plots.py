@@ -32,13 +32,13 @@ HEAT = "magma"  # lightness rises with the score, so it reads without colour vis
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The figures' rcParams, as a context or a decorator: legible at a paper's column width, 100 dpi in a notebook."""
+    """The figures' rcParams, as a context or a decorator: legible at a paper's column width, 80 dpi in a notebook."""
     with plt.rc_context():
         sns.set_theme(context="paper", style="ticks", palette="colorblind", font="DejaVu Sans", font_scale=0.9)
         plt.rcParams.update(
             {
                 "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8, "axes.titlesize": 8.5,
-                "figure.dpi": 100, "figure.constrained_layout.use": True, "legend.frameon": False,
+                "figure.dpi": 80, "figure.constrained_layout.use": True, "legend.frameon": False,
                 "pdf.fonttype": 42, "savefig.dpi": 180,
             }
         )  # fmt: skip

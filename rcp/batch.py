@@ -69,7 +69,8 @@ def _outcomes(jobs: Sequence[tuple], say: Callable[[str], None]) -> list[Outcome
     """One after the other, for the cells of one use all cores; as many as there are cores where nothing is computed."""
 
     def told(i: int, outcome: Outcome) -> Outcome:
-        took = "up to date" if outcome.seconds is None else f"{outcome.seconds:.0f} s"
+        kept = "up to date" if not jobs[0][2].render_only else "left as it is"
+        took = kept if outcome.seconds is None else f"{outcome.seconds:.0f} s"
         say(f"[{i}/{len(jobs)}] {outcome.name}: {outcome.error.splitlines()[-1] if outcome.error else took}")
         return outcome
 
@@ -124,6 +125,8 @@ def _execute(
     source = nbformat.read(file, as_version=4)
     title = _title(source, file)
     out, stamp = settings.out(file.name), settings.out(f".{file.stem}.json")
+    if settings.render_only and "render_only" not in _names(source):
+        return Outcome(file.stem, title, None), lambda: None  # it can only be computed
     version = _version(source, parameters, settings)
     if not force and out.exists() and stamp.exists() and json.loads(stamp.read_text()) == version:
         return Outcome(file.stem, title, None), lambda: None

@@ -282,6 +282,20 @@ def test_the_index_opens_with_a_verdict_per_item_and_its_links(tmp_path, demo_ro
     assert "not run" in second and "OSError: no data/btad" in second
 
 
+def test_rendering_leaves_a_notebook_alone_that_can_only_compute(tmp_path, demo_root):
+    file = tiny(tmp_path, "only", "raise ValueError('it computes')")
+    nb = nbformat.read(file, as_version=4)
+    (parameters,) = (c for c in nb.cells if "parameters" in c.metadata.get("tags", []))
+    parameters.source = "\n".join(line for line in parameters.source.splitlines() if "render_only" not in line)
+    nbformat.write(nb, file)
+    drawn = tiny(tmp_path, "drawn", "print(render_only)")
+    said = []
+    given = {"data_root": str(demo_root), "render_only": True}
+    only, other = batch.reproduce(given, [file, drawn], say=said.append)
+    assert only.seconds is None and not only.error and other.seconds and not other.error
+    assert "[1/2] only: left as it is" in said
+
+
 def test_rendering_computes_nothing_and_shares_the_cores(tmp_path, demo_root):
     look = (
         "import os, time\nstarted = time.time()\ntime.sleep(4)\nprint(render_only, os.getpid(), started, time.time())"

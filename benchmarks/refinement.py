@@ -34,15 +34,14 @@ for kind in ("texture", "structure", "mixture"):
 
 refine = Refinement.build(kind="structure", epochs=3)
 detector = ReConPatch(backbone=options.backbone, weights=options.weights, epochs=1, refine=refine)
-plain = ReConPatch(backbone=options.backbone, weights=options.weights, epochs=1).fit(data.train, log=len)
-plain.refine = refine
 shown = load_images(list(data.train.paths), detector.transform)
+detector.fit_features(detector.extractor(shown), log=len)
 spent = {"seeing": 0.0}
 
 
-def see(changed: np.ndarray, _numbers) -> refinement.Seen:
+def see(changed: np.ndarray, numbers) -> refinement.Seen:
     started = time.perf_counter()
-    seen = refinement.see(plain, plain.extractor(changed))
+    seen = refinement.see(detector, detector.extractor(changed), numbers)
     spent["seeing"] += time.perf_counter() - started
     return seen
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import nbformat
 
-from rcp import backbone, experiment, grids, notebook, paths
+from rcp import backbone, experiment, grids, notebook, paths, preloaded
 from rcp.config import nearest
 from rcp.data import load_dataset
 from rcp.store import Store, key_of
@@ -60,7 +60,8 @@ def reproduce(
     parameters = _absolute(parameters)
     settings = _settings(parameters)
     jobs = [(file, {n: v for n, v in parameters.items() if n in declared[file]}, settings, force) for file in files]
-    outcomes = _outcomes(jobs, say)
+    with preloaded.kernels():
+        outcomes = _outcomes(jobs, say)
     say(f"index: {_write_index(outcomes, settings)}")
     return outcomes
 
@@ -75,7 +76,11 @@ def _outcomes(jobs: Sequence[tuple], say: Callable[[str], None]) -> list[Outcome
         return outcome
 
     if jobs[0][2].render_only:
-        with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("forkserver")) as pool:
+        forked, here = (
+            multiprocessing.get_context("forkserver"),
+            dict(os.environ),
+        )  # the server's are those of its start
+        with ProcessPoolExecutor(os.cpu_count(), forked, initializer=os.environ.update, initargs=(here,)) as pool:
             return [told(i, outcome) for i, outcome in enumerate(pool.map(_run, *zip(*jobs, strict=True)), 1)]
     pages = []
     with ThreadPoolExecutor(1) as writer:  # a page is written while the next notebook starts
@@ -197,7 +202,9 @@ def code_of(source: nbformat.NotebookNode) -> str:
         if cell.cell_type == "code":
             digest.update(cell.source.encode())
     modules = sorted(str(f.relative_to(paths.PACKAGE).with_suffix("")) for f in paths.PACKAGE.rglob("*.py"))
-    digest.update(experiment.code_version([m for m in modules if m not in ("batch", "doctor", "__main__")]).encode())
+    digest.update(
+        experiment.code_version([m for m in modules if m not in ("batch", "doctor", "preloaded", "__main__")]).encode()
+    )
     for file in sorted(paths.PACKAGE.rglob("*.csv")):
         digest.update(file.read_bytes())
     return digest.hexdigest()
@@ -321,7 +328,8 @@ def execute(file: Path) -> None:
 
     source = nbformat.read(file, as_version=4)
     preprocessor = ExecutePreprocessor(timeout=1800, kernel_name="python3", record_timing=False)
-    executed, _ = preprocessor.preprocess(source, {"metadata": {"path": str(paths.PROJECT)}})
+    with preloaded.kernels():
+        executed, _ = preprocessor.preprocess(source, {"metadata": {"path": str(paths.PROJECT)}})
     executed.metadata["rcp"] = {"code": code_of(executed)}
     nbformat.write(executed, file)
 

@@ -75,6 +75,7 @@ class ReConPatch:
         history_: one dict per training epoch (loss, quantiles of ω^P).
         train_patch_scores_: (n_train, h · w) float32, held-out patch scores of the training pictures, or None; not saved.
         train_scores_: (n_train,) float32, their maxima, or None.
+        fold_banks_: for a refinement, the F banks of the held-out scores, the i-th for the training pictures i, i + F, ...; not saved.
         refiner_: the refinement network, or None. refinement_history_: one dict per epoch of its training.
         timings_: seconds per stage of the last fit and predict.
     """
@@ -96,14 +97,15 @@ class ReConPatch:
         _keep_freed_memory()
         backbone.check(c.backbone, c.weights)
         self.bank_: MemoryBank | None = None
+        self.fold_banks_: tuple[MemoryBank, ...] = ()
         self.refiner_: Refiner | None = None
         self.timings_ = Timings()
         self._extractor: PatchExtractor | None = None
 
     @classmethod
-    def from_config(cls, config: Config) -> "ReConPatch":
+    def from_config(cls, config: Config, refine: Refinement | None = None) -> "ReConPatch":
         """The detector that a config describes: ReConPatch or PatchCore, by ``config.represent``."""
-        return (ReConPatch if config.represent else PatchCore)(**config.asdict())
+        return (ReConPatch if config.represent else PatchCore)(refine=refine, **config.asdict())
 
     @property
     def extractor(self) -> PatchExtractor:
@@ -141,6 +143,7 @@ class ReConPatch:
                 return self.fit_features(features, log)
             self.fit_features(features, log)
         refinement.fit(self, pictures, textures, log)
+        self.fold_banks_ = ()
         return self
 
     def train_features(
@@ -190,11 +193,13 @@ class ReConPatch:
             return pool(p.flatten(0, -2), self.config.dim).unflatten(0, p.shape[:-1])
         return torch.stack([self.f_(picture) for picture in p]) if self._one_by_one(p) else self.f_(p)
 
-    def score_patches(self, represented: Tensor) -> Tensor:
-        """f(p): (n, h · w, dim) -> (n, h, w) float32, Eq. 9 and 10 (h = w: the crop is a square)."""
-        parts = represented if self._one_by_one(represented) else [represented.flatten(0, 1)]
+    def score_patches(self, represented: Tensor, banks: Sequence[MemoryBank] = ()) -> Tensor:
+        """f(p): (n, h · w, dim) -> (n, h, w) float32, Eq. 9 and 10 (h = w: the crop is a square). banks: one per picture, for ``bank_``."""
+        one_by_one = banks or self._one_by_one(represented)
+        parts = represented if one_by_one else [represented.flatten(0, 1)]
         side = int(represented.shape[1] ** 0.5)
-        return torch.cat([self._score(part, self.bank_) for part in parts]).reshape(len(represented), side, side)
+        scores = [self._score(part, bank) for part, bank in zip(parts, banks or [self.bank_] * len(parts), strict=True)]
+        return torch.cat(scores).reshape(len(represented), side, side)
 
     def _one_by_one(self, pictures: Tensor) -> bool:
         """On a processor each picture goes by itself: its scores are the same in any batch, to the last bit."""
@@ -274,7 +279,7 @@ class ReConPatch:
         folds = min(self.config.calibration_folds, n)
         if folds < 2:
             return None
-        scores = np.empty((n, patches), np.float32)
+        scores, banks = np.empty((n, patches), np.float32), []
         for fold in range(folds):
             held = torch.arange(n, device=represented.device) % folds == fold
             others = (~held).repeat_interleave(patches)
@@ -282,6 +287,9 @@ class ReConPatch:
             bank = self._memorize(represented.flatten(0, 1), count, others)
             for i in held.nonzero().flatten().tolist():
                 scores[i] = self._score(represented[i], bank).cpu().numpy()
+            if self.refine:
+                banks.append(bank)
+        self.fold_banks_ = tuple(banks)
         return scores
 
     def _check_fitted(self):

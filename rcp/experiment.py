@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -115,6 +116,9 @@ class Cell:
             "layers": "+".join(map(str, self.config.layers)),
             "projection_layer": words[self.config.projection is not None],
         }
+        weights = self.config.weights
+        if Path(weights).suffix:  # a file, which goes by its name: where it lies is of this machine
+            as_printed["weights"] = Path(weights).name
         return named | self.config.asdict() | as_printed
 
     def data(self) -> Dataset:
@@ -176,15 +180,10 @@ class Cell:
         return result, arrays | ({} if held_out is None else {"train_scores": fitted.train_scores_})
 
 
-@dataclass(frozen=True)
-class Refined:
-    """A cell's detector with a refinement network (Appendix D); unrefined scores and maps are the cell's own.
-
-    ``refine.seed`` is of the network, ``cell.config.seed`` of the detector.
-    """
+class OfACell:
+    """What a task about one cell's detector takes over from the cell."""
 
     cell: Cell
-    refine: Refinement
 
     @property
     def config(self) -> Config:
@@ -198,6 +197,20 @@ class Refined:
     def method(self) -> str:
         return self.cell.method
 
+    def columns(self) -> dict:
+        return self.cell.columns()
+
+
+@dataclass(frozen=True)
+class Refined(OfACell):
+    """A cell's detector with a refinement network (Appendix D); unrefined scores and maps are the cell's own.
+
+    ``refine.seed`` is of the network, ``cell.config.seed`` of the detector.
+    """
+
+    cell: Cell
+    refine: Refinement
+
     def data(self) -> Dataset:
         return self.cell.data()
 
@@ -205,18 +218,20 @@ class Refined:
         return self.cell.transform(split)
 
     def columns(self) -> dict:
-        return self.cell.columns() | {"refinement": "with", "simulation": self.refine.simulation.kind}
+        return super().columns() | {"refinement": "with", "simulation": self.refine.simulation.kind}
 
     def identity(self) -> dict:
-        how = self.refine.asdict() | {"textures": self.refine.textures_identity()}
-        return {"cell": self.cell.identity(), "refinement": how, "code": code_version(REFINEMENT_CODE)}
+        return {
+            "cell": self.cell.identity(),
+            "refinement": self.refine.identity(),
+            "code": code_version(REFINEMENT_CODE),
+        }
 
     def compute(self, store: Store, log: Callable[[str], None]) -> tuple[dict, dict]:
         data, c = self.data(), self.config
         textures = self.refine.load_textures(c.image_size)
         train, test = (load_images(getattr(data, n).paths, self.transform(n)) for n in ("train", "test"))
-        fitted, features = fit(self.cell, data, store, log)
-        fitted.refine = self.refine
+        fitted, features = fit(self.cell, data, store, log, self.refine)
         checkpoint = store.folder("checkpoints", self.identity()).with_suffix(".safetensors")
         refinement.fit(fitted, train, textures, log, checkpoint)
         prediction = fitted.predict_features(features, pictures=test)
@@ -424,15 +439,6 @@ class Grid:
         measured = ["image_auroc", "d_prime", "f1", "pixel_auroc", "aupro"]
         return pd.DataFrame(rows, columns=None if rows else [*always, *measured])
 
-    def undefined(self) -> dict[str, str]:
-        """category -> why a pixel metric is undefined there."""
-        found = zip(self.cells, self.results, strict=True)
-        return {
-            c.category: r.metrics["undefined"]["pixel_auroc"]
-            for c, r in found
-            if "pixel_auroc" in r.metrics["undefined"]
-        }
-
 
 def run_grid(cells: Sequence, store: Store, *, shard: str = "1/1", render_only: bool = False, log=print) -> Grid:
     """Every cell of this shard through :func:`run`, with a line each; the rest from the store where it is there.
@@ -557,14 +563,19 @@ def _features_identity(cell: Cell, data: Dataset, split: str) -> dict:
 
 
 def fit(
-    cell: Cell, data: Dataset, store: Store | None = None, log: Callable[[str], None] = logger.info
+    cell: Cell,
+    data: Dataset,
+    store: Store | None = None,
+    log: Callable[[str], None] = logger.info,
+    refine: Refinement | None = None,
 ) -> tuple[ReConPatch, np.ndarray]:
     """-> (fitted detector, features of the test pictures), with features and f from the store: what a notebook needs to look inside.
 
     f is trained once for all cells that differ only in what comes after it (coreset, memory bank, scores).
+    refine: of a refinement network that the caller is to train (:func:`rcp.refinement.fit`).
     """
     store = store or Store(paths.runs_root())
-    found = ReConPatch.from_config(cell.config)
+    found = ReConPatch.from_config(cell.config, refine)
     coreset.coreset_size(cell.config.coreset_ratio, len(data.train) * int(np.prod(found.extractor.shape()[:2])))
     features = extract(cell, found, data, ("train", "test"), store)
     return found.fit_features(

@@ -197,10 +197,11 @@ def refined_maps(
     maps: Mapping[str, np.ndarray],
     thresholds: Mapping[str, float],
     titles: Sequence[str],
+    few: float = 0.1,
 ) -> Figure:
     """A column per picture: it and its ground truth, each method's map on its own scale, and the pixel ROC of all (Fig. S5).
 
-    Arguments as of :func:`score_maps`.
+    few: false positives, as a share, up to which the ROC is drawn; the other arguments are those of :func:`score_maps`.
     """
     if not len(masks) or not maps:
         return _nothing()
@@ -208,9 +209,7 @@ def refined_maps(
     _bare(axes[:-1])
     shown = _or_blank(pictures, masks)
     for axis, picture, mask, title in zip(axes[0], shown, masks, titles, strict=True):
-        axis.imshow(picture)
-        _contour(axis, mask, 0.5, TRUTH)
-        axis.set_title(fill(title, 18), fontsize=7)
+        _shown_picture(axis, picture, mask, title)
     for row, (method, scores) in zip(axes[1:-1], maps.items(), strict=True):
         for axis, picture, score, mask in zip(row, shown, scores, masks, strict=True):
             _score_map(axis, picture, score, mask, (float(score.min()), float(score.max())), thresholds.get(method))
@@ -220,7 +219,7 @@ def refined_maps(
             if mask.any() and not mask.all():
                 false, true, _ = roc_curve(mask.ravel(), score.ravel())
                 axis.plot(false, true, color=colour, lw=1.2)
-        axis.set(xlim=(0, 1), ylim=(0, 1.02), xticks=[0, 1], yticks=[0, 1], xlabel="false positives")
+        axis.set(xlim=(0, few), ylim=(0, 1.02), xticks=[0, few], yticks=[0, 1], xlabel="false positives")
         axis.set_box_aspect(1)
     axes[-1, 0].set_ylabel("true positives")
     lines = [Line2D([], [], color=colour, label=method) for colour, method in zip(PALETTE, maps, strict=False)]
@@ -255,9 +254,7 @@ def score_map_sheet(
             axis.set_axis_off()
     of_each = zip(panels, _or_blank(pictures, masks), masks, maps, thresholds, titles, strict=False)
     for (above, below), picture, mask, score, threshold, title in of_each:
-        above.imshow(picture)
-        _contour(above, mask, 0.5, TRUTH)
-        above.set_title(fill(title, 18), fontsize=7)
+        _shown_picture(above, picture, mask, title)
         _score_map(below, picture, score, mask, (float(score.min()), float(score.max())), threshold)
     return figure
 
@@ -270,6 +267,12 @@ def _bare(axes: np.ndarray) -> None:
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         sns.despine(ax=axis, left=True, bottom=True)
+
+
+def _shown_picture(axis: Axes, picture: np.ndarray, mask: np.ndarray, title: str) -> None:
+    axis.imshow(picture)
+    _contour(axis, mask, 0.5, TRUTH)
+    axis.set_title(fill(title, 18), fontsize=7)
 
 
 def _score_map(axis: Axes, picture, score, mask, limits: tuple[float, float], threshold: float | None):

@@ -23,7 +23,7 @@ from rcp import paths
 from rcp.backbone import normalize
 from rcp.config import check_type, nearest
 from rcp.scoring import center_and_deviation, score_maps
-from rcp.synthesis import Simulation, check_side, draw_textures, load_textures, simulate, texture_files
+from rcp.synthesis import DRAWN, Simulation, check_side, draw_textures, load_textures, simulate, texture_files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,18 +32,22 @@ class Refinement:
 
     simulation: of the anomalies it is trained on; "structure" is the paper's choice (Table S7) [P].
     textures: folder of pictures for "texture" and "mixture"; "" is DTD in the data folder, "drawn" makes them up (the demo).
+    texture_count: textures of that folder that are drawn of, chosen by ``seed``; they are held in memory [?].
     inputs: what the network sees: the normalised "map" of patch scores, "features" (how far f(p) lies from its nearest bank entry in
-        each dimension) and the "picture", joined with "+" [?].
+        each dimension) and the "picture", joined with "+"; the map alone carries over best to real defects [?].
     stride: pixels of the picture per cell of the network's grid, a power of two [?].
     channels: of the residual blocks and of each atrous convolution [?].
     rates: of the parallel atrous convolutions; 6, 12, 18 [I].
     skip: the network's output is added to the normalised map instead of replacing it, so that training starts from it [?].
+    beta: of the normalisation by Eq. 11; 1.4826, with which the median deviation of normal scores is their standard deviation.
+    outlier: such deviations at which the map alone has even odds of a defect; 3.5 is Iglewicz and Hoaglin's bound [?].
     epochs, batch_size, momentum: 500, 16, 0.9 [P].
     lr_blocks, lr_head: learning rate of the residual blocks (and what leads to them) and of the head [I].
     schedule: learning rate "constant" or "cosine" (annealed to 0 over all steps) [?].
     weight_decay: 1e-4 [I].
     focal_gamma: of the focal loss; 4 [I].
-    focal_weight, l1_weight: of the two losses; 1 and 1 [I].
+    focal_weight, l1_weight: of the two losses; 1 and 0.1. DeSTSeg's 1 and 1 [I] pull what is uncertain to 0, and with it the weak
+        middle of a large defect.
     image_score: "map" is the maximum of the refined map; "patches" keeps the unrefined maximum of Eq. 10 [?].
     seed: of the initialisation, the order of the pictures and, with the simulation's own seed, of the anomalies.
 
@@ -53,11 +57,14 @@ class Refinement:
 
     simulation: Simulation = field(default_factory=lambda: Simulation(kind="structure"))
     textures: str = ""
-    inputs: str = "map+features+picture"
-    stride: int = 4
+    texture_count: int = 512
+    inputs: str = "map"
+    stride: int = 8
     channels: int = 32
     rates: tuple[int, ...] = (6, 12, 18)
     skip: bool = True
+    beta: float = 1.4826
+    outlier: float = 3.5
     epochs: int = 500
     batch_size: int = 16
     lr_blocks: float = 0.1
@@ -67,7 +74,7 @@ class Refinement:
     weight_decay: float = 1e-4
     focal_gamma: float = 4.0
     focal_weight: float = 1.0
-    l1_weight: float = 1.0
+    l1_weight: float = 0.1
     image_score: Literal["map", "patches"] = "map"
     seed: int = 0
 
@@ -87,7 +94,7 @@ class Refinement:
             "rates": (bool(self.rates) and min(self.rates, default=0) >= 1, "rates from 1, such as (6, 12, 18)"),
             "momentum": (0 <= self.momentum < 1, "a momentum from 0 and below 1"),
         }
-        for name in ("channels", "epochs", "batch_size", "lr_blocks", "lr_head"):
+        for name in ("texture_count", "channels", "beta", "outlier", "epochs", "batch_size", "lr_blocks", "lr_head"):
             expected[name] = (getattr(self, name) > 0, "a number above 0")
         for name in ("weight_decay", "focal_gamma", "focal_weight", "l1_weight", "seed"):
             expected[name] = (getattr(self, name) >= 0, "0 or more")
@@ -126,6 +133,10 @@ class Refinement:
         """patch scores (n, h, w), refined maps (n, S, S) -> (n,) float32, as ``image_score`` says."""
         return maps.max((1, 2)) if self.image_score == "map" else scores.flatten(1).amax(1).cpu().numpy()
 
+    def identity(self) -> dict:
+        """What a training depends on: the options, and the textures by their names and sizes, not by where they lie."""
+        return self.asdict() | {"textures": self.textures_identity()}
+
     def textures_identity(self) -> str | None:
         """What the textures are, by their names and sizes, not where; None where the simulation needs none."""
         if self.simulation.kind == "structure" or self.textures == "drawn":
@@ -147,12 +158,15 @@ class Refinement:
         if self.simulation.kind == "structure":
             return None
         if self.textures == "drawn":
-            return draw_textures(32, side, self.seed)
-        return load_textures(self._textures_root(), side, count=512, seed=self.seed)
+            return draw_textures(min(DRAWN, self.texture_count), side, self.seed)
+        return load_textures(self._textures_root(), side, self.texture_count, self.seed)
 
 
 class Seen(NamedTuple):
-    """What the detector makes of pictures, float32: patch scores (n, h, w) by Eq. 10, score maps (n, S, S), |f(p) - r*| (n, h · w, dim)."""
+    """What the detector makes of pictures, float32: patch scores (n, h, w) by Eq. 10, score maps (n, S, S), |f(p) - r*| (n, h · w, dim).
+
+    distances: () where the network does not see the features.
+    """
 
     scores: Tensor
     maps: Tensor
@@ -165,7 +179,7 @@ class Refiner(nn.Module):
     Args:
         how: inputs, stride, channels, rates and skip are used.
         dim: of f(p).
-        center, deviation: of normal patch scores (Eq. 11's median and β · MAD); the map enters as (s - center) / deviation.
+        center, deviation: of normal patch scores (Eq. 11's median and β · MAD); the map enters as z = (s - center) / deviation.
     """
 
     def __init__(self, how: Refinement, dim: int, center: float = 0.0, deviation: float = 1.0):
@@ -183,8 +197,8 @@ class Refiner(nn.Module):
             self.of_picture = nn.Sequential(*(_normed(a, b, stride=2 if steps else 1) for a, b in pairwise(widths)))
         self.blocks = nn.Sequential(ResidualBlock(sum(into[p] for p in how.parts), c), ResidualBlock(c, c))
         self.head = AtrousPyramid(c, how.rates)
-        # log odds of the map alone: even at 3.5 deviations, Iglewicz and Hoaglin's bound for an outlier
-        self.slope, self.offset = nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.tensor(-3.5))
+        # log odds of the map alone: even where z is an outlier
+        self.slope, self.offset = nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.tensor(-how.outlier))
 
     def forward(self, seen: Seen, pictures: Tensor) -> Tensor:
         n, h, w = seen.scores.shape
@@ -194,7 +208,7 @@ class Refiner(nn.Module):
         parts = []
         for name in self.how.parts:
             if name == "map":
-                parts.append(_resized(z / 10, side))  # of the order of 1 where there is a defect
+                parts.append(_resized(z / self.how.outlier, side))  # of the order of 1 where there is a defect
             elif name == "features":
                 distances = seen.distances.transpose(1, 2).reshape(n, -1, h, w)
                 parts.append(_resized(self.of_features(distances / self.deviation), side))
@@ -300,14 +314,21 @@ def options(given: Refinement | dict | bool | None) -> Refinement | None:
 
 
 @torch.inference_mode()
-def see(detector, features: np.ndarray | Tensor) -> Seen:
-    """p: (n, h · w, D) -> what the refinement network is shown of it."""
+def see(detector, features: np.ndarray | Tensor, numbers: Sequence[int] | None = None) -> Seen:
+    """p: (n, h · w, D) -> what the refinement network is shown of it.
+
+    numbers: which training pictures these were, before a defect was simulated in them. They are scored against a bank made of
+    other pictures: their own holds the very patches that were not changed, which would leave the network no noise to learn from.
+    """
     represented = detector.represent_patches(torch.as_tensor(features))
-    bank = detector.bank_
-    nearest_entries = torch.stack([bank.entries[bank.nearest(picture)] for picture in represented])
-    scores = detector.score_patches(represented)
+    folds = detector.fold_banks_
+    banks = [detector.bank_] * len(represented) if numbers is None else [folds[i % len(folds)] for i in numbers]
+    scores = detector.score_patches(represented, () if numbers is None else banks)
     maps = torch.from_numpy(score_maps(scores, detector.config.image_size, detector.config.blur)).to(scores)
-    return Seen(scores, maps, (represented - nearest_entries).abs_())
+    if "features" not in detector.refine.parts:
+        return Seen(scores, maps, torch.empty(0))
+    found = [p - bank.entries[bank.nearest(p)] for p, bank in zip(represented, banks, strict=True)]
+    return Seen(scores, maps, torch.stack(found).abs_())
 
 
 def refined(detector, features: Tensor, pictures: np.ndarray) -> tuple[Tensor, np.ndarray, np.ndarray]:
@@ -337,15 +358,18 @@ def fit(
     """
     if detector.refine is None:
         raise ValueError("refine: expected options of the refinement (or True) when the detector was made, got None")
-    if detector.train_patch_scores_ is None:
-        raise ValueError("calibration_folds: expected 2 or more (the refinement normalises by held-out scores), got 0")
+    if detector.train_patch_scores_ is None or not detector.fold_banks_:
+        raise ValueError(
+            "calibration_folds: expected a detector that was made with `refine`, and fitted with 2 or more folds and pictures "
+            "(the refinement learns from held-out scores)"
+        )
     center, deviation = center_and_deviation(detector.train_patch_scores_)
     with detector.timings_("refinement"):
         detector.refiner_, detector.refinement_history_ = train(
             pictures,
-            lambda changed, _numbers: see(detector, detector.extractor(changed)),
+            lambda changed, numbers: see(detector, detector.extractor(changed), numbers),
             detector.refine,
-            (center, 1.4826 * deviation or 1.0),
+            (center, detector.refine.beta * deviation or 1.0),
             textures,
             log,
             checkpoint,
@@ -388,7 +412,7 @@ def train(
     optimizer = torch.optim.SGD(refiner.parameter_groups(), momentum=how.momentum, weight_decay=how.weight_decay)
     batches = -(-len(pictures) // how.batch_size)
     full = [group["lr"] for group in optimizer.param_groups]
-    rows = _resume(checkpoint, refiner, optimizer, how)
+    rows = _resume(checkpoint, refiner, optimizer, how, log)
     for epoch in range(len(rows), how.epochs):
         order = np.random.default_rng([how.seed, epoch]).permutation(len(pictures))
         losses, seen_anomalies, started = [], 0, time.perf_counter()
@@ -432,7 +456,7 @@ def _save(
     tensors = {f"network.{name}": value for name, value in refiner.state_dict().items()}
     for i, parameter in enumerate(refiner.parameters()):
         tensors[f"momentum.{i}"] = optimizer.state[parameter]["momentum_buffer"]
-    header = {"format": "rcp-refinement-checkpoint-1", "how": json.dumps(how.asdict()), "rows": json.dumps(rows)}
+    header = {"format": "rcp-refinement-checkpoint-1", "how": json.dumps(how.identity()), "rows": json.dumps(rows)}
     checkpoint = Path(checkpoint)
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     temporary = checkpoint.with_name(f".{checkpoint.name}.{os.getpid()}")
@@ -441,7 +465,11 @@ def _save(
 
 
 def _resume(
-    checkpoint: str | Path | None, refiner: Refiner, optimizer: torch.optim.Optimizer, how: Refinement
+    checkpoint: str | Path | None,
+    refiner: Refiner,
+    optimizer: torch.optim.Optimizer,
+    how: Refinement,
+    log: Callable[[str], None],
 ) -> list[dict]:
     """Puts the state of a checkpoint into network and optimiser; -> its rows, or [] where there is none."""
     if checkpoint is None or not Path(checkpoint).exists():
@@ -451,8 +479,13 @@ def _resume(
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"checkpoint: {checkpoint} is damaged ({error}); remove it to start anew") from None
-    if header.get("how") != json.dumps(how.asdict()):
+        aside = Path(checkpoint).with_suffix(".damaged")
+        os.replace(checkpoint, aside)
+        log(
+            f"checkpoint: {checkpoint} is damaged ({error}); it is set aside as {aside.name}, and the training starts anew"
+        )
+        return []
+    if header.get("how") != json.dumps(how.identity()):
         raise ValueError(f"checkpoint: {checkpoint} is of another training than {how}; remove it to start anew")
     refiner.load_state_dict({n.removeprefix("network."): v for n, v in tensors.items() if n.startswith("network.")})
     for i, parameter in enumerate(refiner.parameters()):

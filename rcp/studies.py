@@ -12,40 +12,19 @@ import numpy as np
 import torch
 
 from rcp import experiment, timing
-from rcp.config import Config
 from rcp.data import load_images
 from rcp.detector import ReConPatch
-from rcp.experiment import Cell
+from rcp.experiment import Cell, OfACell
 from rcp.store import Store
 
 
-class _OfACell:
-    """A task about one cell's detector."""
-
-    cell: Cell
-
-    @property
-    def config(self) -> Config:
-        return self.cell.config
-
-    @property
-    def category(self) -> str | None:
-        return self.cell.category
-
-    @property
-    def method(self) -> str:
-        return self.cell.method
-
-    def columns(self) -> dict:
-        return self.cell.columns()
-
-    def _about(self, detector: ReConPatch) -> dict:
-        seconds = {stage: round(seconds, 3) for stage, seconds in detector.timings_.items()}
-        return {"config": self.config.asdict(), "device": experiment.device_name(detector.device), "seconds": seconds}
+def _about(task: OfACell, detector: ReConPatch) -> dict:
+    seconds = {stage: round(seconds, 3) for stage, seconds in detector.timings_.items()}
+    return {"config": task.config.asdict(), "device": experiment.device_name(detector.device), "seconds": seconds}
 
 
 @dataclass(frozen=True)
-class FeatureSpace(_OfACell):
+class FeatureSpace(OfACell):
     """Patch features of a few training pictures in two dimensions (UMAP), and how much they know of their position.
 
     epochs: after which f is looked at; () for PatchCore. pictures: how many, spread over the training set.
@@ -93,7 +72,7 @@ class FeatureSpace(_OfACell):
                 arrays[name] = embed(flat, self.neighbours, self.config.seed)
             position[name] = position_r2(flat, positions, picture)
             log(f"{name}: position predicted with R² {position[name]:.3f}")
-        return self._about(detector) | {"metrics": {"position_r2": position, "undefined": {}}}, arrays
+        return _about(self, detector) | {"metrics": {"position_r2": position, "undefined": {}}}, arrays
 
 
 def embed(features: np.ndarray, neighbours: int = 15, seed: int = 0) -> np.ndarray:
@@ -118,7 +97,7 @@ def position_r2(features: np.ndarray, positions: np.ndarray, picture: np.ndarray
 
 
 @dataclass(frozen=True)
-class InferenceTime(_OfACell):
+class InferenceTime(OfACell):
     """Table S6's protocol: 10 warm-ups, 30 iterations, split into backbone, features, f, search and map.
 
     batch: pictures of one pass. The device is part of what the result depends on.
@@ -161,7 +140,7 @@ class InferenceTime(_OfACell):
             "stages": spread,
             "undefined": {},
         }
-        return self._about(detector) | {"metrics": found, "bank": list(detector.bank_.entries.shape)}, seconds
+        return _about(self, detector) | {"metrics": found, "bank": list(detector.bank_.entries.shape)}, seconds
 
 
 def _forget_peak(device: torch.device) -> None:

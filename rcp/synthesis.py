@@ -18,6 +18,7 @@ from rcp.config import check_type
 from rcp.data import PICTURES, Transform, load_images
 
 TRIES = 8  # masks that are drawn before a picture is given up and left as it is
+DRAWN = 32  # textures where there are no pictures of any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +27,9 @@ class Simulation:
 
     kind: "texture" blends a texture in, "structure" the picture's own grid cells in another order, "mixture" draws one of both.
     foreground: keep masks within the object where the background is plain (see :func:`foreground`).
+    tolerance, plain: of :func:`foreground`, in grey levels; 25 and 12.
     threshold: of the Perlin noise, which lies in [-1, 1]; 0.5.
-    finest: cells of the noise along a side are drawn from 1, 2, 4, ... up to this; 64.
+    finest: cells of the noise along a side are drawn from 1, 2, 4, ... up to this; 4 (DRAEM draws up to 32: many small defects) [?].
     opacity: (least, most) share of what is blended in; (0.15, 1).
     grid: cells along a side that "structure" permutes; 8.
     anomalous: share of the pictures that get an anomaly; 1.
@@ -39,8 +41,10 @@ class Simulation:
 
     kind: Literal["texture", "structure", "mixture"] = "mixture"
     foreground: bool = True
+    tolerance: float = 25.0
+    plain: float = 12.0
     threshold: float = 0.5
-    finest: int = 64
+    finest: int = 4
     opacity: tuple[float, ...] = (0.15, 1.0)
     grid: int = 8
     anomalous: float = 1.0
@@ -57,6 +61,8 @@ class Simulation:
                 "(least, most), above 0 and up to 1",
             ),
             "grid": (self.grid >= 2, "2 or more"),
+            "tolerance": (self.tolerance >= 0, "0 grey levels or more"),
+            "plain": (self.plain >= 0, "0 grey levels or more"),
             "anomalous": (0 <= self.anomalous <= 1, "a share from 0 to 1"),
         }
         for name, (holds, words) in expected.items():
@@ -141,7 +147,7 @@ def _cells(side: int, cells: int) -> tuple[np.ndarray, np.ndarray]:
 def _mask(rng: np.random.Generator, picture: np.ndarray, simulation: Simulation) -> np.ndarray:
     """Thresholded, turned Perlin noise within the object: (S, S) bool; empty if none fell on it."""
     side = len(picture)
-    allowed = foreground(picture) if simulation.foreground else None
+    allowed = foreground(picture, simulation.tolerance, simulation.plain) if simulation.foreground else None
     scales = int(np.log2(min(simulation.finest, side))) + 1
     for _ in range(TRIES):
         rows, columns = 2 ** rng.integers(scales, size=2)

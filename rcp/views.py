@@ -18,18 +18,19 @@ from rcp.verdict import D_PRIME_TOLERANCE, Comparison
 def of_seed(grid: Grid, seed: int, category: str = "") -> Grid:
     """The part of a grid that has this seed, and is of this category where one is named: what a picture shows."""
 
-    def shown(cell) -> bool:
-        return cell.config.seed == seed and category in ("", cell.category)
-
-    pairs = [(cell, result) for cell, result in grid.pairs() if shown(cell)]
-    missing = [cell for cell in grid.missing if shown(cell)]
-    return Grid([cell for cell, _ in pairs], [result for _, result in pairs], missing)
+    return part(grid, seed={seed}, **({"category": {category}} if category else {}))
 
 
 def part(grid: Grid, **columns) -> Grid:
-    """The cells that are there and whose columns have one of the values named: ``simulation={"structure"}``."""
-    pairs = [(c, r) for c, r in grid.pairs() if all(c.columns()[name] in of for name, of in columns.items())]
-    return Grid([c for c, _ in pairs], [r for _, r in pairs], grid.missing)
+    """The cells, there or missing, whose columns have one of the values named: ``simulation={"structure"}``."""
+
+    def wanted(cell) -> bool:
+        own = cell.columns()
+        return all(own[name] in of for name, of in columns.items())
+
+    pairs = [(cell, result) for cell, result in grid.pairs() if wanted(cell)]
+    missing = [cell for cell in grid.missing if wanted(cell)]
+    return Grid([cell for cell, _ in pairs], [result for _, result in pairs], missing)
 
 
 # ---- Figures 3 and S1 ----

@@ -14,7 +14,7 @@ from torch import nn
 
 from rcp import PatchCore, ReConPatch, grids, plots, refinement, tables, views
 from rcp.config import Config
-from rcp.data import draw_demo, load_dataset
+from rcp.data import draw_demo, load_dataset, load_images
 from rcp.experiment import Cell, Ensemble, Refined, run, run_grid
 from rcp.metrics import evaluate
 from rcp.notebook import Settings
@@ -131,7 +131,7 @@ def test_the_loss_has_a_finite_gradient_where_it_is_sure():
 
 def test_it_can_learn_one_batch_by_heart(pictures):
     torch.manual_seed(0)
-    how = quick(kind="structure", opacity=(1.0, 1.0), stride=1, lr_head=0.1)
+    how = quick(kind="structure", opacity=(1.0, 1.0), stride=1, lr_head=0.1, inputs="map+features+picture")
     changed, masks = simulate(pictures[:4], how.simulation)
     seen, target = Eye(pictures)(changed, range(4)), torch.from_numpy(masks)
     refiner = Refiner(how, DIM, 1.0, 5.0).train()
@@ -185,14 +185,39 @@ def test_a_resumed_training_ends_where_an_uninterrupted_one_does(pictures, tmp_p
     assert list(tmp_path.rglob("*")) == [file.parent, file], "nothing temporary is left"
 
 
-def test_a_checkpoint_of_another_training_or_a_damaged_one_is_refused(pictures, tmp_path):
+def test_a_checkpoint_of_another_training_is_refused_and_a_damaged_one_set_aside(pictures, tmp_path):
     file = tmp_path / "checkpoint.safetensors"
     train(pictures, Eye(pictures), quick(epochs=1), (0.0, 1.0), log=len, checkpoint=file)
     with pytest.raises(ValueError, match=r"checkpoint: .* is of another training"):
         train(pictures, Eye(pictures), quick(epochs=2), (0.0, 1.0), log=len, checkpoint=file)
     file.write_bytes(file.read_bytes()[:50])
-    with pytest.raises(ValueError, match=r"checkpoint: .* is damaged"):
-        train(pictures, Eye(pictures), quick(epochs=1), (0.0, 1.0), log=len, checkpoint=file)
+    said = []
+    _, rows = train(pictures, Eye(pictures), quick(epochs=1), (0.0, 1.0), log=said.append, checkpoint=file)
+    assert "is damaged" in said[0] and file.with_suffix(".damaged").stat().st_size == 50 and len(rows) == 1
+
+
+def test_a_checkpoint_goes_on_where_the_textures_moved_and_not_where_they_are_others(pictures, tmp_path):
+    import shutil
+
+    from PIL import Image
+
+    here, there, file = tmp_path / "here" / "dots", tmp_path / "there" / "dots", tmp_path / "checkpoint.safetensors"
+    here.mkdir(parents=True)
+    for i in range(2):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (SIDE, SIDE, 3)).astype(np.uint8)).save(
+            here / f"{i}.png"
+        )
+
+    def trained(folder):
+        how = quick(kind="texture", textures=str(folder.parent), epochs=1)
+        return train(pictures, Eye(pictures), how, (0.0, 1.0), how.load_textures(SIDE), len, file)
+
+    rows = trained(here)[1]
+    shutil.move(here.parent, there.parent)
+    assert trained(there)[1] == rows, "nothing was trained again, or its seconds would differ"
+    (there / "0.png").unlink()
+    with pytest.raises(ValueError, match=r"checkpoint: .* is of another training"):
+        trained(there)
 
 
 def test_a_loss_that_is_no_number_is_named(pictures):
@@ -308,6 +333,31 @@ def test_what_cannot_be_refined_is_said_before_any_work(tiny_set, tmp_path):
         ReConPatch(**SMALL, refine=REFINE | {"grid": 80}).fit(
             data.train, log=lambda _line: pytest.fail("trained already")
         )
+
+
+@pytest.mark.parametrize("inputs", ["map", "map+features"])
+def test_training_pictures_are_seen_against_banks_of_other_pictures(inputs, tiny_set):
+    _, data = tiny_set
+    detector = ReConPatch(**SMALL, refine=REFINE | {"inputs": inputs})
+    features = detector.extractor(load_images(data.train.paths, detector.transform))
+    detector.fit_features(features, log=len)
+    seen = refinement.see(detector, features, range(len(features)))
+    np.testing.assert_array_equal(seen.scores.flatten(1), detector.train_patch_scores_)
+    own = refinement.see(detector, features)
+    assert own.scores.mean() < seen.scores.mean() and torch.equal(
+        own.scores[:1], refinement.see(detector, features[:1]).scores
+    )
+    if inputs == "map":
+        assert not seen.distances.numel()
+    else:
+        represented = detector.represent_patches(torch.from_numpy(features[1]))
+        literal = torch.cdist(represented, detector.fold_banks_[1].entries).argmin(1)
+        torch.testing.assert_close(seen.distances[1], (represented - detector.fold_banks_[1].entries[literal]).abs())
+        assert not torch.equal(seen.distances[1], own.distances[1])
+    unprepared = ReConPatch(**SMALL).fit_features(features, log=len)
+    unprepared.refine = detector.refine
+    with pytest.raises(ValueError, match="calibration_folds: expected a detector that was made with `refine`"):
+        refinement.fit(unprepared, np.zeros((6, 64, 64, 3), np.uint8), log=len)
 
 
 def test_a_refined_cell_is_computed_once_and_goes_on_after_a_kill(tiny_set, tmp_path, monkeypatch):

@@ -363,6 +363,9 @@ class Mapped:
         self.maps_[:, 3, 3], self.maps_[:hits, 0, 0] = 1, 2
         self.has_masks = has_masks
 
+    def columns(self):
+        return {"method": self.method, "category": self.category, "seed": self.config.seed}
+
     def data(self):
         return SimpleNamespace(test=Masked(self.has_masks))
 

@@ -76,11 +76,8 @@ def _outcomes(jobs: Sequence[tuple], say: Callable[[str], None]) -> list[Outcome
         return outcome
 
     if jobs[0][2].render_only:
-        forked, here = (
-            multiprocessing.get_context("forkserver"),
-            dict(os.environ),
-        )  # the server's are those of its start
-        with ProcessPoolExecutor(os.cpu_count(), forked, initializer=os.environ.update, initargs=(here,)) as pool:
+        forked = multiprocessing.get_context("forkserver")  # its environment is that of its start
+        with ProcessPoolExecutor(os.cpu_count(), forked, _with_environment, (dict(os.environ),)) as pool:
             return [told(i, outcome) for i, outcome in enumerate(pool.map(_run, *zip(*jobs, strict=True)), 1)]
     pages = []
     with ThreadPoolExecutor(1) as writer:  # a page is written while the next notebook starts
@@ -106,8 +103,13 @@ def _declared(file: Path) -> list[str]:
     return list(papermill.inspect_notebook(str(file)))
 
 
+def _with_environment(environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+
+
 def _run(*job) -> Outcome:
-    return _published(*_execute(*job))
+    with preloaded.kernels():  # in a process of its own
+        return _published(*_execute(*job))
 
 
 def _published(outcome: Outcome, publish: Callable[[], None]) -> Outcome:

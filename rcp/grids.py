@@ -26,7 +26,7 @@ RATIOS = (0.25, 0.1, 0.01)
 DIMS = (1024, 512, 256, 128, 64)
 LEVELS = (((2, 3), 3), ((2, 3), 5), ((1, 2, 3), 3), ((1, 2, 3), 5))  # the paper prints all but the third
 REFINEMENT = {"paper": {}, "demo": {"epochs": 2, "channels": 16, "lr_head": 0.1, "textures": "drawn"}}
-KINDS = ("texture", "structure", "mixture")  # of simulated anomalies; the paper compares the first two
+KINDS = ("texture", "structure")  # of simulated anomalies
 K, MARGIN, ALPHA = (3, 5, 7, 10, 15, 20), (0.5, 1.0, 1.5, 2.0), (0.0, 0.25, 0.5, 0.75, 1.0)
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from importlib.metadata import entry_points
 from multiprocessing.process import BaseProcess
 
-from jupyter_client.provisioning import LocalProvisioner
+from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvisioner
 
 NAME = "rcp-preloaded"  # as pyproject.toml registers it
 MODULES = ["ipykernel.kernelapp", "rcp.batch", "rcp.plots", "rcp.views"]
@@ -17,18 +17,19 @@ MODULES = ["ipykernel.kernelapp", "rcp.batch", "rcp.plots", "rcp.views"]
 def kernels() -> Iterator[None]:
     """Within it every kernel that this process starts, with nbclient, papermill or nbval, is a forked one.
 
-    Kernels start as ever where the system cannot fork, or the installed ``rcp`` does not know the provisioner.
+    Kernels start as ever where the system cannot fork, where the installed ``rcp`` does not know the provisioner, or where
+    another one was chosen.
     """
-    before = os.environ.get("JUPYTER_DEFAULT_PROVISIONER_NAME")
-    known = entry_points(group="jupyter_client.kernel_provisioners", name=NAME)
-    if before is None and known and "forkserver" in multiprocessing.get_all_start_methods():
+    factory = KernelProvisionerFactory.instance()
+    before = factory.default_provisioner_name
+    known = entry_points(group=KernelProvisionerFactory.GROUP_NAME, name=NAME)
+    if known and before == "local-provisioner" and "forkserver" in multiprocessing.get_all_start_methods():
         multiprocessing.get_context("forkserver").set_forkserver_preload(MODULES)  # before the server's first start
-        os.environ["JUPYTER_DEFAULT_PROVISIONER_NAME"] = NAME
+        factory.default_provisioner_name = NAME
     try:
         yield
     finally:
-        if before is None:
-            os.environ.pop("JUPYTER_DEFAULT_PROVISIONER_NAME", None)
+        factory.default_provisioner_name = before
 
 
 class Preloaded(LocalProvisioner):

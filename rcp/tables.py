@@ -443,11 +443,13 @@ def write(
     index: str = "category",
     label: str = "",
     undefined: dict[str, str] | None = None,
+    digits: int = 2,
 ) -> None:
     """CSV and Markdown beside each other, for the index page and for other programs.
 
     index: the first column's name. label: where the numbers are from, above the Markdown. undefined: category -> why a
     metric is undefined there, for a last column: in the category's own rows, or in every row where no row is a category's.
+    digits: decimals of the Markdown; the CSV has four.
     """
     flat = table.copy()
     flat.columns = [" ".join(str(part) for part in c) if isinstance(c, tuple) else str(c) for c in flat.columns]
@@ -456,7 +458,7 @@ def write(
         every = None if set(of) & set(undefined) else "; ".join(f"{c}: {why}" for c, why in undefined.items())
         flat["undefined"] = [undefined.get(category, every) for category in of]
     flat.round(4).to_csv(path.with_suffix(".csv"), index_label=index)
-    cells = flat.round(2).astype(object).where(flat.notna(), "–")
+    cells = flat.round(digits).astype(object).where(flat.notna(), "–")
     lines = [[index, *flat.columns], ["---"] * (len(flat.columns) + 1)]
     lines += [[str(name), *map(str, row)] for name, row in zip(cells.index, cells.to_numpy(), strict=True)]
     rows = "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -15,7 +15,10 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
-CONDA_NAMES = {"torch": "pytorch", "jupyter-client": "jupyter_client"}  # PyPI's name -> conda-forge's, where they differ
+CONDA_NAMES = {
+    "torch": "pytorch",
+    "jupyter-client": "jupyter_client",
+}  # PyPI's name -> conda-forge's, where they differ
 NOT_ON_CONDA = {"adamp"}
 PINNED = {"torch": "2.15.", "torchvision": "0.29.", "faiss-gpu": "1.15."}  # of the published run
 

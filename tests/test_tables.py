@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from rcp import paper, tables, views
-from rcp.experiment import Grid, Result
+from rcp.config import Config
+from rcp.experiment import Cell, Grid, Result
 
 
 def frame(values: dict[str, dict[str, list[float]]], metric="image_auroc") -> pd.DataFrame:
@@ -389,6 +390,20 @@ def test_the_star_is_counted_over_seeds_and_a_category_without_masks_says_why():
     assert "ReConPatch: the star lies on the defect in 75.0 % (mean of 1)" in views.star_in_words(table)
     assert views.star_in_words(views.star_table(Grid([], [], []))) == "nothing is computed yet"
     assert len(views.of_seed(Grid(cells_, cells_, [cells_[1]]), 1).cells) == 1
+
+
+def test_markdown_has_as_many_decimals_as_asked_for(tmp_path):
+    table = pd.DataFrame({"R²": [0.99672]}, index=["PatchCore"])
+    for digits, shown in ((2, "| PatchCore | 1.0 |"), (4, "| PatchCore | 0.9967 |")):
+        tables.write(table, tmp_path / "t", digits=digits)
+        assert shown in (tmp_path / "t.md").read_text() and "0.9967" in (tmp_path / "t.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"), [("IMAGENET1K_V1", "IMAGENET1K_V1"), ("random:0", "random:0"), ("some/where/a.pth", "a.pth")]
+)
+def test_weights_go_by_their_name_wherever_they_lie(given, shown):
+    assert Cell(Config(weights=given), "data", "bottle").columns()["weights"] == shown
 
 
 def test_d_prime_is_over_seeds_and_compares_what_is_there():

@@ -142,7 +142,7 @@ class ReConPatch:
                 del pictures
                 return self.fit_features(features, log)
             self.fit_features(features, log)
-        refinement.fit(self, pictures, textures, log)
+        refinement.fit(self, pictures, textures, log, names=paths)
         self.fold_banks_ = ()
         return self
 

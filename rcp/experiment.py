@@ -233,7 +233,7 @@ class Refined(OfACell):
         train, test = (load_images(getattr(data, n).paths, self.transform(n)) for n in ("train", "test"))
         fitted, features = fit(self.cell, data, store, log, self.refine)
         checkpoint = store.folder("checkpoints", self.identity()).with_suffix(".safetensors")
-        refinement.fit(fitted, train, textures, log, checkpoint)
+        refinement.fit(fitted, train, textures, log, checkpoint, data.train.paths)
         prediction = fitted.predict_features(features, pictures=test)
         prediction = dataclasses.replace(prediction, transform=self.transform("test"))
         result = {

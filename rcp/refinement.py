@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import logging
 import math
 import os
 import time
@@ -23,7 +24,18 @@ from rcp import paths
 from rcp.backbone import normalize
 from rcp.config import check_type, nearest
 from rcp.scoring import center_and_deviation, score_maps
-from rcp.synthesis import DRAWN, Simulation, check_side, draw_textures, load_textures, simulate, texture_files
+from rcp.synthesis import (
+    DRAWN,
+    Simulation,
+    check_side,
+    draw_textures,
+    load_textures,
+    simulate,
+    texture_files,
+    without_object,
+)
+
+logger = logging.getLogger("rcp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -344,6 +356,7 @@ def fit(
     textures: np.ndarray | None = None,
     log: Callable[[str], None] = print,
     checkpoint: str | Path | None = None,
+    names: Sequence[str | Path] | None = None,
 ) -> None:
     """Trains the refinement network of a fitted detector on simulated anomalies in its training pictures.
 
@@ -351,7 +364,7 @@ def fit(
 
     Args:
         pictures: (n, S, S, 3) uint8, as the detector's ``fit`` saw them.
-        textures, checkpoint: as :func:`train`.
+        textures, checkpoint, names: as :func:`train`.
 
     Raises:
         ValueError: the detector has no ``refine``, or no held-out scores (``calibration_folds``) to normalise by.
@@ -374,6 +387,7 @@ def fit(
             log,
             checkpoint,
             detector.device,
+            names,
         )
 
 
@@ -386,6 +400,7 @@ def train(
     log: Callable[[str], None] = print,
     checkpoint: str | Path | None = None,
     device: torch.device | str = "cpu",
+    names: Sequence[str | Path] | None = None,
 ) -> tuple[Refiner, list[dict]]:
     """Trains a refinement network on simulated anomalies in normal pictures; -> it, and a row per epoch (loss, anomalous, seconds).
 
@@ -398,6 +413,7 @@ def train(
         normal: median and β · MAD of normal patch scores.
         textures: (m, S, S, 3) uint8, as :meth:`Refinement.load_textures` gives them.
         checkpoint: file that is written after every epoch and read where it exists; none where left out.
+        names: of the pictures, for the notice that nothing stands out from the background of some.
 
     Raises:
         ValueError: no textures, pictures too small, a checkpoint of another training; before any work.
@@ -405,6 +421,15 @@ def train(
     """
     simulation = dataclasses.replace(how.simulation, seed=how.simulation.seed + how.seed)
     simulate(pictures[:1], simulation, textures)  # what is wrong with them is said before any work
+    if (without := without_object(pictures, simulation).nonzero()[0]).size:
+        first = (
+            "/".join(Path(names[without[0]]).parts[-4:]) if names else f"picture {without[0]}"
+        )  # CATEGORY/train/good/NAME
+        logger.warning(
+            "foreground: in %d of %d training pictures nothing stands out from the plain background by %g grey levels (first: %s); "
+            "their simulated defects lie anywhere. If they show an object, lower `tolerance`; if a texture, say `foreground=False`",
+            len(without), len(pictures), simulation.tolerance, first,
+        )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(how.seed)
         refiner = Refiner(how, see(pictures[:1], np.arange(1)).distances.shape[-1], *normal)
@@ -412,7 +437,7 @@ def train(
     optimizer = torch.optim.SGD(refiner.parameter_groups(), momentum=how.momentum, weight_decay=how.weight_decay)
     batches = -(-len(pictures) // how.batch_size)
     full = [group["lr"] for group in optimizer.param_groups]
-    rows = _resume(checkpoint, refiner, optimizer, how, log)
+    rows = _resume(checkpoint, refiner, optimizer, how)
     for epoch in range(len(rows), how.epochs):
         order = np.random.default_rng([how.seed, epoch]).permutation(len(pictures))
         losses, seen_anomalies, started = [], 0, time.perf_counter()
@@ -469,7 +494,6 @@ def _resume(
     refiner: Refiner,
     optimizer: torch.optim.Optimizer,
     how: Refinement,
-    log: Callable[[str], None],
 ) -> list[dict]:
     """Puts the state of a checkpoint into network and optimiser; -> its rows, or [] where there is none."""
     if checkpoint is None or not Path(checkpoint).exists():
@@ -481,9 +505,10 @@ def _resume(
     except SafetensorError as error:
         aside = Path(checkpoint).with_suffix(".damaged")
         os.replace(checkpoint, aside)
-        log(
-            f"checkpoint: {checkpoint} is damaged ({error}); it is set aside as {aside.name}, and the training starts anew"
-        )
+        logger.warning(
+            "checkpoint: %s is damaged (%s); it is set aside as %s, and the training starts anew",
+            checkpoint, error, aside.name,
+        )  # fmt: skip
         return []
     if header.get("how") != json.dumps(how.identity()):
         raise ValueError(f"checkpoint: {checkpoint} is of another training than {how}; remove it to start anew")

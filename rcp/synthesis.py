@@ -148,6 +148,8 @@ def _mask(rng: np.random.Generator, picture: np.ndarray, simulation: Simulation)
     """Thresholded, turned Perlin noise within the object: (S, S) bool; empty if none fell on it."""
     side = len(picture)
     allowed = foreground(picture, simulation.tolerance, simulation.plain) if simulation.foreground else None
+    if allowed is not None and not allowed.any():
+        allowed = None
     scales = int(np.log2(min(simulation.finest, side))) + 1
     for _ in range(TRIES):
         rows, columns = 2 ** rng.integers(scales, size=2)
@@ -161,7 +163,7 @@ def _mask(rng: np.random.Generator, picture: np.ndarray, simulation: Simulation)
 
 
 def foreground(picture: np.ndarray, tolerance: float = 25, plain: float = 12) -> np.ndarray:
-    """Where the object is: (S, S, 3) uint8 -> (S, S) bool; everywhere where the background is not plain, or nothing stands out.
+    """Where the object is: (S, S, 3) uint8 -> (S, S) bool; everywhere where the background is not plain, nowhere where nothing stands out.
 
     The background is plain where the border of the picture, apart from a quarter of its pixels, keeps to one colour.
 
@@ -177,8 +179,17 @@ def foreground(picture: np.ndarray, tolerance: float = 25, plain: float = 12) ->
         return np.ones(picture.shape[:2], bool)
     found = ndimage.binary_fill_holes(ndimage.binary_opening(np.abs(small - colour).max(2) > tolerance))
     if found.mean() < 0.01:
-        return np.ones(picture.shape[:2], bool)
+        return np.zeros(picture.shape[:2], bool)
     return found.repeat(4, 0).repeat(4, 1)[: len(picture), : len(picture)]
+
+
+def without_object(pictures: np.ndarray, simulation: Simulation) -> np.ndarray:
+    """(n, S, S, 3) uint8 -> (n,) bool: where :func:`foreground` finds nothing before a plain background, so that a mask lies anywhere."""
+    if not simulation.foreground:
+        return np.zeros(len(pictures), bool)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = pool.map(lambda p: foreground(p, simulation.tolerance, simulation.plain).any(), pictures)
+        return ~np.fromiter(found, bool, len(pictures))
 
 
 def _texture(rng: np.random.Generator, textures: np.ndarray) -> np.ndarray:

@@ -186,3 +186,89 @@ def focal_and_l1(probability: torch.Tensor, masks: torch.Tensor, gamma: float, f
         p_t = p if defective else 1 - p
         terms.append(-focal * (1 - p_t) ** gamma * torch.log(p_t) + l1 * torch.abs(p - float(defective)))
     return torch.stack(terms).mean()
+
+
+# Appendix D's network: one picture, weights by their names in the state dict, batch normalisation with what it has stored.
+
+
+def convolution(x, w, bias=None, stride=1, rate=1):
+    """x: (c, y, x), w: (d, c, a, a), zeros around x so that its centre meets every pixel -> (d, ⌈y/stride⌉, ⌈x/stride⌉)."""
+    half = w.shape[2] // 2
+    out = np.zeros((len(w), -(-x.shape[1] // stride), -(-x.shape[2] // stride)))
+    for row, column in np.ndindex(out.shape[1:]):
+        for a, b in np.ndindex(w.shape[2:]):
+            y, at = row * stride + (a - half) * rate, column * stride + (b - half) * rate
+            if 0 <= y < x.shape[1] and 0 <= at < x.shape[2]:
+                out[:, row, column] += w[:, :, a, b] @ x[:, y, at]
+    return out if bias is None else out + bias[:, None, None]
+
+
+def normed(x, state, name, **how):
+    """A convolution, then (v - mean) / √(variance + 1e-5) · weight + bias for each channel."""
+    v = convolution(x, state[f"{name}.0.weight"], **how)
+    mean, variance, weight, bias = (
+        state[f"{name}.1.{what}"][:, None, None] for what in ("running_mean", "running_var", "weight", "bias")
+    )
+    return (v - mean) / np.sqrt(variance + 1e-5) * weight + bias
+
+
+def relu(x):
+    return np.maximum(x, 0)
+
+
+def residual_block(x, state, name):
+    """relu(conv(relu(conv(x))) + x), with a 1 × 1 convolution of x where the channels change."""
+    shortcut = normed(x, state, f"{name}.shortcut") if f"{name}.shortcut.0.weight" in state else x
+    return relu(normed(relu(normed(x, state, f"{name}.first")), state, f"{name}.second") + shortcut)
+
+
+def atrous_pyramid(x, state, name, rates):
+    """DeepLab's ASPP: a 1 × 1 convolution, one 3 × 3 for each rate, and the picture's mean everywhere; joined, then one channel."""
+    parts = [relu(normed(x, state, f"{name}.branches.0"))]
+    parts += [relu(normed(x, state, f"{name}.branches.{i}", rate=rate)) for i, rate in enumerate(rates, 1)]
+    mean = x.mean((1, 2), keepdims=True)
+    whole = relu(convolution(mean, state[f"{name}.whole.1.weight"], state[f"{name}.whole.1.bias"]))
+    parts.append(np.broadcast_to(whole, (len(whole), *x.shape[1:])))
+    joined = relu(normed(np.concatenate(parts), state, f"{name}.join"))
+    return convolution(joined, state[f"{name}.out.weight"], state[f"{name}.out.bias"])
+
+
+def bilinear(x, side):
+    """(c, n, n) -> (c, side, side): pixels are squares, their values lie in the middle, the border's go on."""
+    n = x.shape[1]
+
+    def weights(i):
+        place = min(max((i + 0.5) * n / side - 0.5, 0), n - 1)
+        low = min(int(place), max(n - 2, 0))
+        return {low: 1 - (place - low), min(low + 1, n - 1): place - low} if n > 1 else {0: 1.0}
+
+    out = np.zeros((len(x), side, side))
+    for row, column in np.ndindex(side, side):
+        for y, wy in weights(row).items():
+            for at, wx in weights(column).items():
+                out[:, row, column] += wy * wx * x[:, y, at]
+    return out
+
+
+def refiner(state, score_map, distances, picture, *, inputs, stride, rates, outlier, skip):
+    """score_map: (S, S), distances: (h · w, dim), picture: (S, S, 3) 0 to 255 -> (S, S) log odds of a defect."""
+    size = len(picture)
+    side = -(-size // stride)
+    z = (score_map - state["center"]) / state["deviation"]
+    parts = []
+    for name in inputs.split("+"):
+        if name == "map":
+            part = z[None] / outlier
+        elif name == "features":
+            cells = int(len(distances) ** 0.5)
+            part = distances.T.reshape(-1, cells, cells) / state["deviation"]
+            part = relu(normed(part, state, "of_features"))
+        else:
+            mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+            part = ((picture / 255 - mean) / deviation).transpose(2, 0, 1)
+            for i in range(max(1, int(np.log2(stride)))):
+                part = relu(normed(part, state, f"of_picture.{i}", stride=2 if stride > 1 else 1))
+        parts.append(bilinear(part, side))
+    x = residual_block(residual_block(np.concatenate(parts), state, "blocks.0"), state, "blocks.1")
+    found = bilinear(atrous_pyramid(x, state, "head", rates), size)[0]
+    return found + (state["slope"] * z if skip else 0) + state["offset"]

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from literal import focal_and_l1 as literal_focal_and_l1
+from literal import refiner as literal_refiner
 from PIL import Image
 from torch import nn
 
@@ -100,6 +101,30 @@ def test_a_residual_block_adds_to_its_input_and_the_pyramid_has_its_rates():
     assert pyramid(torch.randn(2, 4, 40, 40)).shape == (2, 1, 40, 40)
 
 
+@pytest.mark.parametrize("inputs", INPUTS)
+@pytest.mark.parametrize(("stride", "skip"), [(8, True), (4, False), (1, True)])
+def test_the_network_is_the_literal_one(inputs, stride, skip):
+    torch.manual_seed(0)
+    side = 8 if stride == 1 else 24
+    how = Refinement.build(inputs=inputs, stride=stride, skip=skip, channels=4, rates=(1, 2, 5), outlier=2.5)
+    network = Refiner(how, DIM, center=0.4, deviation=0.3).double().eval()
+    for name, value in network.state_dict().items():  # nothing at its first value: all of it must be used
+        if value.is_floating_point() and name not in ("center", "deviation"):
+            value.copy_(torch.rand_like(value) + 0.2 if name.endswith("running_var") else torch.randn_like(value) / 2)
+    pictures = torch.randint(0, 256, (2, side, side, 3), dtype=torch.uint8)
+    seen = Seen(torch.rand(2, 4, 4).double(), torch.rand(2, side, side).double(), torch.rand(2, 16, DIM).double())
+    if "picture" in inputs:
+        network.float()
+        seen = Seen(*(part.float() for part in seen))
+    state = {name: value.double().numpy() for name, value in network.state_dict().items()}
+    found = network(seen, pictures)
+    options = {"inputs": inputs, "stride": stride, "rates": (1, 2, 5), "outlier": 2.5, "skip": skip}
+    for i, log_odds in enumerate(found):
+        shown = (part[i].double().numpy() for part in (seen.maps, seen.distances, pictures))
+        expected = literal_refiner(state, *shown, **options)
+        np.testing.assert_allclose(log_odds.detach().numpy(), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
 def test_the_same_map_in_any_batch(pictures):
     refiner = Refiner(quick(), DIM).eval()
     nn.init.normal_(refiner.head.out.weight)
@@ -187,15 +212,48 @@ def test_a_resumed_training_ends_where_an_uninterrupted_one_does(pictures, tmp_p
     assert list(tmp_path.rglob("*")) == [file.parent, file], "nothing temporary is left"
 
 
-def test_a_checkpoint_of_another_training_is_refused_and_a_damaged_one_set_aside(pictures, tmp_path):
+def test_a_checkpoint_of_another_training_is_refused_and_a_damaged_one_set_aside(pictures, tmp_path, caplog):
     file = tmp_path / "checkpoint.safetensors"
     train(pictures, Eye(pictures), quick(epochs=1), (0.0, 1.0), log=len, checkpoint=file)
     with pytest.raises(ValueError, match=r"checkpoint: .* is of another training"):
         train(pictures, Eye(pictures), quick(epochs=2), (0.0, 1.0), log=len, checkpoint=file)
     file.write_bytes(file.read_bytes()[:50])
-    said = []
-    _, rows = train(pictures, Eye(pictures), quick(epochs=1), (0.0, 1.0), log=said.append, checkpoint=file)
-    assert "is damaged" in said[0] and file.with_suffix(".damaged").stat().st_size == 50 and len(rows) == 1
+    _, rows = train(pictures, Eye(pictures), quick(epochs=1), (0.0, 1.0), log=len, checkpoint=file)
+    assert "is damaged" in caplog.text and file.with_suffix(".damaged").stat().st_size == 50 and len(rows) == 1
+
+
+def test_pictures_without_an_object_before_a_plain_background_are_named_before_any_work(pictures, caplog):
+    pictures[3] = pictures[7] = 90
+    names = [f"data/gear/train/good/{i:03}.png" for i in range(10)]
+
+    def unseen(*_):
+        raise InterruptedError
+
+    for foreground in (False, True):
+        with pytest.raises(InterruptedError):
+            train(pictures, unseen, quick(foreground=foreground, tolerance=30), (0.0, 1.0), log=len, names=names)
+        if not foreground:
+            assert not caplog.text, "nothing was looked for"
+    assert "in 2 of 10 training pictures nothing stands out" in caplog.text and "by 30 grey levels" in caplog.text
+    assert "(first: gear/train/good/003.png)" in caplog.text and "`foreground=False`" in caplog.text
+
+
+@pytest.mark.parametrize("method", ["fit", "cell"])
+def test_a_category_without_an_object_is_named(method, tmp_path, caplog):
+    for i in range(8):
+        folder = tmp_path / "paper" / ("train/good" if i < 6 else "test/good" if i < 7 else "test/spot")
+        folder.mkdir(parents=True, exist_ok=True)
+        picture = np.full((64, 64, 3), 200, np.uint8) + np.random.default_rng(i).integers(0, 6, (64, 64, 3), np.uint8)
+        Image.fromarray(picture).save(folder / f"{i:03}.png")
+    (tmp_path / "paper/ground_truth/spot").mkdir(parents=True)
+    Image.fromarray(np.eye(64, dtype=np.uint8) * 255).save(tmp_path / "paper/ground_truth/spot/007_mask.png")
+    if method == "fit":
+        ReConPatch(**SMALL, refine=REFINE).fit(load_dataset(tmp_path, category="paper").train, log=len)
+    else:
+        cell = Refined(Cell(Config(**SMALL), str(tmp_path), "paper"), Refinement.build(**REFINE))
+        run_grid([cell], Store(tmp_path / "runs"), log=len)
+    assert "in 6 of 6 training pictures nothing stands out" in caplog.text
+    assert "(first: paper/train/good/000.png)" in caplog.text
 
 
 def test_a_checkpoint_goes_on_where_the_textures_moved_and_not_where_they_are_others(pictures, tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rcp.synthesis import Simulation, draw_textures, foreground, load_textures, perlin, simulate
+from rcp.synthesis import Simulation, draw_textures, foreground, load_textures, perlin, simulate, without_object
 
 TEXTURES = draw_textures(4, 64, seed=1)
 
@@ -97,7 +97,15 @@ def test_foreground_is_the_object_before_a_plain_background():
     assert masks.any() and not masks[:, :24].any()
     rough = np.random.default_rng(0).integers(0, 256, (128, 128, 3)).astype(np.uint8)
     assert foreground(rough).all(), "no plain background: the whole picture"
-    assert foreground(np.full((128, 128, 3), 90, np.uint8)).all(), "nothing stands out: the whole picture"
+    bare = np.full((128, 128, 3), 90, np.uint8)
+    assert not foreground(bare).any(), "nothing stands out"
+    assert without_object(np.stack([picture, rough, bare, bare]), Simulation()).tolist() == [False, False, True, True]
+    assert not without_object(bare[None], Simulation(foreground=False)).any(), "it is not asked"
+    grainy = (bare + np.random.default_rng(0).integers(0, 5, bare.shape)).astype(np.uint8)
+    masks = simulate(np.stack([grainy] * 20), Simulation(kind="structure"))[1]
+    assert masks.any((1, 2)).mean() > 0.9, "a mask lies anywhere then"
+    borders = masks[:, :8].any() and masks[:, -8:].any() and masks[:, :, :8].any() and masks[:, :, -8:].any()
+    assert borders
 
 
 def test_textures_are_read_from_a_folder_or_drawn(tmp_path, shared_data):

@@ -449,7 +449,7 @@ def write(
 
     index: the first column's name. label: where the numbers are from, above the Markdown. undefined: category -> why a
     metric is undefined there, for a last column: in the category's own rows, or in every row where no row is a category's.
-    digits: decimals of the Markdown; the CSV has four.
+    digits: decimals of the Markdown; the CSV has four, and all of a number that four would make 0, such as a learning rate.
     """
     flat = table.copy()
     flat.columns = [" ".join(str(part) for part in c) if isinstance(c, tuple) else str(c) for c in flat.columns]
@@ -457,7 +457,7 @@ def write(
         of = [str(name).rpartition(", ")[2] for name in flat.index]
         every = None if set(of) & set(undefined) else "; ".join(f"{c}: {why}" for c, why in undefined.items())
         flat["undefined"] = [undefined.get(category, every) for category in of]
-    flat.round(4).to_csv(path.with_suffix(".csv"), index_label=index)
+    flat.to_csv(path.with_suffix(".csv"), index_label=index, float_format=lambda v: str(round(v, 4) or v))
     cells = flat.round(digits).astype(object).where(flat.notna(), "–")
     lines = [[index, *flat.columns], ["---"] * (len(flat.columns) + 1)]
     lines += [[str(name), *map(str, row)] for name, row in zip(cells.index, cells.to_numpy(), strict=True)]

@@ -272,3 +272,19 @@ def refiner(state, score_map, distances, picture, *, inputs, stride, rates, outl
     x = residual_block(residual_block(np.concatenate(parts), state, "blocks.0"), state, "blocks.1")
     found = bilinear(atrous_pyramid(x, state, "head", rates), size)[0]
     return found + (state["slope"] * z if skip else 0) + state["offset"]
+
+
+def perlin(side, angles):
+    """Perlin's noise, pixel by pixel: at the corners of its cell the offset's product with a unit vector, mixed by 6t⁵ - 15t⁴ + 10t³."""
+    rows, columns = angles.shape[0] - 1, angles.shape[1] - 1
+    out = np.zeros((side, side))
+    for i, j in np.ndindex(out.shape):
+        y, x = (i + 0.5) * rows / side, (j + 0.5) * columns / side
+        for down, right in np.ndindex(2, 2):
+            angle = angles[int(y) + down, int(x) + right]
+            dy, dx = y - int(y) - down, x - int(x) - right
+            share = 1.0
+            for t in (1 - abs(dy), 1 - abs(dx)):
+                share *= 6 * t**5 - 15 * t**4 + 10 * t**3
+            out[i, j] += share * (np.sin(angle) * dy + np.cos(angle) * dx)
+    return np.sqrt(2) * out

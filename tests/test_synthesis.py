@@ -2,6 +2,7 @@
 
 import re
 
+import literal
 import numpy as np
 import pytest
 from PIL import Image
@@ -85,6 +86,13 @@ def test_perlin_noise_is_smooth_zero_at_its_nodes_and_in_range():
     assert np.abs(np.diff(fields, axis=1)).max() < 0.25, "a cell is 16 rows high"
     nodes = fields[:, 16::16, 32::32]
     assert np.abs(nodes).max() < 0.1, "half a pixel from a node"
+
+
+@pytest.mark.parametrize(("side", "rows", "columns"), [(32, 1, 4), (30, 8, 2), (17, 4, 4), (16, 16, 16)])
+def test_perlin_noise_is_the_literal_one(side, rows, columns):
+    angles = np.random.default_rng(5).uniform(0, 2 * np.pi, (rows + 1, columns + 1))
+    found = perlin(side, rows, columns, np.random.default_rng(5))
+    np.testing.assert_allclose(found, literal.perlin(side, angles), atol=1e-5)
 
 
 def test_foreground_is_the_object_before_a_plain_background():

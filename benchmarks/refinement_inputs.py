@@ -53,10 +53,11 @@ def gains(options, seed: int) -> list[list[float]]:
     found = []
     for choice in CHOICES:
         how, cache.at = dataclasses.replace(everything, **choice), 0
-        detector.refine = how
+        detector.refine = everything  # what the cache keeps has all parts, whichever choice comes first
         detector.refiner_, _ = refinement.train(
             train, cache, how, (center, how.beta * deviation), textures, log=len, names=data.train.paths
         )
+        detector.refine = how
         refined = metrics.evaluate(detector.predict_features(features, pictures=test), data.test)
         seen, started = Seen(*(part[:4].float() for part in cache.kept[1])), time.perf_counter()
         for _ in range(10):

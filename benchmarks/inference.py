@@ -64,9 +64,9 @@ def main() -> None:
         rows,
         "Medians of 30 passes after 10 warm-ups, decoding left out; search is Eq. 9 and 10. anomalib's PatchcoreModel alone, on "
         "normalised images, with the same CNN and as many entries (of its own size: all channels, 384 for resnet18, 1,536 for "
-        "wide_resnet50_2; ours is 512 for both), in a process of its own, 15 passes before and 15 after ours in float32; it weights one patch "
-        "per picture, ours every patch, and it works in float32. bfloat16 is an option of ours; what it does to AUROC is in features.md. "
-        "wide_resnet50_2 has random weights: times only. "
+        "wide_resnet50_2; ours is 512 for both), in a process of its own, 15 passes before and 15 after ours in float32; it weights "
+        "one patch per picture, ours every patch, and it works in float32. bfloat16 is an option of ours; what it does to AUROC is "
+        "in features.md. wide_resnet50_2 has random weights: times only. "
         f"{environment(options.device)}",
     )  # fmt: skip
 

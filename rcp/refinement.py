@@ -46,7 +46,8 @@ class Refinement:
     textures: folder of pictures for "texture" and "mixture"; "" is DTD in the data folder, "drawn" makes them up (the demo).
     texture_count: textures of that folder that are drawn of, chosen by ``seed``; they are held in memory [?].
     inputs: what the network sees: the normalised "map" of patch scores, "features" (how far f(p) lies from its nearest bank entry in
-        each dimension) and the "picture", joined with "+"; the map alone carries over best to real defects [?].
+        each dimension) and the "picture", joined with "+"; the map alone carries over best to real defects
+        (benchmarks/refinement_inputs.py) [?].
     stride: pixels of the picture per cell of the network's grid, a power of two [?].
     channels: of the residual blocks and of each atrous convolution [?].
     rates: of the parallel atrous convolutions; 6, 12, 18 [I].
@@ -59,7 +60,7 @@ class Refinement:
     weight_decay: 1e-4 [I].
     focal_gamma: of the focal loss; 4 [I].
     focal_weight, l1_weight: of the two losses; 1 and 0.1. DeSTSeg's 1 and 1 [I] pull what is uncertain to 0, and with it the weak
-        middle of a large defect.
+        middle of a large defect (the same benchmark: more on bottle, a loss on transistor).
     image_score: "map" is the maximum of the refined map; "patches" keeps the unrefined maximum of Eq. 10 [?].
     seed: of the initialisation, the order of the pictures and, with the simulation's own seed, of the anomalies.
 

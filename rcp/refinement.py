@@ -60,7 +60,7 @@ class Refinement:
     weight_decay: 1e-4 [I].
     focal_gamma: of the focal loss; 4 [I].
     focal_weight, l1_weight: of the two losses; 1 and 0.1. DeSTSeg's 1 and 1 [I] pull what is uncertain to 0, and with it the weak
-        middle of a large defect (the same benchmark: more on bottle, a loss on transistor).
+        middle of a large defect (in the same benchmark bottle gains more with them, and transistor loses).
     image_score: "map" is the maximum of the refined map; "patches" keeps the unrefined maximum of Eq. 10 [?].
     seed: of the initialisation, the order of the pictures and, with the simulation's own seed, of the anomalies.
 
@@ -423,13 +423,12 @@ def train(
     simulation = dataclasses.replace(how.simulation, seed=how.simulation.seed + how.seed)
     simulate(pictures[:1], simulation, textures)  # what is wrong with them is said before any work
     if (without := without_object(pictures, simulation).nonzero()[0]).size:
-        first = (
-            "/".join(Path(names[without[0]]).parts[-4:]) if names else f"picture {without[0]}"
-        )  # CATEGORY/train/good/NAME
+        first = Path(names[without[0]]).parts[-4:] if names is not None else ("picture", str(without[0]))
         logger.warning(
-            "foreground: in %d of %d training pictures nothing stands out from the plain background by %g grey levels (first: %s); "
-            "their simulated defects lie anywhere. If they show an object, lower `tolerance`; if a texture, say `foreground=False`",
-            len(without), len(pictures), simulation.tolerance, first,
+            "foreground: in %d of %d training pictures nothing, or less than 1 %% of the picture, stands out from a plain background "
+            "by %g grey levels (first: %s); their simulated defects may lie anywhere. Of a texture that is as it should be; if they "
+            "show an object, lower `tolerance`",
+            len(without), len(pictures), simulation.tolerance, "/".join(first),
         )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(how.seed)

@@ -26,7 +26,7 @@ class Simulation:
     """How anomalies are simulated; the paper names the kinds [P] and takes the rest from MemSeg and DRAEM, so [I].
 
     kind: "texture" blends a texture in, "structure" the picture's own grid cells in another order, "mixture" draws one of both.
-    foreground: keep masks within the object where the background is plain (see :func:`foreground`).
+    foreground: keep masks within the object where the background is plain and an object is found (see :func:`foreground`).
     tolerance, plain: of :func:`foreground`, in grey levels; 25 and 12.
     threshold: of the Perlin noise, which lies in [-1, 1]; 0.5.
     finest: cells of the noise along a side are drawn from 1, 2, 4, ... up to this; 4 (DRAEM draws up to 32: many small defects) [?].
@@ -145,7 +145,7 @@ def _cells(side: int, cells: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _mask(rng: np.random.Generator, picture: np.ndarray, simulation: Simulation) -> np.ndarray:
-    """Thresholded, turned Perlin noise within the object: (S, S) bool; empty if none fell on it."""
+    """Thresholded, turned Perlin noise within the object, where one is found: (S, S) bool; empty if none fell on it."""
     side = len(picture)
     allowed = foreground(picture, simulation.tolerance, simulation.plain) if simulation.foreground else None
     if allowed is not None and not allowed.any():

@@ -449,7 +449,7 @@ def write(
 
     index: the first column's name. label: where the numbers are from, above the Markdown. undefined: category -> why a
     metric is undefined there, for a last column: in the category's own rows, or in every row where no row is a category's.
-    digits: decimals of the Markdown; the CSV has four, and all of a number that four would make 0, such as a learning rate.
+    digits: decimals of the Markdown; the CSV has four, and of small numbers, such as a learning rate, four significant ones.
     """
     flat = table.copy()
     flat.columns = [" ".join(str(part) for part in c) if isinstance(c, tuple) else str(c) for c in flat.columns]
@@ -457,9 +457,13 @@ def write(
         of = [str(name).rpartition(", ")[2] for name in flat.index]
         every = None if set(of) & set(undefined) else "; ".join(f"{c}: {why}" for c, why in undefined.items())
         flat["undefined"] = [undefined.get(category, every) for category in of]
-    flat.to_csv(path.with_suffix(".csv"), index_label=index, float_format=lambda v: str(round(v, 4) or v))
+    flat.to_csv(path.with_suffix(".csv"), index_label=index, float_format=_four_digits)
     cells = flat.round(digits).astype(object).where(flat.notna(), "–")
     lines = [[index, *flat.columns], ["---"] * (len(flat.columns) + 1)]
     lines += [[str(name), *map(str, row)] for name, row in zip(cells.index, cells.to_numpy(), strict=True)]
     rows = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     path.with_suffix(".md").write_text((f"*{label}*\n\n" if label else "") + rows + "\n")
+
+
+def _four_digits(v: float) -> str:
+    return f"{v:.4g}" if 1e-9 < abs(v) < 1e-2 else str(round(v, 4) + 0.0)  # no -0.0

@@ -351,6 +351,14 @@ def refinement_gains(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(blocks, orient="index")
 
 
+def refinement_gains_by_size(frame: pd.DataFrame) -> pd.DataFrame:
+    """:func:`refinement_gains` at each size of the pictures (Table S8); rows (size, kind of simulation, category)."""
+    parts = [
+        refinement_gains(part).rename(index=f"{size} px, {{}}".format) for size, part in frame.groupby("image_size")
+    ]
+    return pd.concat(parts) if parts else refinement_gains(frame)
+
+
 def refinement_in_words(gains: pd.DataFrame) -> str:
     """Per kind of simulation: does the refined map gain in every category?"""
     sentences = []

@@ -16,7 +16,7 @@ from torch import nn
 from rcp import PatchCore, ReConPatch, grids, plots, refinement, tables, views
 from rcp.config import Config
 from rcp.data import draw_demo, load_dataset, load_images
-from rcp.experiment import Cell, Ensemble, Refined, run, run_grid
+from rcp.experiment import Cell, Ensemble, Grid, Refined, run, run_grid
 from rcp.metrics import evaluate
 from rcp.notebook import Settings
 from rcp.refinement import AtrousPyramid, Refinement, Refiner, ResidualBlock, Seen, focal_and_l1, train
@@ -102,10 +102,9 @@ def test_a_residual_block_adds_to_its_input_and_the_pyramid_has_its_rates():
 
 
 @pytest.mark.parametrize("inputs", INPUTS)
-@pytest.mark.parametrize(("stride", "skip"), [(8, True), (4, False), (1, True)])
-def test_the_network_is_the_literal_one(inputs, stride, skip):
+@pytest.mark.parametrize(("side", "stride", "skip"), [(24, 8, True), (20, 8, True), (24, 4, False), (8, 1, True)])
+def test_the_network_is_the_literal_one(inputs, side, stride, skip):
     torch.manual_seed(0)
-    side = 8 if stride == 1 else 24
     how = Refinement.build(inputs=inputs, stride=stride, skip=skip, channels=4, rates=(1, 2, 5), outlier=2.5)
     network = Refiner(how, DIM, center=0.4, deviation=0.3).double().eval()
     for name, value in network.state_dict().items():  # nothing at its first value: all of it must be used
@@ -234,8 +233,8 @@ def test_pictures_without_an_object_before_a_plain_background_are_named_before_a
             train(pictures, unseen, quick(foreground=foreground, tolerance=30), (0.0, 1.0), log=len, names=names)
         if not foreground:
             assert not caplog.text, "nothing was looked for"
-    assert "in 2 of 10 training pictures nothing stands out" in caplog.text and "by 30 grey levels" in caplog.text
-    assert "(first: gear/train/good/003.png)" in caplog.text and "`foreground=False`" in caplog.text
+    assert "in 2 of 10 training pictures nothing" in caplog.text and "by 30 grey levels" in caplog.text
+    assert "(first: gear/train/good/003.png)" in caplog.text and "lower `tolerance`" in caplog.text
 
 
 @pytest.mark.parametrize("method", ["fit", "cell"])
@@ -252,7 +251,7 @@ def test_a_category_without_an_object_is_named(method, tmp_path, caplog):
     else:
         cell = Refined(Cell(Config(**SMALL), str(tmp_path), "paper"), Refinement.build(**REFINE))
         run_grid([cell], Store(tmp_path / "runs"), log=len)
-    assert "in 6 of 6 training pictures nothing stands out" in caplog.text
+    assert "in 6 of 6 training pictures nothing" in caplog.text
     assert "(first: paper/train/good/000.png)" in caplog.text
 
 
@@ -502,6 +501,12 @@ def test_gains_are_of_the_same_category_and_seed():
     assert found["spread"].tolist() == pytest.approx(
         [np.std([2, 6], ddof=1), np.std([-2, 0], ddof=1), np.std([0, 3], ddof=1)]
     )
+    sizes = pd.concat([pd.DataFrame(rows).assign(image_size=size) for size in (320, 480)])
+    sizes.loc[(sizes["image_size"] == 480) & (sizes["refinement"] == "with"), "pixel_auroc"] += 0.01
+    by_size = views.refinement_gains_by_size(sizes)
+    assert list(by_size.index[[0, 3]]) == ["320 px, structure, a", "480 px, structure, a"] and len(by_size) == 6
+    assert by_size["pixel AUROC"]["gain"].tolist() == pytest.approx([4, -1, 1.5, 5, 0, 2.5])
+    assert views.refinement_gains_by_size(Grid([], [], []).frame()).empty
     words = views.refinement_in_words(gains)
     assert (
         words

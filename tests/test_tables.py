@@ -104,9 +104,11 @@ def test_written_tables_can_be_read_and_shown(tmp_path):
     back = pd.read_csv(tmp_path / "t.csv", index_col=0)
     np.testing.assert_allclose(back["rcp PatchCore mean"], table[("rcp PatchCore", "mean")])
     assert "| bottle |" in (tmp_path / "t.md").read_text()
-    small = pd.DataFrame({"lr": [1e-5, 0.25], "auroc": [0.98765432, np.nan], "seed": [0, 1]}, index=["a", "b"])
+    small = pd.DataFrame(
+        {"lr": [1e-5, 2.5e-4], "auroc": [0.98765432, np.nan], "drop": [-1e-14, -0.25]}, index=["a", "b"]
+    )
     tables.write(small, tmp_path / "s")
-    assert (tmp_path / "s.csv").read_text() == "category,lr,auroc,seed\na,1e-05,0.9877,0\nb,0.25,,1\n"
+    assert (tmp_path / "s.csv").read_text() == "category,lr,auroc,drop\na,1e-05,0.9877,0.0\nb,0.00025,,-0.25\n"
     html = tables.show(table, "Where the numbers are from").to_html()
     assert "Where the numbers are from" in html and "-1.70" in html and "–" in html
 

@@ -5,7 +5,7 @@ import numpy as np
 import torch
 
 _BLOCK = 256  # patches whose largest ``near`` is held, so that most of them are passed over at once
-_ENTRIES = 32  # bank entries whose least bound is held, likewise
+ENTRIES = 32  # bank entries whose least bound is held, likewise
 _FLAGS = {"fastmath": {"reassoc", "contract", "nsz"}, "cache": True}  # sums of squares may be vectorised
 
 
@@ -93,53 +93,39 @@ def lazy_greedy(x, y, near, count, first, error, threads):
     return picks
 
 
-@numba.njit(**_FLAGS)
-def _add_squares(bounds, a, columns):
-    """bounds[j] += Σ_k (a[k] - columns[k, j])², k = 0 ... 7, in one pass over ``bounds``."""
-    for j in range(columns.shape[1]):
-        total = np.float32(0)
-        for k in range(8):
-            total += (a[k] - columns[k, j]) ** 2
-        bounds[j] += total
-
-
 @numba.njit(parallel=True, fastmath=_FLAGS["fastmath"] | {"nnan"}, cache=True)
-def nearest(x, y, bank, columns, longest, error, threads):
-    """x: (n, D), y: (n, 32), bank: (M, D), columns: (32, M), float32 -> (n,) int64: the nearest entry, the lowest index of equals.
+def nearest(x, bounds, squares, bank, longest, error, rounding, threads):
+    """x: (n, D), bank: (M, D) float32 -> (n,) int64: the nearest entry, the lowest index of equals.
 
-    y and columns are the leading numbers of x and bank; longest: no column is longer; error: of a length, as LeadingDirections has it.
+    With y the leading numbers of a row of x, r those of an entry: bounds: (n, M + unused) = ‖y - r‖² - ‖y‖², unused ones inf, so that
+    there are whole blocks; squares: (n,) = ‖y‖²; longest: the largest ‖r‖; error: of a length, as LeadingDirections has it; rounding: of
+    the bounds, of (‖y‖ + longest)².
     """
     n, m = len(x), len(bank)
-    blocks = (m + _ENTRIES - 1) // _ENTRIES
+    blocks = bounds.shape[1] // ENTRIES
     found = np.empty(n, np.int64)
     for thread in numba.prange(threads):
-        bounds = np.full(blocks * _ENTRIES, np.inf, np.float32)
         least = np.empty(blocks, np.float32)
         for i in range(n * thread // threads, n * (thread + 1) // threads):
-            bounds[:m] = 0
-            length = np.float32(0)
-            for k in range(0, y.shape[1], 8):
-                _add_squares(bounds, y[i, k : k + 8], columns[k : k + 8])
-            for k in range(y.shape[1]):
-                length += y[i, k] ** 2
             for b in range(blocks):
-                low = bounds[b * _ENTRIES]
-                for j in range(b * _ENTRIES, (b + 1) * _ENTRIES):
-                    low = min(low, bounds[j])
+                low = bounds[i, b * ENTRIES]
+                for j in range(b * ENTRIES, (b + 1) * ENTRIES):
+                    low = min(low, bounds[i, j])
                 least[b] = low
-            start = least.argmin() * _ENTRIES
-            at = min(start + bounds[start : start + _ENTRIES].argmin(), m - 1)
+            start = least.argmin() * ENTRIES
+            at = min(start + bounds[i, start : start + ENTRIES].argmin(), m - 1)
             best = _squared_distance(x[i], bank[at], 0, x.shape[1])
-            slack = error * (np.sqrt(length) + longest)
-            reach = _reach(best, slack)
+            length = np.sqrt(squares[i]) + longest
+            spare = rounding * length**2 - squares[i]
+            reach = _reach(best, error * length) + spare
             for b in range(blocks):
                 if least[b] <= reach:
-                    for j in range(b * _ENTRIES, min(m, (b + 1) * _ENTRIES)):
-                        if bounds[j] <= reach:
+                    for j in range(b * ENTRIES, min(m, (b + 1) * ENTRIES)):
+                        if bounds[i, j] <= reach:
                             d2 = _squared_distance(x[i], bank[j], 0, x.shape[1])
                             if d2 < best or (d2 == best and j < at):
                                 best, at = d2, j
-                                reach = _reach(best, slack)
+                                reach = _reach(best, error * length) + spare
             found[i] = at
     return found
 

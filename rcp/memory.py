@@ -6,7 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rcp.leading import LeadingDirections, compiled
+from rcp.leading import LeadingDirections, compiled, product
+
+_BOUNDS = 2**22  # numbers held at a time: 16 MB
 
 
 @lru_cache
@@ -58,10 +60,14 @@ class MemoryBank:
         self.self_in_neighbours = self_in_neighbours
         self.b = b
         self._leading = None
-        if entries.device.type == "cpu" and compiled():
-            self._leading = LeadingDirections(self.entries)
+        if entries.device.type == "cpu" and (kernels := compiled()):
+            self._leading = LeadingDirections(self.entries, size=48)
             y = self._leading(self.entries)
-            self._columns, self._longest = y.T.contiguous().numpy(), np.float32(y.norm(dim=1).max())
+            unused = -len(y) % kernels.ENTRIES  # to whole blocks
+            self._minus_2y = torch.nn.functional.pad(-2 * y, (0, 0, 0, unused))
+            self._squares = torch.nn.functional.pad(y.square().sum(1), (0, unused), value=torch.inf)
+            longest, rounding = y.norm(dim=1).max(), 2**-23 * (y.shape[1] + 4)  # of the product: twice the worst case
+            self._margins = np.array([longest, self._leading.error, rounding], np.float32)
 
     @cached_property
     def neighbourhood(self) -> Tensor:
@@ -78,9 +84,13 @@ class MemoryBank:
         """Eq. 9: index of r* in M. queries: (n, D) float32 -> (n,) int64."""
         if not self._leading:
             return search(queries, self.entries)[:, 0]
-        x, y, bank = queries.contiguous().numpy(), self._leading(queries).numpy(), self.entries.numpy()
-        kernels, error = compiled(), np.float32(self._leading.error)
-        return torch.from_numpy(kernels.nearest(x, y, bank, self._columns, self._longest, error, kernels.threads()))
+        kernels, found = compiled(), []
+        for x in queries.split(max(1, _BOUNDS // len(self._squares))):
+            y = self._leading(x)
+            bounds = product(y, self._minus_2y, self._squares)  # ‖y - r‖² - ‖y‖²
+            arrays = (a.numpy() for a in (x.contiguous(), bounds, y.square().sum(1), self.entries))
+            found.append(kernels.nearest(*arrays, *self._margins, kernels.threads()))
+        return torch.from_numpy(np.concatenate(found))
 
     def distances(self, queries: Tensor, index: Tensor) -> Tensor:
         """D(f(p), M[index]) squared. queries: (n, D), index: (n, j) -> (n, j); by differences, so that it is 0 for an entry itself."""

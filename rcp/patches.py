@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rcp.backbone import Backbone, normalize
+from rcp.backbone import Backbone, normalize, quick_with_single_pictures
 from rcp.config import Config
 
 
@@ -120,6 +120,8 @@ class PatchExtractor:
         with torch.inference_mode():
             first = self.maps(np.zeros((1, config.image_size, config.image_size, 3), np.uint8))[0]
         self._shape = (*first.shape[-2:], config.extracted_dim)
+        if device.type == "cpu":
+            quick_with_single_pictures(self.backbone, self.backbone_dtype)
 
     def shape(self) -> tuple[int, int, int]:
         """(h, w, D) of one picture's features."""

@@ -586,8 +586,7 @@ def _structure(detector: ReConPatch) -> dict:
     """What Figure 1 says, read from the modules themselves, the maps' sizes from one blank picture."""
     c, extractor = detector.config, detector.extractor
     with torch.inference_mode():
-        blank = torch.zeros(1, 3, c.image_size, c.image_size, device=detector.device)
-        maps = extractor.backbone(blank)
+        maps = extractor.maps(np.zeros((1, c.image_size, c.image_size, 3), np.uint8))
         h, w, dim = (*maps[0].shape[-2:], extractor.aggregate(maps).shape[-1])
     with torch.random.fork_rng(devices=[]):
         layers = Representation(dim, c)

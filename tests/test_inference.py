@@ -6,9 +6,11 @@ import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 
-from rcp import PatchCore, ReConPatch
+from rcp import PatchCore, ReConPatch, backbone
+from rcp.backbone import Backbone, SinglePictureConvolution, normalize
+from rcp.config import Config
 from rcp.data import load_dataset
-from rcp.patches import pool
+from rcp.patches import PatchExtractor, pool
 from rcp.scoring import score_maps
 from rcp.timing import inference
 
@@ -60,3 +62,40 @@ def test_inference_is_timed_stage_by_stage(demo_root):
         table = np.array(list(seconds.values()))
         assert table.shape == (6, 5) and (table > 0).all()
         assert (table[0] >= 0.999 * table[1:].sum(0)).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_single_picture_gives_torchs_maps_to_the_last_bit(dtype):
+    extractor = PatchExtractor(
+        Config(backbone="resnet18", weights="random:2", backbone_dtype=dtype), torch.device("cpu")
+    )
+    plain = Backbone("resnet18", "random:2", (2, 3)).to(dtype=getattr(torch, dtype), memory_format=torch.channels_last)
+    kept = [m for m in extractor.backbone.modules() if isinstance(m, SinglePictureConvolution)]
+    assert len(kept) == (15 if backbone._lays_out(getattr(torch, dtype)) else 0)
+    for count, size in ((3, 224), (1, 224), (1, 320), (3, 320), (1, 224)):
+        pictures = np.random.default_rng(count).integers(0, 256, (count, size, size, 3), np.uint8)
+        expected = plain(normalize(torch.from_numpy(pictures)).to(getattr(torch, dtype)))
+        torch.testing.assert_close(extractor.maps(pictures), [m.float() for m in expected], atol=0, rtol=0)
+        if count == 1:
+            assert all(m._shape[:2] == (1, m.plain.in_channels) for m in kept), "laid out for this picture"
+    again = [m._laid_out for m in kept]
+    extractor.maps(pictures)
+    assert all(m._laid_out is before for m, before in zip(kept, again, strict=True)), "kept"
+
+
+def test_a_torch_that_cannot_keep_the_layout_says_so_and_gives_the_same(monkeypatch, caplog):
+    def lacking(*_):
+        raise AttributeError("no such operator")
+
+    pictures = np.full((1, 64, 64, 3), 90, np.uint8)
+    make = lambda: PatchExtractor(Config(backbone="resnet18", weights="random:2"), torch.device("cpu"))  # noqa: E731
+    expected = make().maps(pictures)
+    monkeypatch.setattr(SinglePictureConvolution, "forward", lacking)
+    backbone._lays_out.cache_clear()
+    try:
+        torch.testing.assert_close(make().maps(pictures), expected)
+    finally:
+        backbone._lays_out.cache_clear()
+    assert [r.message for r in caplog.records] == [
+        "single pictures take up to a fifth longer here, same results (no such operator)"
+    ]

@@ -77,6 +77,7 @@ def patches(kind, n=1500):
         "far offset": x.round() + 1e5,
         "isotropic": rng.normal(size=(n, 40)),  # bounds that nearly reach the distances, and often name another entry
         "one outlier": np.concatenate([x[:-1], np.full((1, dim), 1e4)]),
+        "far clusters": x.round() + 4096 * rng.choice([-1, 1], size=(n, 1)),  # lengths round what is near away
     }.get(kind, x)
     return rng, x.astype(np.float32)
 
@@ -190,7 +191,7 @@ def test_search_without_faiss_falls_back(monkeypatch):
         search(queries, bank, 13)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "far clusters"])
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("entries", [1, 33, 700])
 def test_bounded_search_finds_what_comparing_all_finds(kind, threads, entries, monkeypatch):
@@ -202,8 +203,10 @@ def test_bounded_search_finds_what_comparing_all_finds(kind, threads, entries, m
     d2 = ((queries.astype(np.float64)[:, None] - bank) ** 2).sum(2)
     memory_bank = MemoryBank(torch.from_numpy(bank), 2)
     found = memory_bank.nearest(torch.from_numpy(queries)).numpy()
-    if kind in ("grid", "constant", "far offset"):
+    if kind in ("grid", "constant", "far offset", "far clusters"):
         assert (found == d2.argmin(1)).all()
+    monkeypatch.setattr(memory, "_BOUNDS", 5000)  # some queries at a time
+    assert (memory_bank.nearest(torch.from_numpy(queries)).numpy() == found).all()
     rows = np.arange(len(queries))
     np.testing.assert_allclose(d2[rows, found], d2.min(1), rtol=1e-5, atol=0)
     index = torch.from_numpy(rng.integers(entries, size=(len(queries), 3)))

@@ -245,6 +245,7 @@ def test_figure_1_reads_its_numbers_from_the_modules():
     for word in ("k = 7", "α = 0.25", "5 % of f(p)", "b = 4", "m = 2"):
         assert word in other and word not in text
     assert "identity" in said(plots.figure_1(detector(projection=None)))
+    assert said(plots.figure_1(detector(backbone_dtype="bfloat16"))) == text
 
 
 def test_figure_1_of_a_fitted_detector_counts_its_memory():

@@ -360,12 +360,12 @@ def refinement_gains_by_size(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def refinement_in_words(gains: pd.DataFrame) -> str:
-    """Per kind of simulation: does the refined map gain in every category?"""
+    """Per kind of simulation: does the refined map gain in every category? What is shown as 0.00 is no gain."""
     sentences = []
     for name in (n for n in gains.index if OVERALL.format("") in n):
         kind = name.partition(",")[0]
         of = gains.loc[[n for n in gains.index if n.startswith(f"{kind}, ") and n != name]]
         changes = ", ".join(f"{m} {gains.loc[name, (m, 'gain')]:+.2f}" for m in WITH_AUPRO.values())
-        better = (of[[("pixel AUROC", "gain"), ("AU-PRO", "gain")]] > 0).all(axis=1).sum()
+        better = (of[[("pixel AUROC", "gain"), ("AU-PRO", "gain")]].round(2) > 0).all(axis=1).sum()
         sentences.append(f"{kind}: {changes}; both pixel metrics gain in {better} of {len(of)} categories.")
     return "\n".join(sentences) or "Nothing to compare yet."

@@ -512,6 +512,8 @@ def test_gains_are_of_the_same_category_and_seed():
         words
         == "structure: image AUROC +0.00, pixel AUROC +1.50, AU-PRO +0.00; both pixel metrics gain in 0 of 2 categories."
     )
+    for aupro, better in ((0.004, 0), (0.1, 1)):  # 0.004 points are shown as 0.00
+        assert f"gain in {better} of 2" in views.refinement_in_words(gains.mask(gains == 0, aupro))
     assert views.refinement_gains(pd.DataFrame()).empty and "Nothing" in views.refinement_in_words(
         views.refinement_gains(pd.DataFrame())
     )

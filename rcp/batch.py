@@ -20,6 +20,7 @@ import nbformat
 from rcp import backbone, experiment, grids, notebook, paths, preloaded
 from rcp.config import nearest
 from rcp.data import load_dataset
+from rcp.provenance import code_of as code_of_modules
 from rcp.store import Store, key_of
 from rcp.studies import InferenceTime
 from rcp.verdict import RULE
@@ -203,10 +204,7 @@ def code_of(source: nbformat.NotebookNode) -> str:
     for cell in source.cells:
         if cell.cell_type == "code":
             digest.update(cell.source.encode())
-    modules = sorted(str(f.relative_to(paths.PACKAGE).with_suffix("")) for f in paths.PACKAGE.rglob("*.py"))
-    digest.update(
-        experiment.code_version([m for m in modules if m not in ("batch", "doctor", "preloaded", "__main__")]).encode()
-    )
+    digest.update(code_of_modules("rcp.notebook", "rcp.views", "rcp.plots", "rcp.studies").encode())
     for file in sorted(paths.PACKAGE.rglob("*.csv")):
         digest.update(file.read_bytes())
     return digest.hexdigest()

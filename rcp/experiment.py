@@ -3,12 +3,9 @@
 Notebooks, papermill batches, grids and tests all go through :func:`run`, so all of them resume.
 """
 
-import ast
 import dataclasses
 import datetime
-import hashlib
 import importlib.metadata
-import inspect
 import logging
 import platform
 import resource
@@ -24,66 +21,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-from rcp import (
-    augment,
-    backbone,
-    config,
-    coreset,
-    detector,
-    graphs,
-    leading,
-    losses,
-    memory,
-    metrics,
-    model,
-    patches,
-    paths,
-    refinement,
-    scoring,
-    similarity,
-    synthesis,
-)
+from rcp import backbone, coreset, metrics, paths, refinement
 from rcp.augment import Perturbation, PerturbedTransform
 from rcp.config import Config, check_type
-from rcp.data import Dataset, Split, Transform, layouts, load_dataset, load_images, pictures
+from rcp.data import Dataset, Split, Transform, load_dataset, load_images
 from rcp.detector import Prediction, ReConPatch
+from rcp.provenance import code_of, code_upto
 from rcp.refinement import Refinement
 from rcp.scoring import center_and_deviation, modified_z_score, score_maps
 from rcp.store import Store, require_disk
 
 logger = logging.getLogger("rcp")
-
-FEATURE_CODE = (config, pictures, layouts, backbone, patches)
-TRAINING_CODE = (similarity, losses, "optimizer", model, graphs)
-CELL_CODE = (
-    *FEATURE_CODE,
-    *TRAINING_CODE,
-    coreset,
-    "kernels",
-    leading,
-    memory,
-    scoring,
-    detector,
-    metrics,
-)
-REFINEMENT_CODE = (refinement, synthesis, "experiment")
-_FEATURE_FIELDS = (
-    "resize",
-    "image_size",
-    "aspect",
-    "backbone",
-    "layers",
-    "backbone_dtype",
-    "patch_size",
-    "patch_dim",
-    "feature_dtype",
-    "extracted_dim",
-)
-_TRAINING_FIELDS = (
-    "projection", "bias", "init", "epochs", "lr", "weight_decay", "cosine", "batch_size", "batch_pictures", "k", "margin", "alpha",
-    "sigma", "gamma", "normalize_teacher", "gate", "self_neighbour", "expansion", "half_k", "empty_expansion", "drop_last",
-    "pairs", "diagonal",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -135,20 +83,16 @@ class Cell:
 
     def identity(self) -> dict:
         """What the result depends on: resolved config, content of data and weights, code. Not the device, not any path."""
-        values = self.config.asdict()
-        for name in ("device", "weights"):
-            del values[name]
-        if not self.config.represent:
-            for name in _TRAINING_FIELDS:
-                del values[name]
-            if self.config.coreset_projection is None and self.config.coreset_start == "mean":
-                del values["seed"]  # nothing is drawn: all seeds are the same cell
+        return self.identity_upto("scores", self.data(), ("train", "test"))
+
+    def identity_upto(self, stage: str, data: Dataset, splits: Sequence[str]) -> dict:
+        """The same of one stage's result, which is of these splits."""
+        c = self.config
         return {
-            "config": values,
-            "weights": backbone.weights_identity(self.config.backbone, self.config.weights),
-            "data": self.data().fingerprint(),
-            "perturbation": {n: _described(self.perturbation_of(n)) for n in ("train", "test")},
-            "code": code_version(CELL_CODE),
+            "config": c.upto(stage) | {"weights": backbone.weights_identity(c.backbone, c.weights)},
+            "data": data.fingerprint(),
+            "perturbation": {name: _described(self.perturbation_of(name)) for name in splits},
+            "code": code_upto(stage),
         }
 
     def compute(self, store: Store, log: Callable[[str], None]) -> tuple[dict, dict]:
@@ -224,7 +168,7 @@ class Refined(OfACell):
         return {
             "cell": self.cell.identity(),
             "refinement": self.refine.identity(),
-            "code": code_version(REFINEMENT_CODE),
+            "code": code_of("rcp.refinement", "rcp.experiment"),
         }
 
     def compute(self, store: Store, log: Callable[[str], None]) -> tuple[dict, dict]:
@@ -296,7 +240,7 @@ class Ensemble:
 
     def identity(self) -> dict:
         how = {name: getattr(self, name) for name in ("level", "deviation", "beta")}
-        return {"members": [m.identity() for m in self.members], "code": code_version(["experiment"])} | how
+        return {"members": [m.identity() for m in self.members], "code": code_of("rcp.experiment")} | how
 
     def compute(self, store: Store, log: Callable[[str], None]) -> tuple[dict, dict]:
         results = [run(member, store, log) for member in self.members]
@@ -335,7 +279,7 @@ class Ensemble:
 
 
 def _described(perturbation: Perturbation | None) -> dict | None:
-    return None if perturbation is None else dataclasses.asdict(perturbation) | {"code": code_version([augment])}
+    return None if perturbation is None else dataclasses.asdict(perturbation) | {"code": code_of("rcp.augment")}
 
 
 def _counts(data: Dataset) -> dict:
@@ -494,31 +438,6 @@ def shard_of(cells: Sequence, shard: str) -> list:
     return list(cells)[int(i) - 1 :: int(n)]
 
 
-def code_version(modules: Sequence) -> str:
-    return _code_version(tuple(modules))
-
-
-@lru_cache
-def _code_version(modules: tuple) -> str:
-    """Hash of the modules' code without comments, docstrings and layout (Python's own version can change it).
-
-    A module of rcp that may not be importable here goes by its name.
-    """
-    digest = hashlib.blake2b(digest_size=8)
-    for module in modules:
-        tree = ast.parse(
-            (paths.PACKAGE / f"{module}.py").read_text() if isinstance(module, str) else inspect.getsource(module)
-        )
-        for node in ast.walk(tree):
-            if (
-                isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module)
-                and ast.get_docstring(node, clean=False) is not None
-            ):
-                node.body = node.body[1:] or [ast.Pass()]
-        digest.update(ast.unparse(tree).encode())
-    return digest.hexdigest()
-
-
 def extract(
     cell: Cell, detector_: ReConPatch, data: Dataset, splits: Iterable[str], store: Store
 ) -> dict[str, np.ndarray]:
@@ -526,7 +445,7 @@ def extract(
     c = detector_.config
     found = {}
     h, w, dim = detector_.extractor.shape()
-    wanted = {name: _features_identity(cell, data, name) for name in splits}
+    wanted = {name: cell.identity_upto("features", data, (name,)) for name in splits}
     missing = [name for name, identity in wanted.items() if not store.folder("features", identity).exists()]
     require_disk(
         store.root,
@@ -548,18 +467,6 @@ def extract(
         with detector_.timings_("features"):
             found[name] = store.features(identity, shape, c.feature_dtype, compute)
     return found
-
-
-def _features_identity(cell: Cell, data: Dataset, split: str) -> dict:
-    c = cell.config
-    described = {name: getattr(c, name) for name in _FEATURE_FIELDS} | {"layers": list(c.layers)}
-    return described | {
-        "weights": backbone.weights_identity(c.backbone, c.weights),
-        "perturbation": _described(cell.perturbation_of(split)),
-        "code": code_version(FEATURE_CODE),
-        "data": data.fingerprint(),
-        "split": split,
-    }
 
 
 def fit(
@@ -588,8 +495,7 @@ def _trained(cell: Cell, detector_: ReConPatch, data: Dataset, features: np.ndar
     c = cell.config
     if not c.represent:
         return None, []
-    fields = {name: getattr(c, name) for name in (*_TRAINING_FIELDS, "dim", "seed")}
-    identity = {"features": _features_identity(cell, data, "train"), "code": code_version(TRAINING_CODE)} | fields
+    identity = cell.identity_upto("training", data, ("train",))
     with store.locked("representations", identity):
         if stored := store.load_entry("representations", identity):
             info, arrays = stored

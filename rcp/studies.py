@@ -15,6 +15,7 @@ from rcp import experiment, timing
 from rcp.data import load_images
 from rcp.detector import ReConPatch
 from rcp.experiment import Cell, OfACell
+from rcp.provenance import code_of
 from rcp.store import Store
 
 
@@ -41,7 +42,7 @@ class FeatureSpace(OfACell):
         return {
             "study": "feature space",
             "cell": self.cell.identity(),
-            "code": experiment.code_version(["studies"]),
+            "code": code_of("rcp.studies"),
         } | how
 
     def compute(self, store: Store, log: Callable[[str], None]) -> tuple[dict, dict]:
@@ -112,7 +113,7 @@ class InferenceTime(OfACell):
         from rcp.detector import resolve_device
 
         how = {name: getattr(self, name) for name in ("batch", "warm_ups", "iterations")}
-        code = experiment.code_version(["studies", "timing"])
+        code = code_of("rcp.studies")
         device = experiment.device_name(resolve_device(self.config.device))
         return {"study": "inference time", "cell": self.cell.identity(), "device": device, "code": code} | how
 

@@ -2,15 +2,18 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
 
-from rcp import experiment
+from rcp import detector, experiment
 from rcp.augment import Perturbation
-from rcp.config import Config
+from rcp.config import STAGES, Config, of_f, option
 from rcp.data import load_dataset
-from rcp.experiment import Cell, Ensemble, code_version, load, run, run_grid, shard_of
+from rcp.experiment import Cell, Ensemble, load, run, run_grid, shard_of
+from rcp.paths import PACKAGE
+from rcp.provenance import code_of, code_upto
 from rcp.store import Store
 
 SMALL = Config.build(
@@ -64,7 +67,7 @@ def test_the_stored_cell_is_what_the_detector_gives(cell, store, demo_root):
 def test_features_are_shared_by_cells_that_need_the_same(cell, store, monkeypatch):
     run(cell, store)
     monkeypatch.setattr(
-        experiment.detector.PatchExtractor, "__call__", lambda *_a, **_k: pytest.fail("features were extracted again")
+        detector.PatchExtractor, "__call__", lambda *_a, **_k: pytest.fail("features were extracted again")
     )
     other = dataclasses.replace(cell, config=dataclasses.replace(SMALL, k=4, alpha=0.2, dim=32, coreset_ratio=0.02))
     assert run(other, store).computed
@@ -92,18 +95,47 @@ def test_identity_follows_what_matters_and_nothing_else(cell):
     assert all(a != b for i, a in enumerate(identities) for b in identities[:i])
 
 
-def test_code_version_ignores_comments_and_follows_code(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(tmp_path)
-    versions = []
-    for i, source in enumerate(['"""Doc."""\nx = 1  # why\n', "x = 1\n", "x = 2\n"]):
-        (tmp_path / f"example{i}.py").write_text(source)
-        versions.append(code_version((__import__(f"example{i}"),)))
-    assert versions[0] == versions[1] != versions[2]
+def test_a_hyper_parameter_that_is_only_declared_is_part_of_the_identity(cell, store):
+    """The value of one that no list names decides which f is looked up: two values never share one f."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Longer(Config):
+        temperature: float = of_f(1.0, "divides the loss [?]")
+
+    def own(value):
+        return dataclasses.replace(cell, config=Longer(**SMALL.asdict() | {"temperature": value}))
+
+    data = cell.data()
+    for stage, differs in (("features", False), ("training", True), ("bank", True), ("scores", True)):
+        first, second = (own(value).identity_upto(stage, data, ("train",)) for value in (1.0, 2.0))
+        assert (first != second) == differs, stage
+    with pytest.raises(ValueError, match="stage: expected one of features, training"):
+        option("trainig", 1.0, "mistyped")
+
+
+def test_a_changed_line_of_the_loss_trains_again_and_one_of_the_scores_does_not(tmp_path):
+    shutil.copytree(PACKAGE, tmp_path / "rcp", ignore=shutil.ignore_patterns("__pycache__"))
+
+    def versions():
+        code_of.cache_clear()
+        return {stage: code_upto(stage, tmp_path) for stage in STAGES}
+
+    def changed(module, before, after):
+        file, old = tmp_path / "rcp" / module, versions()
+        assert before in file.read_text()
+        file.write_text(file.read_text().replace(before, after, 1))
+        return {stage for stage, version in versions().items() if version != old[stage]}
+
+    assert changed("losses.py", "gap - omega * gap", "gap + omega * gap") == {"training", "bank", "scores"}
+    assert changed("scoring.py", "scores.amax(1)", "scores.mean(1)") == {"scores"}
+    assert changed("backbone.py", "0.485", "0.486") == set(STAGES)
+    assert changed("losses.py", '"""The relaxed', '"""A relaxed') == set()
+    assert changed("losses.py", "import torch\n", "import torch  # why\n\n") == set()
 
 
 def test_f_is_trained_once_for_all_cells_that_share_it(cell, store, monkeypatch):
     run(cell, store)
-    monkeypatch.setattr(experiment.detector, "train", lambda *_a, **_k: pytest.fail("f was trained again"))
+    monkeypatch.setattr(detector, "train", lambda *_a, **_k: pytest.fail("f was trained again"))
     other = run(dataclasses.replace(cell, config=dataclasses.replace(SMALL, coreset_ratio=0.03, neighbours=5)), store)
     assert other.computed and len(other.info["history"]) == 1
     with pytest.raises(pytest.fail.Exception, match="trained again"):
@@ -211,9 +243,7 @@ def test_bad_input_costs_no_features(demo_root, tmp_path, monkeypatch):
     shutil.copytree(demo_root / "fabric", root)
     bad = sorted((root / "test" / "good").iterdir())[0]
     bad.write_bytes(bad.read_bytes()[:500])
-    monkeypatch.setattr(
-        experiment.detector.PatchExtractor, "__call__", lambda *_a, **_k: pytest.fail("features were computed")
-    )
+    monkeypatch.setattr(detector.PatchExtractor, "__call__", lambda *_a, **_k: pytest.fail("features were computed"))
     with pytest.raises(ValueError, match=bad.name):
         run(Cell(SMALL, str(root.parent), "fabric"), Store(tmp_path / "runs"))
     with pytest.raises(ValueError, match="coreset_ratio"):

@@ -221,7 +221,7 @@ def test_a_plans_versions_change_with_data_and_code_and_only_where_they_matter(t
     assert changed(third, plan())[0] == {"table_6"}
     monkeypatch.undo()
     monkeypatch.setenv("RCP_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setattr(experiment, "code_version", lambda _modules: "another rcp")
+    monkeypatch.setattr(batch, "code_of_modules", lambda *_modules: "another rcp")
     assert changed(third, plan())[0] == set(items)
 
 

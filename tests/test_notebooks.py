@@ -216,7 +216,7 @@ def test_a_change_of_code_makes_outputs_stale_and_a_change_of_words_does_not(tmp
     nb.cells[0].source += "\n\nMore words."
     nbformat.write(nb, file)
     assert not batch.stale(file)
-    monkeypatch.setattr(batch.experiment, "code_version", lambda _modules: "another rcp")
+    monkeypatch.setattr(batch, "code_of_modules", lambda *_modules: "another rcp")
     assert batch.stale(file)
     monkeypatch.undo()
     nb.cells[-1].source = "print(epochs + 1)"

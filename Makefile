@@ -1,5 +1,5 @@
 # Everything from a fresh clone: `make reproduce`, `make test`. What each target needs is set up on the way.
-# Nothing here holds logic of its own: the work is done by `python -m rcp`, pytest, ruff and JupyterLab.
+# Nothing here holds logic of its own: the work is done by `python -m reproduce`, pytest, ruff and JupyterLab.
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c

@@ -13,14 +13,14 @@ from common import arguments, write
 from rcp import PatchCore
 from rcp.coreset import coreset_size, greedy_k_center
 from rcp.data import load_dataset, load_images
-from rcp.notebook import environment
+from reproduce.notebook import environment
 from rcp.patches import pool
 
 CHUNK = 2048  # rows whose differences stay in the cache
 
 
 def extract(options, path: Path) -> int:
-    """Writes PatchCore's (N, 512) float32 features of the training pictures to ``path``; -> N."""
+    """Writes PatchCore's (N, 512) float32 features of the training images to ``path``; -> N."""
     sizes = {224: 256, 320: 366, 480: 512}
     detector = PatchCore(
         backbone=options.backbone,
@@ -29,8 +29,8 @@ def extract(options, path: Path) -> int:
         resize=sizes[options.size],
         device="cpu",
     )
-    pictures = load_images(load_dataset(options.data, category=options.category).train.paths, detector.transform)
-    found = torch.from_numpy(detector.extractor(pictures))
+    images = load_images(load_dataset(options.data, category=options.category).train.paths, detector.transform)
+    found = torch.from_numpy(detector.extractor(images))
     n, patches, _ = found.shape
     out = np.lib.format.open_memmap(path, "w+", np.float32, (n * patches, 512))
     for i, p in enumerate(found):
@@ -81,7 +81,7 @@ def peer(path: Path, count: int, picks: int):
 
 if __name__ == "__main__":
     parser = arguments(__doc__)
-    parser.add_argument("--size", type=int, default=224, choices=(224, 320, 480), help="pixels of a picture")
+    parser.add_argument("--size", type=int, default=224, choices=(224, 320, 480), help="pixels of an image")
     parser.add_argument("--ratio", type=float, default=0.01)
     parser.add_argument("--peer-picks", type=int, default=100, help="that anomalib is timed for; 0 is all")
     parser.add_argument("--plain-picks", type=int, default=2000, help="that the plain loop is run for; 0 is all")

@@ -4,11 +4,12 @@ import itertools
 
 from common import arguments, write
 
-from rcp import experiment, paths
+from reproduce import entries
+from rcp import paths
 from rcp.config import Config
-from rcp.experiment import Cell
-from rcp.notebook import environment
-from rcp.store import Store
+from reproduce.entries import Entry
+from reproduce.notebook import environment
+from reproduce.store import Store
 
 parser = arguments(__doc__)
 parser.add_argument("--seeds", type=int, default=5)
@@ -25,12 +26,12 @@ base = Config(
 variants = [
     {"coreset_projection": p, "coreset_start": s} for p, s in itertools.product((128, None), ("random", "mean"))
 ]
-cells = [
-    Cell(base.replace(**variant, seed=seed), options.data, options.category)
+entries = [
+    Entry(base.replace(**variant, seed=seed), options.data, options.category)
     for variant in variants
     for seed in range(options.seeds)
 ]
-frame = experiment.run_grid(cells, Store(paths.runs_root())).frame()
+frame = experiment.run_grid(entries, Store(paths.runs_root())).frame()
 rows = []
 for variant in variants:
     same = frame["coreset_start"] == variant["coreset_start"]

@@ -7,11 +7,12 @@ precision is run from the same several random starts, and the difference is judg
 import numpy as np
 from common import arguments, write
 
-from rcp import experiment, paths
+from reproduce import entries
+from rcp import paths
 from rcp.config import Config
-from rcp.experiment import Cell
-from rcp.notebook import environment
-from rcp.store import Store
+from reproduce.entries import Entry
+from reproduce.notebook import environment
+from reproduce.store import Store
 
 parser = arguments(__doc__.splitlines()[0])
 parser.add_argument("--starts", type=int, default=10)
@@ -21,8 +22,8 @@ NAMES = ("image_auroc", "pixel_auroc", "aupro")
 
 
 def measure(**changes) -> list[float]:
-    cell = Cell(base.replace(**changes), options.data, options.category)
-    result = experiment.run(cell, Store(paths.runs_root()))
+    entry = Entry(base.replace(**changes), options.data, options.category)
+    result = experiment.run(entry, Store(paths.runs_root()))
     return [100 * result.metrics[name] for name in NAMES]
 
 

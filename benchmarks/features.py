@@ -10,7 +10,7 @@ from rcp import PatchCore
 from rcp.backbone import normalize
 from rcp.data import load_dataset, load_images
 from rcp.metrics import evaluate
-from rcp.notebook import environment
+from reproduce.notebook import environment
 from rcp.patches import PatchExtractor
 
 parser = arguments(__doc__)
@@ -33,11 +33,11 @@ for backbone, weights in ((options.backbone, options.weights), ("wide_resnet50_2
         detector = PatchCore(backbone=backbone, weights=weights, backbone_dtype=dtype, device=options.device)
         extractor: PatchExtractor = detector.extractor
         dataset = load_dataset(options.data, category=options.category)
-        pictures = load_images(dataset.train[:64], detector.transform)
-        out = extractor(pictures)
+        images = load_images(dataset.train[:64], detector.transform)
+        out = extractor(images)
         bare = {}
         for batch in (4, 16, 32):  # images are ready, nothing is kept: the forward pass alone
-            images = normalize(torch.from_numpy(pictures).to(device)).to(extractor.backbone_dtype).split(batch)
+            images = normalize(torch.from_numpy(images).to(device)).to(extractor.backbone_dtype).split(batch)
             bare[batch] = (images, [])
         ours = []
         for _ in range(options.rounds):
@@ -48,10 +48,10 @@ for backbone, weights in ((options.backbone, options.weights), ("wide_resnet50_2
                         extractor.backbone(part)
                 seconds.append(wait_and_time() - started)
             started = wait_and_time()
-            extractor(pictures, out=out)
+            extractor(images, out=out)
             ours.append(wait_and_time() - started)
-        ms = {batch: np.median(s) * 1e3 / len(pictures) for batch, (_, s) in bare.items()}
-        mine = np.median(ours) * 1e3 / len(pictures)
+        ms = {batch: np.median(s) * 1e3 / len(images) for batch, (_, s) in bare.items()}
+        mine = np.median(ours) * 1e3 / len(images)
         rows.append([backbone, dtype, *(f"{v:.2f}" for v in ms.values()), f"{mine:.2f}"])
         rows[-1] += [f"**{mine / min(ms.values()):.2f}×**", f"{mine / ms[16]:.2f}×"]
         print(rows[-1], flush=True)
@@ -69,17 +69,17 @@ for category in options.categories:
                 metrics = evaluate(detector.fit(dataset.train).predict(dataset.test), dataset.test)
                 found.append([100 * metrics[m] for m in ("image_auroc", "pixel_auroc", "aupro")])
             mean, deviation = np.mean(found, 0), np.std(found, 0, ddof=1) if len(found) > 1 else [None] * 3
-            cells = [
+            entries = [
                 f"{m:.2f}" + (f" ± {d:.2f}" if d is not None else "") for m, d in zip(mean, deviation, strict=True)
             ]
-            effect.append(f"| {category} | {dtype} | {start} ({len(found)}) | " + " | ".join(cells) + " |")
+            effect.append(f"| {category} | {dtype} | {start} ({len(found)}) | " + " | ".join(entries) + " |")
             print(effect[-1], flush=True)
 write(
     "features",
-    f"Patch features beside the bare backbone, ms per picture ({options.category}, 224 px, 64 pictures)",
+    f"Patch features beside the bare backbone, ms per image ({options.category}, 224 px, 64 images)",
     ["backbone", "backbone_dtype", "bare, batch 4", "batch 16", "batch 32", "features", "over fastest bare", "over batch 16"],
     rows,
-    f"Medians of {options.rounds} rounds in turn. Features: uint8 pictures to checked half-precision p in memory; decoding left out. "
+    f"Medians of {options.rounds} rounds in turn. Features: uint8 images to checked half-precision p in memory; decoding left out. "
     "wide_resnet50_2 has random weights: times only.\n\n"
     f"What bfloat16 does to PatchCore's AUROC and AU-PRO ({options.backbone}):\n\n"
     "| category | backbone_dtype | coreset start (runs) | image AUROC | pixel AUROC | AU-PRO |\n|---|---|---|---|---|---|\n"

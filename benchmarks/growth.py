@@ -1,4 +1,4 @@
-"""Time and memory against the number of patches (coreset), the size of the bank (search) and of a picture (features), with exponents."""
+"""Time and memory against the number of patches (coreset), the size of the bank (search) and of an image (features), with exponents."""
 
 from collections.abc import Callable
 
@@ -17,12 +17,12 @@ from rcp import PatchCore
 from rcp.coreset import greedy_k_center
 from rcp.data import load_dataset, load_images
 from rcp.memory import MemoryBank, search
-from rcp.notebook import environment
+from reproduce.notebook import environment
 from rcp.patches import pool
-from rcp.plots import PALETTE, style
+from reproduce.figures.plots import PALETTE, style
 
 FIXED = 1000  # picks, where they do not grow with the patches
-QUERIES = 4 * 784  # patches of four pictures
+QUERIES = 4 * 784  # patches of four images
 
 
 def measured(work: Callable, limit: float = 5.0) -> tuple[float, float]:
@@ -87,9 +87,9 @@ def extracting(options, sides: list[int], batch: int = 16):
         detector = PatchCore(
             backbone=options.backbone, weights=options.weights, image_size=side, resize=side, device="cpu"
         )
-        pictures = load_images(paths, detector.transform)
-        detector.extractor(pictures[:2])
-        took, memory = measured(lambda p=pictures, d=detector: d.extractor(p))
+        images = load_images(paths, detector.transform)
+        detector.extractor(images[:2])
+        took, memory = measured(lambda p=images, d=detector: d.extractor(p))
         yield "features", side, took, memory
 
 
@@ -150,7 +150,7 @@ if __name__ == "__main__":
     axes_of = {
         "patches (coreset)": [f"{FIXED:,} picks", "1 % picks"],
         "bank entries (search)": ["search", "faiss"],
-        "picture side, pixels (features)": ["features"],
+        "image side, pixels (features)": ["features"],
     }
     draw(frame, axes_of).savefig(RESULTS / "growth.png", dpi=180)
     what = {name: axis for axis, names in axes_of.items() for name in names}
@@ -164,10 +164,10 @@ if __name__ == "__main__":
         ["against", "series", "size", "seconds", "MiB at the peak beyond what goes in"],
         rows,
         "![time and memory against size](growth.png)\n\n"
-        f"Coreset and search: PatchCore's 512-d features of {len(train)} real pictures; beyond {len(features):,} patches the same "
+        f"Coreset and search: PatchCore's 512-d features of {len(train)} real images; beyond {len(features):,} patches the same "
         "again, each with a tenth of the difference of two others added. "
         f"Search: {QUERIES:,} patches in a bank that is there, faiss with its index built anew; "
-        "features: 16 pictures. Exponents are slopes in log-log of each series' largest half of "
+        "features: 16 images. Exponents are slopes in log-log of each series' largest half of "
         "the points. A series of the coreset ends where its next point might take longer than "
         f"{options.budget:.0f} s. {environment('cpu')}",
     )

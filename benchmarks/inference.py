@@ -9,7 +9,7 @@ from common import arguments, write
 
 from rcp import PatchCore, ReConPatch
 from rcp.data import load_dataset, load_images
-from rcp.notebook import environment
+from reproduce.notebook import environment
 from rcp.timing import inference
 
 
@@ -37,14 +37,14 @@ def main() -> None:
             detector.fit(dataset.train, log=len)
             train, test = (load_images(part, detector.transform) for part in (dataset.train[:40], dataset.test))
             for batch in options.batches:
-                pictures = test[np.arange(batch) * len(test) // batch]  # good and defective ones
+                images = test[np.arange(batch) * len(test) // batch]  # good and defective ones
                 # the peer's passes before and after ours in float32: whatever else the machine does, it does to both
                 of_file = None if weights.startswith("random:") else weights
-                job = (peers.inference, backbone, of_file, len(detector.bank_.entries), train, pictures, 15)
+                job = (peers.inference, backbone, of_file, len(detector.bank_.entries), train, images, 15)
                 beside = cls is PatchCore and dtype == "float32" and not options.no_peer
                 if beside:
                     theirs[batch] = alone(*job)[0]
-                split = inference(detector, pictures)
+                split = inference(detector, images)
                 if beside:
                     theirs[batch] += alone(*job)[0]
                 ms = {stage: np.median(s) * 1e3 / batch for stage, s in split.items()}
@@ -58,14 +58,14 @@ def main() -> None:
             bank = len(detector.bank_.entries)
     write(
         "inference",
-        f"Inference, milliseconds per picture: {options.category}, 224 px, bank of {bank:,} entries",
+        f"Inference, milliseconds per image: {options.category}, 224 px, bank of {bank:,} entries",
         ["backbone", "backbone_dtype", "method", "batch", "backbone", "features", "f", "search", "map", "all ± IQR", "images/s",
          "search + map, of backbone", "anomalib, all", "ratio"],
         rows,
         "Medians of 30 passes after 10 warm-ups, decoding left out; search is Eq. 9 and 10. anomalib's PatchcoreModel alone, on "
         "normalised images, with the same CNN and as many entries (of its own size: all channels, 384 for resnet18, 1,536 for "
         "wide_resnet50_2; ours is 512 for both), in a process of its own, 15 passes before and 15 after ours in float32; it weights "
-        "one patch per picture, ours every patch, and its CNN works in float32. bfloat16 is an option of ours, of the CNN alone; "
+        "one patch per image, ours every patch, and its CNN works in float32. bfloat16 is an option of ours, of the CNN alone; "
         "what it does to AUROC is in features.md. wide_resnet50_2 has random weights: times only. "
         f"{environment(options.device)}",
     )  # fmt: skip

@@ -8,14 +8,14 @@ from alone import alone, forget_highest, mib
 from common import WatchedTimings, arguments, write
 from PIL import Image
 
-from rcp import experiment
+from reproduce import entries
 from rcp.config import Config
 from rcp.data import load_dataset
 from rcp.detector import ReConPatch
-from rcp.experiment import Cell
-from rcp.leading import compiled
-from rcp.notebook import environment
-from rcp.store import Store
+from reproduce.entries import Entry
+from rcp.fast.leading import compiled
+from reproduce.notebook import environment
+from reproduce.store import Store
 
 RESIZE = {224: 256, 320: 366, 480: 512}
 WAYS = {"fit": "fit(paths)", "store": "through the store"}
@@ -33,13 +33,13 @@ def fit(config: Config, folder: str, way: str):
         detector.fit(dataset.train, log=lambda _: None)
         stage = max(detector.timings_.peak, key=detector.timings_.peak.get)
     else:
-        experiment.fit(Cell(config, folder), dataset, Store(Path(folder) / "runs"))
+        experiment.fit(Entry(config, folder), dataset, Store(Path(folder) / "runs"))
         stage = ""
     return before, len(dataset.train) * h * w * dim * np.dtype(config.feature_dtype).itemsize, stage
 
 
-def pictures(folder: Path, real: list[Path], count: int) -> None:
-    """An own data set with ``count`` training pictures: the real ones, then again, turned by up to 3° and moved by up to 8 pixels."""
+def images(folder: Path, real: list[Path], count: int) -> None:
+    """An own data set with ``count`` training images: the real ones, then again, turned by up to 3° and moved by up to 8 pixels."""
     rng = np.random.default_rng(0)
     for name in ("train", "test/good"):
         (folder / name).mkdir(parents=True)
@@ -49,17 +49,17 @@ def pictures(folder: Path, real: list[Path], count: int) -> None:
         if i < len(real):
             path.symlink_to(real[i].resolve())
         else:
-            picture = Image.open(real[i % len(real)]).convert("RGB")
-            moved = np.pad(np.asarray(picture), ((16, 16), (16, 16), (0, 0)), "edge")
+            image = Image.open(real[i % len(real)]).convert("RGB")
+            moved = np.pad(np.asarray(image), ((16, 16), (16, 16), (0, 0)), "edge")
             turned = Image.fromarray(moved).rotate(rng.uniform(-3, 3), Image.Resampling.BILINEAR)
             left, top = rng.integers(8, 24, 2)
-            turned.crop((left, top, left + picture.width, top + picture.height)).save(path, compress_level=1)
+            turned.crop((left, top, left + image.width, top + image.height)).save(path, compress_level=1)
 
 
 if __name__ == "__main__":
     parser = arguments(__doc__)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[224, 480], help="pixels of a picture")
-    parser.add_argument("--pictures", type=int, default=391, help="to fit on (hazelnut, MVTec AD's largest, has 391)")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[224, 480], help="pixels of an image")
+    parser.add_argument("--images", type=int, default=391, help="to fit on (hazelnut, MVTec AD's largest, has 391)")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument(
@@ -77,7 +77,7 @@ if __name__ == "__main__":
             )  # fmt: skip
             for way in options.ways:
                 with tempfile.TemporaryDirectory() as folder:
-                    pictures(Path(folder), real, options.pictures)
+                    images(Path(folder), real, options.images)
                     (before, stored, stage), memory = alone(fit, config, folder, way)
                 resident, anonymous = memory.highest - before.resident, memory.anonymous - before.anonymous
                 method = "ReConPatch" if represent else "PatchCore"
@@ -88,12 +88,12 @@ if __name__ == "__main__":
                 print(*rows[-1], flush=True)
     write(
         f"memory_{options.category}",
-        f"Peak memory of fit: {options.pictures} pictures, {options.category}, {options.backbone}",
+        f"Peak memory of fit: {options.images} images, {options.category}, {options.backbone}",
         ["px", "method", "fit", "stored features, MiB", "peak resident, MiB", "of the stored", "peak anonymous, MiB",
          "of the stored", "whole process, MiB", "stage of the peak"],
         rows,
         "Each in a process of its own. What it held once the imports were done and the backbone was built is subtracted, except from the "
         "whole process. Resident counts the pages of memory-mapped features, which the system can drop; anonymous (looked at every 5 ms) "
-        f"does not. {min(len(real), options.pictures)} of the pictures are real, the others the same again, turned and moved a little. "
+        f"does not. {min(len(real), options.images)} of the images are real, the others the same again, turned and moved a little. "
         f"{environment('cpu')}",
     )  # fmt: skip

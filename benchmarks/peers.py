@@ -1,4 +1,4 @@
-"""anomalib as a peer: its k-center coreset on given features, and its PatchCore from pictures to metrics."""
+"""anomalib as a peer: its k-center coreset on given features, and its PatchCore from images to metrics."""
 
 import logging
 import tempfile
@@ -33,12 +33,12 @@ def k_center(features: Tensor, count: int, picks: int) -> tuple[float, float]:
 def patchcore(
     data: str, category: str, backbone: str, weights: str, ratio: float, size: tuple[int, int], as_shipped: bool
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """anomalib's Patchcore (layers 2 and 3) on a folder of MVTec AD's layout, on the processor -> (seconds by stage, metrics).
+    """anomalib's Patchcore (layers 2 and 3) on a folder of MVTec AD's layout, on the CPU -> (seconds by stage, metrics).
 
     Its backbone is torchvision's, with the weights of a .safetensors file; nothing is fetched. size: (resize, crop).
 
     Args:
-        as_shipped: validates on the test pictures during fit, normalises scores and computes F1, as it does unless told not to.
+        as_shipped: validates on the test images during fit, normalises scores and computes F1, as it does unless told not to.
             Else it does none of that: image and pixel AUROC alone. Neither logs, saves or draws.
     """
     from anomalib.data import MVTecAD
@@ -65,9 +65,9 @@ def patchcore(
             visualizer=False,
             evaluator=as_shipped or Evaluator(test_metrics=areas),
         )
-        pictures = MVTecAD(data, category, train_batch_size=16, eval_batch_size=16, num_workers=0)
-        engine.fit(model, datamodule=pictures)
-        return model, pictures
+        images = MVTecAD(data, category, train_batch_size=16, eval_batch_size=16, num_workers=0)
+        engine.fit(model, datamodule=images)
+        return model, images
 
     with tempfile.TemporaryDirectory() as folder:
         engine = Engine(
@@ -77,17 +77,17 @@ def patchcore(
             limit_val_batches=1.0 if as_shipped else 0,
             default_root_dir=folder,
         )
-        fitting, (model, pictures) = seconds(fit)
-        testing, found = seconds(lambda: engine.test(model, datamodule=pictures, verbose=False))
+        fitting, (model, images) = seconds(fit)
+        testing, found = seconds(lambda: engine.test(model, datamodule=images, verbose=False))
     return {"fit": fitting, "test": testing}, {name: float(value) for name, value in found[0].items()}
 
 
 def inference(
-    backbone: str, weights: str | None, bank: int, fill: np.ndarray, pictures: np.ndarray, iterations: int
+    backbone: str, weights: str | None, bank: int, fill: np.ndarray, images: np.ndarray, iterations: int
 ) -> list[float]:
-    """anomalib's PatchcoreModel, bare, on (n, S, S, 3) uint8 pictures -> seconds of each pass to scores and maps.
+    """anomalib's PatchcoreModel, bare, on (n, S, S, 3) uint8 images -> seconds of each pass to scores and maps.
 
-    The pictures are normalised before; 3 warm-ups are left out. Its bank is ``bank`` patches of the pictures in ``fill``,
+    The images are normalised before; 3 warm-ups are left out. Its bank is ``bank`` patches of the images in ``fill``,
     drawn at random: the size alone matters to its search.
     """
     from anomalib.models.image.patchcore.torch_model import PatchcoreModel
@@ -99,7 +99,7 @@ def inference(
     model = PatchcoreModel(layers=["layer2", "layer3"], backbone=cnn).eval()
     model.training = True  # of this module alone: it then returns its embeddings
     with torch.inference_mode():
-        images = normalize(torch.from_numpy(pictures)).contiguous()
+        images = normalize(torch.from_numpy(images)).contiguous()
         embeddings = torch.cat([model(part.contiguous()) for part in normalize(torch.from_numpy(fill)).split(8)])
         model.training = False
         model.memory_bank = embeddings[torch.randperm(len(embeddings))[:bank]]

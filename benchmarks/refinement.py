@@ -7,29 +7,29 @@ from common import arguments, write
 
 from rcp import ReConPatch, refinement
 from rcp.data import Transform, load_dataset, load_images
-from rcp.notebook import environment
+from reproduce.notebook import environment
 from rcp.refinement import Refinement
-from rcp.synthesis import Simulation, load_textures, simulate
+from rcp.refinement.simulation import Simulation, load_textures, simulate
 
 parser = arguments(__doc__)
 parser.add_argument("--textures", required=True, help="DTD's folder")
-parser.add_argument("--side", type=int, default=256, help="pixels of the pictures that are simulated")
+parser.add_argument("--side", type=int, default=256, help="pixels of the images that are simulated")
 options = parser.parse_args()
 data = load_dataset(options.data, category=options.category)
-pictures = load_images(list(data.train.paths), Transform(resize=options.side, image_size=options.side))
+images = load_images(list(data.train.paths), Transform(resize=options.side, image_size=options.side))
 textures = load_textures(options.textures, options.side)
 
 rows = []
 for kind in ("texture", "structure", "mixture"):
     for foreground in (True, False):
         how = Simulation(kind=kind, foreground=foreground)
-        simulate(pictures, how, textures)
+        simulate(images, how, textures)
         started = time.perf_counter()
         for epoch in range(3):
-            simulate(pictures, how, textures, epoch=epoch)
-        rate = 3 * len(pictures) / (time.perf_counter() - started)
+            simulate(images, how, textures, epoch=epoch)
+        rate = 3 * len(images) / (time.perf_counter() - started)
         rows.append(
-            [f"simulation, {kind}", "within the object" if foreground else "anywhere", f"{rate:.0f} pictures/s"]
+            [f"simulation, {kind}", "within the object" if foreground else "anywhere", f"{rate:.0f} images/s"]
         )
 
 refine = Refinement.build(kind="structure", epochs=3)
@@ -56,7 +56,7 @@ spent["simulating"] = time.perf_counter() - started
 spent["network"] = whole - sum(spent.values())
 for what, seconds in spent.items():
     rows.append(
-        [f"an epoch of {len(shown)} pictures, {what}", f"{shown.shape[1]} px", f"{seconds / refine.epochs:.2f} s"]
+        [f"an epoch of {len(shown)} images, {what}", f"{shown.shape[1]} px", f"{seconds / refine.epochs:.2f} s"]
     )
 
 write(
@@ -64,6 +64,6 @@ write(
     f"Refinement: {options.category}, {options.backbone}",
     ["what", "where", "speed"],
     rows,
-    f"Simulation: {len(pictures)} pictures of {options.side} px, three passes. Seeing: features, f, search and map of the changed "
-    f"pictures. {environment(detector.device)}",
+    f"Simulation: {len(images)} images of {options.side} px, three passes. Seeing: features, f, search and map of the changed "
+    f"images. {environment(detector.device)}",
 )

@@ -10,23 +10,23 @@ from common import arguments, write
 
 from rcp import ReConPatch, metrics, refinement
 from rcp.data import load_dataset, load_images
-from rcp.notebook import environment
+from reproduce.notebook import environment
 from rcp.refinement import Refinement, Seen
 
-INPUTS = ("map", "picture", "features", "map+picture", "map+features", "map+features+picture")
+INPUTS = ("map", "image", "features", "map+image", "map+features", "map+features+image")
 CHOICES = [{"inputs": inputs} for inputs in INPUTS] + [{"inputs": "map", "l1_weight": 1.0}]
 METRICS = ("pixel_auroc", "aupro", "image_auroc")
 
 
 class Cache:
-    """What the detector saw, call by call: the choices are trained on the same pictures in the same order."""
+    """What the detector saw, call by call: the choices are trained on the same images in the same order."""
 
     def __init__(self, see):
         self.see, self.kept, self.at = see, [], 0
 
-    def __call__(self, pictures: np.ndarray, numbers) -> Seen:
+    def __call__(self, images: np.ndarray, numbers) -> Seen:
         if self.at == len(self.kept):
-            seen = self.see(pictures, numbers)
+            seen = self.see(images, numbers)
             self.kept.append(seen._replace(distances=seen.distances.half()))
         self.at += 1
         seen = self.kept[self.at - 1]
@@ -69,7 +69,7 @@ def gains(options, seed: int) -> list[list[float]]:
             names=data.train.paths,
         )
         detector.refine = how
-        refined = metrics.evaluate(detector.predict_features(features, pictures=test), data.test)
+        refined = metrics.evaluate(detector.predict_features(features, images=test), data.test)
         found.append([100 * (refined[name] - unrefined[name]) for name in METRICS])
         detector.refiner_ = None
         print(options.category, seed, choice, [round(value, 2) for value in found[-1]], flush=True)
@@ -100,7 +100,7 @@ def main() -> None:
         rows,
         "Refined minus unrefined, percent points, mean ± standard deviation over seeds (of detector and network); the detector is "
         f"trained for {options.detector_epochs} epochs. L1's weight is {Refinement().l1_weight:g} where not named; 1 is DeSTSeg's. "
-        "Distances that a network with features is trained on are kept in half precision. These are test pictures: the default was "
+        "Distances that a network with features is trained on are kept in half precision. These are test images: the default was "
         "chosen on them, so its gain is optimistic. "
         f"{environment(options.device)}",
     )

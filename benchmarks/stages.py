@@ -1,11 +1,11 @@
-"""Seconds and peak memory per stage for one category, pictures to metrics, nothing from the store: the baseline to beat."""
+"""Seconds and peak memory per stage for one category, images to metrics, nothing from the store: the baseline to beat."""
 
 from common import WatchedTimings, arguments, write
 
 from rcp import PatchCore, ReConPatch
 from rcp.data import load_dataset
 from rcp.metrics import evaluate
-from rcp.notebook import environment
+from reproduce.notebook import environment
 
 parser = arguments(__doc__)
 parser.add_argument("--epochs", type=int, default=2, help="training is reported per epoch")
@@ -31,6 +31,6 @@ write(
     f"Stages: {options.category}, {options.backbone}, {detector.config.image_size} px, {detector.config.coreset_ratio:.0%} coreset",
     ["method", "phase", "stage", "seconds", "peak resident MiB"],
     rows,
-    f"{len(data.train)} training and {len(data.test)} test pictures; calibration is the held-out threshold, no part of the method. "
+    f"{len(data.train)} training and {len(data.test)} test images; calibration is the held-out threshold, no part of the method. "
     f"{environment(detector.device)}",
 )

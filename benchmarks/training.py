@@ -16,14 +16,14 @@ from rcp.config import Config
 from rcp.data import load_dataset, load_images
 from rcp.detector import ReConPatch
 from rcp.model import Representation, learning_rates, mini_batches, train
-from rcp.notebook import environment
+from reproduce.notebook import environment
 
 parser = arguments(__doc__)
-parser.add_argument("--pictures", type=int, default=40, help="an epoch is shortened to their patches")
+parser.add_argument("--images", type=int, default=40, help="an epoch is shortened to their patches")
 options = parser.parse_args()
 
 detector = ReConPatch(backbone=options.backbone, weights=options.weights)
-paths = load_dataset(options.data, category=options.category).train.paths[: options.pictures]
+paths = load_dataset(options.data, category=options.category).train.paths[: options.images]
 wide = torch.from_numpy(detector.extractor(load_images(paths, detector.transform))).to(detector.device)
 n, patches, _ = wide.shape
 rows = []

@@ -1,4 +1,4 @@
-"""From pictures to metrics: PatchCore against anomalib's fit + test; or, with --mvtec15, Table 5's models over 15 drawn categories."""
+"""From images to metrics: PatchCore against anomalib's fit + test; or, with --mvtec15, Table 5's models over 15 drawn categories."""
 
 import tempfile
 import time
@@ -16,12 +16,12 @@ from rcp import PatchCore
 from rcp.config import Config
 from rcp.data import load_dataset
 from rcp.detector import resolve_device
-from rcp.experiment import Cell, run
+from reproduce.entries import Entry, run
 from rcp.metrics import evaluate
-from rcp.notebook import environment
-from rcp.store import Store
+from reproduce.notebook import environment
+from reproduce.store import Store
 
-# MVTec AD: pictures to train on, good and defective ones to test on
+# MVTec AD: images to train on, good and defective ones to test on
 COUNTS = {
     "bottle": (209, 20, 63), "cable": (224, 58, 92), "capsule": (219, 23, 109), "carpet": (280, 28, 89), "grid": (264, 21, 57),
     "hazelnut": (391, 40, 70), "leather": (245, 32, 92), "metal_nut": (220, 22, 93), "pill": (267, 26, 141), "screw": (320, 41, 119),
@@ -74,17 +74,17 @@ def against_anomalib(options) -> None:
         f"Whole job: PatchCore, {options.category}, {options.backbone}, {size[1]} px, {options.ratio:.2%} coreset",
         ["phase", "stage", "ours, seconds", "anomalib, seconds", "ratio"],
         rows,
-        "From picture files to metrics, each in a process of its own after imports, nothing from a store. Ours computes AU-PRO, F1 "
+        "From image files to metrics, each in a process of its own after imports, nothing from a store. Ours computes AU-PRO, F1 "
         "thresholds, d′ and, as calibration, held-out scores besides; "
-        f"anomalib runs {how}, without logger, checkpoint or pictures. "
+        f"anomalib runs {how}, without logger, checkpoint or images. "
         f"{environment('cpu')}",
     )
 
 
 def draw(root: Path, scale: float, side: int) -> None:
-    """MVTec AD's categories by name and number of pictures: a pattern of its own for each, shifted, shaded and speckled anew each time."""
+    """MVTec AD's categories by name and number of images: a pattern of its own for each, shifted, shaded and speckled anew each time."""
 
-    def pictures(category: str):
+    def images(category: str):
         rng = np.random.default_rng(list(COUNTS).index(category))
         coarse = rng.normal(128, 40, (side // 16, side // 16, 3)).astype(np.float32)
         pattern = ndimage.zoom(coarse, (16, 16, 1), order=1, mode="grid-wrap")
@@ -95,18 +95,18 @@ def draw(root: Path, scale: float, side: int) -> None:
             target = root / category / folder
             target.mkdir(parents=True)
             for i in range(max(2, round(scale * count))):
-                picture = np.roll(pattern, rng.integers(-20, 20, 2), (0, 1)) * np.float32(rng.uniform(0.9, 1.1))
-                picture[::2, ::2] += rng.normal(0, 6, picture[::2, ::2].shape)
+                image = np.roll(pattern, rng.integers(-20, 20, 2), (0, 1)) * np.float32(rng.uniform(0.9, 1.1))
+                image[::2, ::2] += rng.normal(0, 6, image[::2, ::2].shape)
                 if folder == "test/broken":
-                    picture[mask] = 255 - picture[mask]
+                    image[mask] = 255 - image[mask]
                     truth = root / category / "ground_truth/broken" / f"{i:03}_mask.png"
                     truth.parent.mkdir(parents=True, exist_ok=True)
                     Image.fromarray(mask).save(truth)
-                image = Image.fromarray(picture.clip(0, 255).astype(np.uint8))
+                image = Image.fromarray(image.clip(0, 255).astype(np.uint8))
                 image.save(target / f"{i:03}.png", compress_level=1)
 
     with ThreadPoolExecutor() as pool:
-        list(pool.map(pictures, COUNTS))
+        list(pool.map(images, COUNTS))
 
 
 def fifteen(options) -> None:
@@ -123,7 +123,7 @@ def fifteen(options) -> None:
             for name, config in methods.items():
                 before = time.perf_counter()
                 result = run(
-                    Cell(config, str(Path(folder) / "data"), category), Store(Path(folder) / "runs"), log=lambda _: None
+                    Entry(config, str(Path(folder) / "data"), category), Store(Path(folder) / "runs"), log=lambda _: None
                 )
                 took = time.perf_counter() - before
                 split = result.info["seconds"]
@@ -137,10 +137,10 @@ def fifteen(options) -> None:
     write(
         "whole_job_mvtec15",
         f"Table 5's single model on 15 categories of MVTec AD's size: {options.backbone}, {options.epochs} epochs, "
-        f"{options.scale:.0%} of the pictures",
+        f"{options.scale:.0%} of the images",
         ["method", "stage", "seconds", "share"],
         rows,
-        f"Drawn pictures of {options.side} px, so the time counts and no accuracy; features are computed once for both methods, "
+        f"Drawn images of {options.side} px, so the time counts and no accuracy; features are computed once for both methods, "
         f"which PatchCore, the first, is charged for. {environment(resolve_device('auto'))}",
     )
 
@@ -150,8 +150,8 @@ if __name__ == "__main__":
     parser.add_argument("--ratio", type=float, default=0.01, help="of the coreset; a small one for a smoke test")
     parser.add_argument("--peer-as-shipped", action="store_true", help="with what anomalib does unless told not to")
     parser.add_argument("--mvtec15", action="store_true", help="15 drawn categories instead; --data is not read")
-    parser.add_argument("--scale", type=float, default=1.0, help="--mvtec15: share of MVTec AD's pictures")
+    parser.add_argument("--scale", type=float, default=1.0, help="--mvtec15: share of MVTec AD's images")
     parser.add_argument("--epochs", type=int, default=120, help="--mvtec15: of ReConPatch")
-    parser.add_argument("--side", type=int, default=1024, help="--mvtec15: pixels of a drawn picture")
+    parser.add_argument("--side", type=int, default=1024, help="--mvtec15: pixels of a drawn image")
     options = parser.parse_args()
     fifteen(options) if options.mvtec15 else against_anomalib(options)

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import pickle
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from rcp.config import nearest
+from rcp.checks import nearest
 from rcp.paths import weights_root
 
 logger = logging.getLogger("rcp")
@@ -56,55 +56,10 @@ class Backbone(nn.Module):
         return list(maps.values()) if isinstance(maps, dict) else list(maps)
 
 
-class SinglePictureConvolution(nn.Module):
-    """A frozen convolution that keeps its weights as oneDNN lays them out for one picture; torch does so anew for each.
-
-    The same maps to the last bit, but for maps so small that torch leaves oneDNN aside (MobileNet's): those to rounding.
-    A batch takes torch's way: there it is a small share, and the layout another one.
-    """
-
-    def __init__(self, plain: nn.Conv2d):
-        super().__init__()
-        self.plain, self._laid_out, self._shape = plain, None, None
-
-    def forward(self, x: Tensor) -> Tensor:
-        c = self.plain
-        if len(x) > 1:
-            return c(x)
-        geometry = (c.padding, c.stride, c.dilation, c.groups)
-        if self._shape != x.shape:
-            self._laid_out = torch.ops.mkldnn._reorder_convolution_weight(c.weight, *geometry, x.shape)
-            self._shape = x.shape
-        return torch.ops.mkldnn._convolution_pointwise(x, self._laid_out, c.bias, *geometry, "none", [], "")
-
-
-def quick_with_single_pictures(backbone: Backbone, dtype: torch.dtype) -> None:
-    """Makes its convolutions, which lie on the processor, :class:`SinglePictureConvolution`, where torch can do that."""
-    if not _lays_out(dtype):
-        return
-    for name, module in list(backbone.named_modules()):
-        if type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
-            parent, _, own = name.rpartition(".")
-            setattr(backbone.get_submodule(parent), own, SinglePictureConvolution(module))
-
-
-@cache
-def _lays_out(dtype: torch.dtype) -> bool:
-    """Whether this torch and this processor can; the operators are PyTorch's own compiler's, so that a later torch may not have them."""
-    try:
-        SinglePictureConvolution(nn.Conv2d(3, 8, 3).to(dtype).requires_grad_(False))(
-            torch.zeros(1, 3, 8, 8, dtype=dtype)
-        )
-    except (AttributeError, RuntimeError, TypeError) as error:
-        logger.warning("single pictures take up to a fifth longer here, same results (%s)", str(error).split("\n")[0])
-        return False
-    return True
-
-
-def normalize(pictures: Tensor) -> Tensor:
-    """pictures: (n, S, S, 3) uint8 -> (n, 3, S, S) float32 with ImageNet's mean and deviation."""
-    mean, std = (torch.tensor(v, device=pictures.device) for v in (IMAGENET_MEAN, IMAGENET_STD))
-    images = pictures.float().div_(255).sub_(mean).div_(std)
+def normalize(images: Tensor) -> Tensor:
+    """images: (n, S, S, 3) uint8 -> (n, 3, S, S) float32 with ImageNet's mean and deviation."""
+    mean, std = (torch.tensor(v, device=images.device) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    images = images.float().div_(255).sub_(mean).div_(std)
     return images.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
 
@@ -222,7 +177,7 @@ def _torchvision_levels(model: nn.Module) -> dict[int, str]:
 
 
 def _last_at_each_stride(model: nn.Module, side: int = 224) -> dict[int, str]:
-    """The block (``features.3``, not what is inside it) that ran last with a map of each stride, over one blank picture."""
+    """The block (``features.3``, not what is inside it) that ran last with a map of each stride, over one blank image."""
     last: dict[int, str] = {}
 
     def note(module_name):

@@ -1,10 +1,55 @@
-"""The relaxed contrastive loss: Eq. 7."""
+"""The relaxed contrastive loss and its soft labels (Sec. 3.2): Eq. 1 to 7 over one mini-batch of N patches."""
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from rcp.similarity import squared_distances
+from rcp import fast
+from rcp.fast import training
+
+
+def squared_distances(z: Tensor) -> Tensor:
+    """z: (N, d) -> ‖z_i - z_j‖²: (N, N), zeros on the diagonal. Centring first keeps small distances accurate."""
+    z = z - z.mean(0).detach()
+    norms = z.square().sum(1)
+    return (norms[:, None] + norms).addmm_(z, z.T, alpha=-2).clamp_min_(0).fill_diagonal_(0)
+
+
+def pairwise(d2: Tensor, sigma: float) -> Tensor:
+    """Eq. 1: ω^P_ij = exp(-‖z̄_i - z̄_j‖² / σ). d2: (N, N) -> (N, N)."""
+    return torch.exp(d2 / -sigma)
+
+
+def nearest_neighbours(d2: Tensor, k: int) -> Tensor:
+    """N_k(i): d2 (N, N) -> (N, k) indices of the k nearest of each i, nearest first, i itself first of all.
+
+    Exactly k: of several at the distance of the k-th, some are left out (the printed set would hold them all).
+    """
+    return d2.clone().fill_diagonal_(-1.0).topk(k, dim=1, largest=False).indices
+
+
+def membership(neighbours: Tensor) -> Tensor:
+    """(N, k) indices -> (N, N) float32, 1 where j ∈ N_k(i)."""
+    return torch.zeros(len(neighbours), len(neighbours), device=neighbours.device).scatter_(1, neighbours, 1.0)
+
+
+def contextual(d2: Tensor, k: int, expansion: str = "reciprocal") -> Tensor:
+    """Eq. 2 to 5: ω^C. d2: (N, N) of the teacher -> (N, N) float32 in [0, 1], symmetric.
+
+    expansion: Eq. 4 averages over R_{k/2}(i), or over all of N_{k/2}(i) where it is "plain".
+    """
+    neighbours = nearest_neighbours(d2, k)
+    if fast.usable():
+        return training.contextual(neighbours, k // 2, expansion)
+    near, half = membership(neighbours), membership(neighbours[:, : k // 2])
+    shared = near * (near @ near.T) / k  # Eq. 2
+    trusted = half * half.T if expansion == "reciprocal" else half  # Eq. 3
+    expanded = trusted @ shared / trusted.sum(1, keepdim=True)  # Eq. 4
+    return (expanded + expanded.T) / 2  # Eq. 5
+
+
+def soft_labels(omega_p: Tensor, omega_c: Tensor, alpha: float) -> Tensor:
+    """Eq. 6: ω_ij = α ω^P_ij + (1 - α) ω^C_ij."""
+    return alpha * omega_p + (1 - alpha) * omega_c
 
 
 def relative_distances(z: Tensor) -> Tensor:
@@ -12,57 +57,17 @@ def relative_distances(z: Tensor) -> Tensor:
 
     Blind to the scale of z. A zero distance (the diagonal, duplicates) has gradient 0 instead of NaN.
     """
-    d2 = squared_distances(z)
-    tiny = torch.finfo(z.dtype).tiny
+    d2, tiny = squared_distances(z), torch.finfo(z.dtype).tiny
     distances = torch.where(d2 > tiny, d2.clamp_min(tiny).sqrt(), 0)
     return distances / distances.mean(1, keepdim=True).clamp_min(tiny)
 
 
-def relaxed_contrastive(
-    z: Tensor, omega: Tensor, margin: float = 1.0, *, pairs: str = "N", diagonal: bool = True
-) -> Tensor:
+def relaxed_contrastive(z: Tensor, omega: Tensor, margin: float = 1.0) -> Tensor:
     """Eq. 7: L = (1/N) Σ_i Σ_j [ω_ij δ_ij² + (1 - ω_ij) max(m - δ_ij, 0)²]. z: (N, d), omega: (N, N) -> scalar.
 
-    The gradient reaches z alone; omega is a target.
-
-    Args:
-        margin: m, in units of a row's mean distance.
-        pairs: divide by "N" (printed) or "N(N-1)".
-        diagonal: keep i = j, as printed; it adds mean((1 - ω_ii) m²) and no gradient.
+    The gradient reaches z alone; omega is a target. margin: m, in units of a row's mean distance.
     """
-    n = len(z)
-    total = _Sum.apply(z, omega, margin)
-    if not diagonal:
-        total = total - (1 - omega.diagonal()).sum() * margin**2
-    return total / (n if pairs == "N" else n * (n - 1))
-
-
-class _Sum(torch.autograd.Function):
-    """Eq. 7's double sum, its gradient in closed form: two products with z in all, where autograd needs three and keeps every matrix.
-
-    With ℓ_ij the term of a pair, g_ij = ∂ℓ_ij/∂δ_ij, d_ij = ‖z_i - z_j‖ and μ_i the mean of row i, so that δ_ij = d_ij / μ_i:
-    ∂L/∂d_ij = (g_ij - mean_n g_in δ_in) / μ_i, and ∂L/∂z_i = Σ_j (K_ij + K_ji) (z_i - z_j)
-    with K_ij = ∂L/∂d_ij / d_ij, or 0 where d_ij = 0.
-    """
-
-    @staticmethod
-    def forward(ctx, z: Tensor, omega: Tensor, margin: float) -> Tensor:
-        z = z - z.mean(0)
-        d2, tiny = squared_distances(z), torch.finfo(z.dtype).tiny
-        delta = d2.sqrt()
-        delta.div_(delta.mean(1, keepdim=True).clamp_min(tiny))
-        gap = (margin - delta).clamp_min_(0)
-        attract, repel = omega * delta, gap - omega * gap
-        total = (attract * delta).sum() + (repel * gap).sum()
-        if ctx.needs_input_grad[0]:
-            g = attract.sub_(repel).mul_(2)
-            g.sub_((g * delta).mean(1, keepdim=True))
-            k = g.mul_(delta).div_(d2.clamp_min_(tiny))  # δ / d² = 1 / (μ d), and 0 where d is 0
-            k = k + k.T.contiguous()  # the copy halves the time: rows are read in order
-            ctx.save_for_backward(torch.addmm(k.sum(1, keepdim=True) * z, k, z, alpha=-1))
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, upstream: Tensor):
-        return ctx.saved_tensors[0] * upstream, None, None
+    if fast.usable():
+        return training.relaxed_contrastive(z, squared_distances(z.detach()), omega, margin)
+    delta = relative_distances(z)
+    return (omega * delta**2 + (1 - omega) * (margin - delta).clamp_min(0) ** 2).sum() / len(z)

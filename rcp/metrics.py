@@ -1,6 +1,6 @@
 """How well scores and maps tell defective from normal: the numbers of Sec. 4.1 and Eq. 12.
 
-One rule for every threshold here: a picture (or pixel) counts as defective where score >= threshold.
+One rule for every threshold here: an image (or pixel) counts as defective where score >= threshold.
 """
 
 from typing import NamedTuple
@@ -24,7 +24,7 @@ def image_auroc(labels: np.ndarray, scores: np.ndarray) -> float:
 
 
 def pixel_auroc(masks: np.ndarray, maps: np.ndarray) -> float:
-    """AUROC over all pixels of all pictures. masks: (n, H, W) bool, maps: (n, H, W) float -> fraction in [0, 1].
+    """AUROC over all pixels of all images. masks: (n, H, W) bool, maps: (n, H, W) float -> fraction in [0, 1].
 
     Raises: as ``image_auroc``.
     """
@@ -36,7 +36,7 @@ def aupro(masks: np.ndarray, maps: np.ndarray, limit: float = 0.3) -> float:
 
     masks: (n, H, W) bool, maps: (n, H, W) float -> fraction in [0, 1]. As in the evaluation code of MVTec AD, regions
     are the 8-connected components of each mask, every region has the same weight, and normal pixels are counted over
-    all pictures. Equal scores enter together, so the curve is straight across a tie: a constant map has limit / 2.
+    all images. Equal scores enter together, so the curve is straight across a tie: a constant map has limit / 2.
 
     Raises:
         UndefinedMetric: no defective or no normal pixel.
@@ -53,7 +53,7 @@ def aupro(masks: np.ndarray, maps: np.ndarray, limit: float = 0.3) -> float:
 def f1_threshold(labels: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
     """The threshold with the best F1, and that F1. An **oracle**: chosen on the labels that it is then judged by.
 
-    labels: any shape, bool or 0 / 1, scores: the same shape, float (pictures or pixels) -> (threshold in units of the
+    labels: any shape, bool or 0 / 1, scores: the same shape, float (images or pixels) -> (threshold in units of the
     score, F1 as a fraction). The threshold is the score of a defective item; among equal F1 it is the lowest.
 
     Raises: as ``image_auroc``.
@@ -62,13 +62,13 @@ def f1_threshold(labels: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
 
 
 def normal_threshold(train_scores: np.ndarray, z: float = 3.5, beta: float = 1.4826) -> float:
-    """median + z · beta · MAD of the scores of normal training pictures: Eq. 11's s̄ = z, solved for s.
+    """median + z · beta · MAD of the scores of normal training images: Eq. 11's s̄ = z, solved for s.
 
     It uses no test data. MAD is the median absolute deviation, to which the constant 1.4826 belongs (the paper's text
     says mean); z = 3.5 is Iglewicz and Hoaglin's usual bound of the modified z-score.
 
     Args:
-        train_scores: (n,) float, each picture scored **without itself in the memory bank**: one that finds its own
+        train_scores: (n,) float, each image scored **without itself in the memory bank**: one that finds its own
             patches there scores too low.
     Returns: threshold in units of the score.
     Raises:
@@ -97,7 +97,7 @@ def d_prime(scores_normal: np.ndarray, scores_defective: np.ndarray, *, ddof: in
     for name, values in groups.items():
         scores = np.asarray(values, dtype=np.float64).ravel()
         if len(scores) <= ddof:
-            raise UndefinedMetric(f"d′ needs at least {ddof + 1} {name} pictures, found {len(scores)}")
+            raise UndefinedMetric(f"d′ needs at least {ddof + 1} {name} images, found {len(scores)}")
         _need_finite(scores, f"scores_{name}")
         means.append(scores.mean())
         # the mean of equal numbers can be off by a rounding, which would pass for a spread
@@ -118,8 +118,8 @@ class Interval(NamedTuple):
 def paired_bootstrap(groups, draws: int = 2000, seed: int = 0) -> Interval:
     """Image AUROC of the first method minus that of the second, averaged over categories, with a percentile interval.
 
-    Test pictures are drawn with replacement, normal and defective ones apart and the same ones for both methods. The
-    interval is about the choice of test pictures; seeds are averaged, not drawn.
+    Test images are drawn with replacement, normal and defective ones apart and the same ones for both methods. The
+    interval is about the choice of test images; seeds are averaged, not drawn.
 
     Args:
         groups: for every category labels (n,), scores of the first (seeds, n) and of the second (seeds, n); their
@@ -132,7 +132,7 @@ def paired_bootstrap(groups, draws: int = 2000, seed: int = 0) -> Interval:
     for labels, first, second in groups:
         labels = np.asarray(labels).astype(bool)
         if labels.all() or not labels.any():
-            raise UndefinedMetric(f"one class only: there are no {'normal' if labels.all() else 'defective'} pictures")
+            raise UndefinedMetric(f"one class only: there are no {'normal' if labels.all() else 'defective'} images")
         wins = _wins(labels, first) - _wins(labels, second)
         defective, normal = (rng.multinomial(n, np.full(n, 1 / n), draws) / n for n in wins.shape)
         differences += np.einsum("di,ij,dj->d", defective, wins, normal, optimize=True)
@@ -155,17 +155,17 @@ def evaluate(prediction, split) -> dict[str, float | int | dict[str, str] | None
 
     Args:
         prediction: has scores (n,), maps (n, S, S) or None, transform, and train_scores (n_train,) or None: the
-            held-out scores of the training pictures.
+            held-out scores of the training images.
         split: has paths, labels (n,), has_masks and load_masks(transform) -> (n, S, S) bool.
     Returns: name -> float, int or None. Rates and areas are fractions; thresholds have the unit of the scores; ``f1``
-        and ``f1_pixel`` belong to the oracle thresholds. ``n_masks_cropped_away`` counts defective pictures with no
+        and ``f1_pixel`` belong to the oracle thresholds. ``n_masks_cropped_away`` counts defective images with no
         defective pixel left after the crop: they stay in the image metrics, and all their pixels count as normal.
         ``undefined`` maps each name whose value is None to the reason.
     Raises:
-        ValueError: numbers of scores or maps and of pictures differ, a score or map with NaN or infinity (names the
-            picture), maps of another shape than the masks.
+        ValueError: numbers of scores or maps and of images differ, a score or map with NaN or infinity (names the
+            image), maps of another shape than the masks.
     """
-    _check_pictures(prediction.scores, split.paths, "scores")
+    _check_images(prediction.scores, split.paths, "scores")
     labels, scores = _checked(split.labels, prediction.scores, "labels", "scores")
     report = {"n_normal": int((~labels).sum()), "n_defective": int(labels.sum()), "undefined": {}}
     _add(report, ["image_auroc"], image_auroc, labels, scores)
@@ -184,11 +184,11 @@ def _add_pixel_metrics(report: dict, prediction, split, labels: np.ndarray) -> N
     if prediction.maps is None or not split.has_masks:
         reason = "the prediction has no maps" if prediction.maps is None else "the split has no masks"
         return _leave_out(report, [*names, "n_masks_cropped_away"], reason)
-    _check_pictures(prediction.maps, split.paths, "maps")
+    _check_images(prediction.maps, split.paths, "maps")
     masks, maps = _checked(split.load_masks(prediction.transform), prediction.maps, "masks", "maps")
     report["n_masks_cropped_away"] = cropped_away = int((labels & ~masks.any(axis=(1, 2))).sum())
     if cropped_away and not masks.any():
-        return _leave_out(report, names, f"the masks of all {cropped_away} defective pictures are empty after the crop")
+        return _leave_out(report, names, f"the masks of all {cropped_away} defective images are empty after the crop")
     try:
         ranks = _rank(masks, maps)  # once for all: sorting the pixels is most of the work
     except UndefinedMetric as reason:
@@ -213,7 +213,7 @@ def _leave_out(report: dict, names: list[str], reason: str) -> None:
 
 def _threshold_of(prediction) -> float:
     if prediction.train_scores is None:
-        raise UndefinedMetric("the prediction has no held-out scores of training pictures")
+        raise UndefinedMetric("the prediction has no held-out scores of training images")
     return normal_threshold(prediction.train_scores)
 
 
@@ -222,7 +222,7 @@ def _flagged(scores: np.ndarray, threshold: float | None, kind: str) -> float:
     if threshold is None:
         raise UndefinedMetric("normal_threshold is undefined")
     if not len(scores):
-        raise UndefinedMetric(f"one class only: there are no {kind} pictures")
+        raise UndefinedMetric(f"one class only: there are no {kind} images")
     return float((scores >= threshold).mean())
 
 
@@ -241,7 +241,7 @@ class _Ranks(NamedTuple):
 
 
 def _rank(labels: np.ndarray, scores: np.ndarray) -> _Ranks:
-    items = "pictures" if labels.ndim == 1 else "pixels"
+    items = "images" if labels.ndim == 1 else "pixels"
     for kind, missing in (("defective", not labels.any()), ("normal", labels.all())):
         if missing:
             raise UndefinedMetric(f"one class only: there are no {kind} {items}")
@@ -273,7 +273,7 @@ def _aupro(masks: np.ndarray, ranks: _Ranks, limit: float = 0.3) -> float:
     return min(float(share), 1.0)  # rounding must not carry a perfect result over 1
 
 
-# 8 neighbours within a picture, none in the next
+# 8 neighbours within an image, none in the next
 _IN_PLANE = np.pad(np.ones((1, 3, 3), bool), ((1, 1), (0, 0), (0, 0)))
 
 
@@ -303,18 +303,16 @@ def _checked(labels, scores, labels_name: str, scores_name: str) -> tuple[np.nda
 
 
 def _need_finite(values: np.ndarray, name: str, paths=None) -> None:
-    """Refuse NaN and infinity in values (n, ...), naming the first picture."""
+    """Refuse NaN and infinity in values (n, ...), naming the first image."""
     bad = ~np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
     if bad.any():
         i = int(bad.argmax())
-        picture = f" ({paths[i]})" if paths is not None else ""
-        raise ValueError(f"{name}: NaN or infinite at index {i}{picture}; {int(bad.sum())} of {len(bad)} are")
+        image = f" ({paths[i]})" if paths is not None else ""
+        raise ValueError(f"{name}: NaN or infinite at index {i}{image}; {int(bad.sum())} of {len(bad)} are")
 
 
-def _check_pictures(values, paths, name: str) -> None:
+def _check_images(values, paths, name: str) -> None:
     values = np.asarray(values)
     if len(values) != len(paths):
-        raise ValueError(
-            f"{name}: expected one for each of the {len(paths)} pictures of the split, found {len(values)}"
-        )
+        raise ValueError(f"{name}: expected one for each of the {len(paths)} images of the split, found {len(values)}")
     _need_finite(values, name, paths)

@@ -1,28 +1,35 @@
-"""Where data, weights and runs (tables and figures too) live: an argument, else an environment variable, else a folder of the project."""
+"""Where data and weights lie: an argument, else an environment variable, else a folder. And whether the disk has room."""
 
 import os
+import shutil
 from pathlib import Path
 
-PROJECT = Path(__file__).resolve().parents[1]
-PACKAGE = Path(__file__).resolve().parent
+_PARENT = Path(__file__).resolve().parents[1]
+PROJECT = _PARENT if (_PARENT / "pyproject.toml").exists() else Path.cwd()  # installed as a package: where one works
 
 
-def _root(argument: str | Path | None, variable: str, default: Path) -> Path:
+def root_of(argument: str | Path | None, variable: str, default: Path) -> Path:
+    """The folder named by the argument, else by the environment variable, else ``default``; absolute."""
     return Path(argument or os.environ.get(variable) or default).expanduser().absolute()
 
 
 def data_root(argument: str | Path | None = None) -> Path:
     """Folder of data sets, one sub-folder each (``RCP_DATA``, default ``data/``)."""
-    return _root(argument, "RCP_DATA", PROJECT / "data")
+    return root_of(argument, "RCP_DATA", PROJECT / "data")
 
 
 def weights_root(argument: str | Path | None = None) -> Path:
     """Folder that weights given by tag are kept in (``RCP_WEIGHTS``, default torch.hub's own)."""
     import torch
 
-    return _root(argument, "RCP_WEIGHTS", Path(torch.hub.get_dir()) / "checkpoints")
+    return root_of(argument, "RCP_WEIGHTS", Path(torch.hub.get_dir()) / "checkpoints")
 
 
-def runs_root(argument: str | Path | None = None) -> Path:
-    """Folder of the store and of executed notebooks (``RCP_RUNS``, default ``runs/``)."""
-    return _root(argument, "RCP_RUNS", PROJECT / "runs")
+def require_disk(folder: str | Path, needed: int, what: str) -> None:
+    """Raises OSError, naming needed and free bytes, where the disk of ``folder`` has no room for ``needed`` bytes of ``what``."""
+    there = Path(folder).resolve()
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise OSError(f"no disk space in {folder}: {what} need {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free")

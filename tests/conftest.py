@@ -13,15 +13,6 @@ settings.load_profile("busy")
 SHARED = Path(os.environ.get("RCP_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
 
-def pytest_configure(config):
-    """Kernels of nbval and of the tests start in a second instead of six."""
-    from rcp import preloaded
-
-    kernels = preloaded.kernels()
-    kernels.__enter__()
-    config.add_cleanup(lambda: kernels.__exit__(None, None, None))
-
-
 def _there(path: Path) -> Path:
     if not path.exists():
         pytest.skip(

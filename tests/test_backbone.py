@@ -125,11 +125,11 @@ def test_identity_is_the_content_of_a_file_not_its_place(tmp_path):
 
 
 def test_normalize_is_imagenets():
-    pictures = torch.randint(0, 256, (2, 5, 5, 3), dtype=torch.uint8)
-    got = normalize(pictures)
+    images = torch.randint(0, 256, (2, 5, 5, 3), dtype=torch.uint8)
+    got = normalize(images)
     assert got.shape == (2, 3, 5, 5)
     for c, (mean, std) in enumerate(zip((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True)):
-        torch.testing.assert_close(got[:, c], (pictures[..., c] / 255 - mean) / std)
+        torch.testing.assert_close(got[:, c], (images[..., c] / 255 - mean) / std)
 
 
 def test_weights_by_tag_come_from_the_weights_folder_and_are_not_unpickled(tmp_path, monkeypatch):

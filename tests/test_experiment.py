@@ -1,4 +1,4 @@
-"""One grid cell computed once: identity, resumption, sharing of features, and errors before work."""
+"""One grid entry computed once: identity, resumption, sharing of features, and errors before work."""
 
 import dataclasses
 import json
@@ -7,14 +7,15 @@ import shutil
 import numpy as np
 import pytest
 
-from rcp import detector, experiment
-from rcp.augment import Perturbation
+from rcp import detector
+from reproduce import entries
+from rcp.data.perturb import Perturbation
 from rcp.config import STAGES, Config, of_f, option
 from rcp.data import load_dataset
-from rcp.experiment import Cell, Ensemble, load, run, run_grid, shard_of
+from reproduce.entries import Entry, Ensemble, load, run, run_grid, shard_of
 from rcp.paths import PACKAGE
-from rcp.provenance import code_of, code_upto
-from rcp.store import Store
+from reproduce.provenance import code_of, code_upto
+from reproduce.store import Store
 
 SMALL = Config.build(
     backbone="resnet18",
@@ -36,12 +37,12 @@ def store(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def cell(demo_root):
-    return Cell(SMALL, str(demo_root), "fabric")
+def entry(demo_root):
+    return Entry(SMALL, str(demo_root), "fabric")
 
 
-def test_a_cell_is_computed_once_and_holds_what_made_it(cell, store):
-    first, second = run(cell, store), run(cell, store)
+def test_a_cell_is_computed_once_and_holds_what_made_it(entry, store):
+    first, second = run(entry, store), run(entry, store)
     assert first.computed and not second.computed
     assert first.metrics == second.metrics and np.array_equal(first.scores, second.scores)
     info = second.info
@@ -52,50 +53,50 @@ def test_a_cell_is_computed_once_and_holds_what_made_it(cell, store):
     assert json.dumps(info, allow_nan=False)
 
 
-def test_the_stored_cell_is_what_the_detector_gives(cell, store, demo_root):
+def test_the_stored_cell_is_what_the_detector_gives(entry, store, demo_root):
     """Grid and interactive use are one pipeline."""
     from rcp import ReConPatch
     from rcp.metrics import evaluate
 
     data = load_dataset(demo_root, category="fabric")
     out = ReConPatch(**SMALL.asdict()).fit(data.train, log=len).predict(data.test)
-    result = run(cell, store)
+    result = run(entry, store)
     np.testing.assert_allclose(result.scores, out.scores, rtol=1e-5)
     assert result.metrics["pixel_auroc"] == pytest.approx(evaluate(out, data.test)["pixel_auroc"], abs=1e-6)
 
 
-def test_features_are_shared_by_cells_that_need_the_same(cell, store, monkeypatch):
-    run(cell, store)
+def test_features_are_shared_by_cells_that_need_the_same(entry, store, monkeypatch):
+    run(entry, store)
     monkeypatch.setattr(
         detector.PatchExtractor, "__call__", lambda *_a, **_k: pytest.fail("features were extracted again")
     )
-    other = dataclasses.replace(cell, config=dataclasses.replace(SMALL, k=4, alpha=0.2, dim=32, coreset_ratio=0.02))
+    other = dataclasses.replace(entry, config=dataclasses.replace(SMALL, k=4, alpha=0.2, dim=32, coreset_ratio=0.02))
     assert run(other, store).computed
-    assert run(dataclasses.replace(cell, config=PATCHCORE), store).computed
+    assert run(dataclasses.replace(entry, config=PATCHCORE), store).computed
 
 
-def test_identity_follows_what_matters_and_nothing_else(cell):
+def test_identity_follows_what_matters_and_nothing_else(entry):
     def changed(config=SMALL, **changes):
-        return dataclasses.replace(cell, config=dataclasses.replace(config, **changes)).identity()
+        return dataclasses.replace(entry, config=dataclasses.replace(config, **changes)).identity()
 
-    same = cell.identity()
+    same = entry.identity()
     assert changed(device="cpu") == same
     for change in ({"k": 4}, {"seed": 1}, {"weights": "random:1"}, {"represent": False}):
         assert changed(**change) != same
-    assert dataclasses.replace(cell, category="gear").identity() != same
+    assert dataclasses.replace(entry, category="gear").identity() != same
     patchcore = [changed(PATCHCORE, **c) for c in ({}, {"k": 4}, {"seed": 7})]
     assert patchcore[0] == patchcore[1] == patchcore[2], "nothing of f, and no seed, is in PatchCore's result"
     drawn = [changed(PATCHCORE, coreset_start="random", seed=s) for s in (0, 1)]
     assert drawn[0] != drawn[1]
     turned = [
-        dataclasses.replace(cell, perturbation=Perturbation(rotation=r), perturbed=p)
+        dataclasses.replace(entry, perturbation=Perturbation(rotation=r), perturbed=p)
         for r, p in ((5, "both"), (5, "test"), (6, "both"))
     ]
     identities = [same, *(t.identity() for t in turned)]
     assert all(a != b for i, a in enumerate(identities) for b in identities[:i])
 
 
-def test_a_hyper_parameter_that_is_only_declared_is_part_of_the_identity(cell, store):
+def test_a_hyper_parameter_that_is_only_declared_is_part_of_the_identity(entry, store):
     """The value of one that no list names decides which f is looked up: two values never share one f."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,9 +104,9 @@ def test_a_hyper_parameter_that_is_only_declared_is_part_of_the_identity(cell, s
         temperature: float = of_f(1.0, "divides the loss [?]")
 
     def own(value):
-        return dataclasses.replace(cell, config=Longer(**SMALL.asdict() | {"temperature": value}))
+        return dataclasses.replace(entry, config=Longer(**SMALL.asdict() | {"temperature": value}))
 
-    data = cell.data()
+    data = entry.data()
     for stage, differs in (("features", False), ("training", True), ("bank", True), ("scores", True)):
         first, second = (own(value).identity_upto(stage, data, ("train",)) for value in (1.0, 2.0))
         assert (first != second) == differs, stage
@@ -133,28 +134,28 @@ def test_a_changed_line_of_the_loss_trains_again_and_one_of_the_scores_does_not(
     assert changed("losses.py", "import torch\n", "import torch  # why\n\n") == set()
 
 
-def test_f_is_trained_once_for_all_cells_that_share_it(cell, store, monkeypatch):
-    run(cell, store)
+def test_f_is_trained_once_for_all_cells_that_share_it(entry, store, monkeypatch):
+    run(entry, store)
     monkeypatch.setattr(detector, "train", lambda *_a, **_k: pytest.fail("f was trained again"))
-    other = run(dataclasses.replace(cell, config=dataclasses.replace(SMALL, coreset_ratio=0.03, neighbours=5)), store)
+    other = run(dataclasses.replace(entry, config=dataclasses.replace(SMALL, coreset_ratio=0.03, neighbours=5)), store)
     assert other.computed and len(other.info["history"]) == 1
     with pytest.raises(pytest.fail.Exception, match="trained again"):
-        run(dataclasses.replace(cell, config=dataclasses.replace(SMALL, gamma=0.9)), store)
+        run(dataclasses.replace(entry, config=dataclasses.replace(SMALL, gamma=0.9)), store)
 
 
-def test_maps_can_be_drawn_again_from_what_is_stored(cell, store, demo_root):
+def test_maps_can_be_drawn_again_from_what_is_stored(entry, store, demo_root):
     data = load_dataset(demo_root, category="fabric")
-    fitted, test = experiment.fit(cell, data, store, log=len)
-    out, result = fitted.predict_features(test), run(cell, store)
+    fitted, test = experiment.fit(entry, data, store, log=len)
+    out, result = fitted.predict_features(test), run(entry, store)
     np.testing.assert_allclose(result.maps(), out.maps, rtol=1e-5)
     np.testing.assert_allclose(result.arrays["patch_scores"].max((1, 2)), out.scores, rtol=1e-6)
 
 
-def test_an_ensemble_is_the_mean_of_its_members_in_units_of_the_training_scores(cell, store, demo_root):
+def test_an_ensemble_is_the_mean_of_its_members_in_units_of_the_training_scores(entry, store, demo_root):
     """Eq. 11 by hand; the test set is never used to normalise."""
     from rcp.metrics import evaluate
 
-    members = (cell, dataclasses.replace(cell, config=dataclasses.replace(SMALL, weights="random:1")))
+    members = (entry, dataclasses.replace(entry, config=dataclasses.replace(SMALL, weights="random:1")))
     result = run(Ensemble(members), store)
     singles = [run(member, store) for member in members]
     by_hand, maps = [], []
@@ -166,74 +167,74 @@ def test_an_ensemble_is_the_mean_of_its_members_in_units_of_the_training_scores(
         maps.append((single.maps() - median) / (1.4826 * mad))
     np.testing.assert_allclose(result.scores, np.mean(by_hand, 0), rtol=1e-5)
     np.testing.assert_allclose(result.maps(), np.mean(maps, 0), rtol=1e-4, atol=1e-4)
-    transform = cell.transform("test")
+    transform = entry.transform("test")
     prediction = experiment.Prediction(result.scores, np.mean(maps, 0).astype(np.float32), transform, None)
     expected = evaluate(prediction, load_dataset(demo_root, category="fabric").test)
     assert result.metrics["pixel_auroc"] == pytest.approx(expected["pixel_auroc"], abs=1e-6)
     assert not run(Ensemble(members), store).computed
     others = [Ensemble(members, deviation="mean"), Ensemble(members, level="patch"), Ensemble(members[:1])]
     assert len({round(float(run(e, store).scores[0]), 5) for e in (Ensemble(members), *others)}) == 4
-    no_folds = dataclasses.replace(cell, config=dataclasses.replace(SMALL, calibration_folds=0))
+    no_folds = dataclasses.replace(entry, config=dataclasses.replace(SMALL, calibration_folds=0))
     with pytest.raises(ValueError, match="calibration_folds: expected 2 or more"):
         run(Ensemble((no_folds,)), store)
 
 
-def test_a_perturbed_cell_differs_in_the_splits_that_are_perturbed(cell, store):
-    plain = run(cell, store)
+def test_a_perturbed_cell_differs_in_the_splits_that_are_perturbed(entry, store):
+    plain = run(entry, store)
     perturbation = Perturbation(brightness=0.9, contrast=0.9)
-    test_only = run(dataclasses.replace(cell, perturbation=perturbation, perturbed="test"), store)
-    train_only = run(dataclasses.replace(cell, perturbation=perturbation, perturbed="train"), store)
+    test_only = run(dataclasses.replace(entry, perturbation=perturbation, perturbed="test"), store)
+    train_only = run(dataclasses.replace(entry, perturbation=perturbation, perturbed="train"), store)
     assert np.array_equal(test_only.arrays["train_scores"], plain.arrays["train_scores"]), (
         "the training set is as it was"
     )
     assert not np.allclose(test_only.scores, plain.scores)
     assert not np.allclose(train_only.arrays["train_scores"], plain.arrays["train_scores"])
-    grid = run_grid([cell, dataclasses.replace(cell, perturbation=perturbation, perturbed="test")], store, log=len)
+    grid = run_grid([entry, dataclasses.replace(entry, perturbation=perturbation, perturbed="test")], store, log=len)
     assert grid.frame()["augmentation"].tolist() == ["without", "with"]
 
 
-def test_mistyped_ways_are_named_before_any_work(cell):
+def test_mistyped_ways_are_named_before_any_work(entry):
     with pytest.raises(
         ValueError, match=r"perturbed: expected one of 'both', 'train', 'test', got 'tset'\. Did you mean 'test'"
     ):
-        dataclasses.replace(cell, perturbed="tset")
+        dataclasses.replace(entry, perturbed="tset")
     with pytest.raises(ValueError, match="deviation: expected one of 'median', 'mean', got 'medium'"):
-        Ensemble((cell,), deviation="medium")
+        Ensemble((entry,), deviation="medium")
     with pytest.raises(ValueError, match="level: expected one of 'image', 'patch'"):
-        Ensemble((cell,), level="pixel")
+        Ensemble((entry,), level="pixel")
 
 
 def test_a_damaged_cell_is_computed_again(demo_root, tmp_path):
-    store, cell = Store(tmp_path), Cell(PATCHCORE, str(demo_root), "circuit")
-    before = run(cell, store)
-    folder = store.folder("cells", cell.identity())
+    store, entry = Store(tmp_path), Entry(PATCHCORE, str(demo_root), "circuit")
+    before = run(entry, store)
+    folder = store.folder("entries", entry.identity())
     (folder / "result.json").write_text("{")
     with pytest.warns(UserWarning, match="set aside"):
-        again = run(cell, store)
+        again = run(entry, store)
     assert again.computed and again.metrics == before.metrics
 
 
-def test_a_grid_resumes_shards_and_renders(cell, store, tmp_path):
-    cells = [dataclasses.replace(cell, config=dataclasses.replace(SMALL, seed=s)) for s in range(3)]
+def test_a_grid_resumes_shards_and_renders(entry, store, tmp_path):
+    entries = [dataclasses.replace(entry, config=dataclasses.replace(SMALL, seed=s)) for s in range(3)]
     fresh = Store(tmp_path)
     (tmp_path / "features").symlink_to(store.root / "features")
-    grid = run_grid(cells, fresh, render_only=True)
-    assert not grid.results and grid.missing == cells
-    grid = run_grid(cells, fresh, shard="2/3")
-    assert grid.cells == [cells[1]] and grid.missing == [cells[0], cells[2]]
-    grid = run_grid(cells, fresh)
+    grid = run_grid(entries, fresh, render_only=True)
+    assert not grid.results and grid.missing == entries
+    grid = run_grid(entries, fresh, shard="2/3")
+    assert grid.entries == [entries[1]] and grid.missing == [entries[0], entries[2]]
+    grid = run_grid(entries, fresh)
     assert [r.info["config"]["seed"] for r in grid.results] == [0, 1, 2] and not grid.missing
     frame = grid.frame()
     assert frame["seed"].tolist() == [0, 1, 2] and set(frame["method"]) == {"ReConPatch"}
-    assert load(cells[0], fresh).metrics == grid.results[0].metrics
+    assert load(entries[0], fresh).metrics == grid.results[0].metrics
 
 
 def test_shards_are_a_partition():
-    cells = list(range(10))
-    assert sorted(c for i in range(1, 4) for c in shard_of(cells, f"{i}/3")) == cells
+    entries = list(range(10))
+    assert sorted(c for i in range(1, 4) for c in shard_of(entries, f"{i}/3")) == entries
     for wrong in ("0/3", "4/3", "1", "a/b", "1/0", ""):
         with pytest.raises(ValueError, match="shard: expected 'i/n'"):
-            shard_of(cells, wrong)
+            shard_of(entries, wrong)
 
 
 def test_bad_input_costs_no_features(demo_root, tmp_path, monkeypatch):
@@ -245,31 +246,31 @@ def test_bad_input_costs_no_features(demo_root, tmp_path, monkeypatch):
     bad.write_bytes(bad.read_bytes()[:500])
     monkeypatch.setattr(detector.PatchExtractor, "__call__", lambda *_a, **_k: pytest.fail("features were computed"))
     with pytest.raises(ValueError, match=bad.name):
-        run(Cell(SMALL, str(root.parent), "fabric"), Store(tmp_path / "runs"))
+        run(Entry(SMALL, str(root.parent), "fabric"), Store(tmp_path / "runs"))
     with pytest.raises(ValueError, match="coreset_ratio"):
-        run(Cell(dataclasses.replace(SMALL, coreset_ratio=1e-5), str(demo_root), "gear"), Store(tmp_path / "runs"))
+        run(Entry(dataclasses.replace(SMALL, coreset_ratio=1e-5), str(demo_root), "gear"), Store(tmp_path / "runs"))
 
 
-def test_no_disk_space_is_noticed_before_anything_is_decoded(cell, tmp_path, monkeypatch):
+def test_no_disk_space_is_noticed_before_anything_is_decoded(entry, tmp_path, monkeypatch):
     from collections import namedtuple
 
-    from rcp import store as store_module
+    from reproduce import store as store_module
 
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(store_module.shutil, "disk_usage", lambda _path: usage(0, 0, 10**4))
-    monkeypatch.setattr(experiment, "load_images", lambda *_a: pytest.fail("pictures were decoded"))
+    monkeypatch.setattr(experiment, "load_images", lambda *_a: pytest.fail("images were decoded"))
     with pytest.raises(OSError, match=r"patch features need 0\.01 GB, 0\.00 GB are free"):
-        run(cell, Store(tmp_path))
+        run(entry, Store(tmp_path))
 
 
 def test_without_masks_image_metrics_still_stand(demo_root, tmp_path):
     import shutil
 
     shutil.copytree(demo_root / "fabric", tmp_path / "set" / "fabric", ignore=shutil.ignore_patterns("ground_truth"))
-    result = run(Cell(PATCHCORE, str(tmp_path / "set"), "fabric"), Store(tmp_path / "runs"))
+    result = run(Entry(PATCHCORE, str(tmp_path / "set"), "fabric"), Store(tmp_path / "runs"))
     assert result.metrics["pixel_auroc"] is None and "pixel_auroc" in result.metrics["undefined"]
     assert result.metrics["image_auroc"] == pytest.approx(
-        run(Cell(PATCHCORE, str(demo_root), "fabric"), Store(tmp_path / "runs")).metrics["image_auroc"]
+        run(Entry(PATCHCORE, str(demo_root), "fabric"), Store(tmp_path / "runs")).metrics["image_auroc"]
     )
 
 
@@ -281,17 +282,17 @@ def test_a_test_set_of_one_class_says_what_is_undefined(demo_root, tmp_path):
         if folder.name != "good":
             shutil.rmtree(folder)
     shutil.rmtree(tmp_path / "set" / "fabric" / "ground_truth")
-    result = run(Cell(PATCHCORE, str(tmp_path / "set"), "fabric"), Store(tmp_path / "runs"))
+    result = run(Entry(PATCHCORE, str(tmp_path / "set"), "fabric"), Store(tmp_path / "runs"))
     assert result.metrics["image_auroc"] is None and "image_auroc" in result.metrics["undefined"]
     assert result.metrics["normal_threshold"] > 0
 
 
 def test_on_each_demo_category_both_methods_tell_defects_apart():
-    """The cells of the demo notebooks, from their own store: computed here or there, once."""
-    from rcp.notebook import Settings
+    """The entries of the demo notebooks, from their own store: computed here or there, once."""
+    from reproduce.notebook import Settings
 
     settings = Settings()
-    grid = run_grid(settings.cells([settings.config(represent=r) for r in (False, True)]), settings.store, log=len)
+    grid = run_grid(settings.entries([settings.config(represent=r) for r in (False, True)]), settings.store, log=len)
     frame = grid.frame()
     assert len(frame) == 6 and set(frame["category"]) == {"gear", "fabric", "circuit"}
     assert (frame["image_auroc"] > 0.9).all(), frame[["method", "category", "image_auroc"]]

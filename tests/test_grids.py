@@ -14,14 +14,14 @@ from PIL import Image
 from test_experiment import PATCHCORE, SMALL
 from test_notebooks import tiny
 
-from rcp import __main__ as cli
-from rcp import batch, experiment, grids, notebook, views
-from rcp.augment import Perturbation
+from reproduce import __main__ as cli
+from reproduce import batch, entries, grids, notebook, views
+from rcp.data.perturb import Perturbation
 from rcp.data import draw_demo, draw_demo_btad
-from rcp.experiment import Cell, Ensemble, run, run_grid
-from rcp.notebook import Settings
-from rcp.store import Store
-from rcp.studies import FeatureSpace, InferenceTime, position_r2
+from reproduce.entries import Entry, Ensemble, run, run_grid
+from reproduce.notebook import Settings
+from reproduce.store import Store
+from reproduce.studies import FeatureSpace, InferenceTime, position_r2
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +36,8 @@ def settings(demo_root, monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def cells(demo_root):
-    return [Cell(config, str(demo_root), category) for category in ("gear", "circuit") for config in (PATCHCORE, SMALL)]
+def entries(demo_root):
+    return [Entry(config, str(demo_root), category) for category in ("gear", "circuit") for config in (PATCHCORE, SMALL)]
 
 
 # ---- what is computed ----
@@ -45,7 +45,7 @@ def cells(demo_root):
 
 @pytest.mark.parametrize("item", grids.ITEMS)
 def test_every_item_covers_its_categories_and_seeds(item, settings):
-    tasks = grids.cells(item, lambda _dataset: settings)
+    tasks = grids.entries(item, lambda _dataset: settings)
     for also, of in ((grids.figure_s1, "table_s4"), (grids.figure_s4, "figure_5")):
         if item == of:
             assert len(also(settings)) in (2, 6) and set(also(settings)) < set(tasks)
@@ -65,9 +65,9 @@ def on_both(settings: Settings) -> dict[str, Settings]:
 
 @pytest.mark.parametrize("item", grids.ITEMS)
 def test_what_is_planned_is_what_the_notebook_looks_up(item, settings):
-    """Every call of grids in the notebook, with the defaults of its parameters cell, gives together what grids.cells does."""
+    """Every call of grids in the notebook, with the defaults of its parameters entry, gives together what grids.entries does."""
     source = nbformat.read(Path(__file__).parents[1] / "notebooks" / f"{item}.ipynb", as_version=4)
-    code = [cell.source for cell in source.cells if cell.cell_type == "code"]
+    code = [entry.source for entry in source.entries if entry.cell_type == "code"]
     both = on_both(settings)
     names: dict = {"grids": grids, "btad_settings": both["btad"], "perturbation": Perturbation()}
     exec(code[0], names)
@@ -79,7 +79,7 @@ def test_what_is_planned_is_what_the_notebook_looks_up(item, settings):
         if isinstance(c.func, ast.Attribute) and ast.unparse(c.func.value) == "grids" and c.func.attr != "refinement"
     ]
     shown = [task for call in calls for task in eval(ast.unparse(call), names)]
-    assert shown and shown == grids.cells(item, both.__getitem__)
+    assert shown and shown == grids.entries(item, both.__getitem__)
 
 
 def test_what_is_shown_besides_is_left_out_without_its_data(settings):
@@ -90,9 +90,9 @@ def test_what_is_shown_besides_is_left_out_without_its_data(settings):
             raise FileNotFoundError("no data/btad")
         return settings
 
-    assert grids.cells("figure_5", without_btad) == grids.table_5(settings)
+    assert grids.entries("figure_5", without_btad) == grids.table_5(settings)
     with pytest.raises(FileNotFoundError, match="no data/btad"):
-        grids.cells("table_7", without_btad)
+        grids.entries("table_7", without_btad)
 
 
 def test_figure_3_shows_the_first_the_middle_and_the_last_epoch(settings):
@@ -135,7 +135,7 @@ def test_the_papers_settings_are_what_is_computed(settings):
 
 def test_a_cell_that_several_tables_need_is_one_cell(settings):
     items = ("table_1", "table_2", "table_5", "table_s4", "table_s1_s2_s3")
-    names = {item: batch._named_cells(given(settings), item) for item in items}
+    names = {item: batch._named_entries(given(settings), item) for item in items}
     assert set(names["table_5"]) < set(names["table_2"]), "Table 5's models are Table 2's at 1024 and 512"
     assert len(set(names["table_1"]) & set(names["table_2"])) == 2 * 3, "Table 1's 1 % is Table 2's 1024"
     assert (
@@ -152,7 +152,7 @@ def given(settings: Settings) -> dict:
     return {"profile": "paper", "data_root": settings.data_root, "seeds": [0, 1]}
 
 
-# ---- the plan: cell by cell, for a scheduler ----
+# ---- the plan: entry by entry, for a scheduler ----
 
 
 def test_a_plan_names_cells_that_can_be_computed_one_by_one(tmp_path, demo_root, monkeypatch, capsys):
@@ -160,24 +160,24 @@ def test_a_plan_names_cells_that_can_be_computed_one_by_one(tmp_path, demo_root,
     monkeypatch.setattr(
         grids, "_models", lambda s: [dataclasses.replace(c, seed=0, device="cpu") for c in (PATCHCORE, SMALL)]
     )
-    plan, out = tmp_path / "plan.json", tmp_path / "cells" / "one.json"
+    plan, out = tmp_path / "plan.json", tmp_path / "entries" / "one.json"
     options = ["--data-root", str(demo_root), "--categories", "gear", "--epochs", "1"]
     assert cli.main(["plan", str(plan), "--items", "table_5", "paper_checks", *options]) == 0
     planned = json.loads(plan.read_text())
     assert planned["items"]["paper_checks"] == {} and len(planned["items"]["table_5"]) == 2
     assert planned["notebooks"]["table_5"]["path"] == "notebooks/table_5.ipynb" and planned["parameters"]["epochs"] == 1
     name = next(iter(planned["items"]["table_5"]))
-    assert name.startswith("gear-PatchCore-") and not (tmp_path / "runs" / "cells").exists(), (
+    assert name.startswith("gear-PatchCore-") and not (tmp_path / "runs" / "entries").exists(), (
         "planning computes nothing"
     )
-    assert cli.main(["cell", str(plan), name, str(out)]) == 0
+    assert cli.main(["entry", str(plan), name, str(out)]) == 0
     first = json.loads(out.read_text())
     assert first["computed"] and 0 <= first["metrics"]["image_auroc"] <= 1
     assert (tmp_path / "runs" / first["entry"] / "result.json").exists()
-    assert cli.main(["cell", str(plan), name, str(out)]) == 0 and not json.loads(out.read_text())["computed"]
-    assert cli.main(["cell", str(plan), "gear-PatchCore-0", str(tmp_path / "absent.json")]) == 1
+    assert cli.main(["entry", str(plan), name, str(out)]) == 0 and not json.loads(out.read_text())["computed"]
+    assert cli.main(["entry", str(plan), "gear-PatchCore-0", str(tmp_path / "absent.json")]) == 1
     assert (
-        "no cell 'gear-PatchCore-0' in this plan" in capsys.readouterr().err and not (tmp_path / "absent.json").exists()
+        "no entry 'gear-PatchCore-0' in this plan" in capsys.readouterr().err and not (tmp_path / "absent.json").exists()
     )
     assert cli.main(["plan", str(plan), "--items", "table_55", *options]) == 1
     assert "Did you mean 'table_5'?" in capsys.readouterr().err
@@ -186,7 +186,7 @@ def test_a_plan_names_cells_that_can_be_computed_one_by_one(tmp_path, demo_root,
 def test_a_plan_goes_on_where_an_items_data_are_missing(tmp_path, demo_root, monkeypatch):
     monkeypatch.setenv("RCP_DATA", str(tmp_path))
     plan = batch.plan({"profile": "paper", "data_root": str(demo_root)}, ["table_7", "table_5"])
-    assert "python -m rcp download btad" in plan["errors"]["table_7"] and len(plan["items"]["table_5"]) == 2 * 3 * 3
+    assert "python -m reproduce download btad" in plan["errors"]["table_7"] and len(plan["items"]["table_5"]) == 2 * 3 * 3
 
 
 def test_a_plans_versions_change_with_data_and_code_and_only_where_they_matter(tmp_path, monkeypatch):
@@ -201,7 +201,7 @@ def test_a_plans_versions_change_with_data_and_code_and_only_where_they_matter(t
         return batch.plan({name: str(root) for name, root in sets.items()} | more, items)
 
     def changed(before: dict, after: dict) -> tuple[set[str], set[str]]:
-        """Notebooks, and categories of cells, that have other versions."""
+        """Notebooks, and categories of entries, that have other versions."""
         notebooks = {i for i in items if before["notebooks"][i]["version"] != after["notebooks"][i]["version"]}
         pairs = ((name, v, before["items"][i].get(name)) for i in items for name, v in after["items"][i].items())
         return notebooks, {name.partition("-")[0] for name, new, old in pairs if new != old}
@@ -225,9 +225,9 @@ def test_a_plans_versions_change_with_data_and_code_and_only_where_they_matter(t
     assert changed(third, plan())[0] == set(items)
 
 
-def redraw(picture: Path) -> None:
-    with Image.open(picture) as image:
-        image.rotate(180).save(picture)
+def redraw(image: Path) -> None:
+    with Image.open(image) as image:
+        image.rotate(180).save(image)
 
 
 def test_a_category_that_cannot_be_read_leaves_the_others_in_the_plan(tmp_path, monkeypatch):
@@ -243,13 +243,13 @@ def test_a_category_that_cannot_be_read_leaves_the_others_in_the_plan(tmp_path, 
     }
 
 
-def test_rendering_fails_where_the_store_lacks_cells(tmp_path, demo_root, monkeypatch, capsys):
+def test_rendering_fails_where_the_store_lacks_entries(tmp_path, demo_root, monkeypatch, capsys):
     monkeypatch.setenv("RCP_RUNS", str(tmp_path / "runs"))
     monkeypatch.setattr(batch, "_run", lambda *_job: pytest.fail("rendered"))
     plan, out = tmp_path / "plan.json", tmp_path / "table_5.json"
     assert cli.main(["plan", str(plan), "--items", "table_5", "--data-root", str(demo_root)]) == 0
     assert cli.main(["render", str(plan), "table_5", str(out)]) == 1 and not out.exists()
-    assert "table_5: 6 of 6 cells are not in the store" in capsys.readouterr().err
+    assert "table_5: 6 of 6 entries are not in the store" in capsys.readouterr().err
 
 
 def test_the_index_of_a_plan_shows_what_is_rendered_and_says_what_is_not(tmp_path, demo_root, monkeypatch, capsys):
@@ -274,7 +274,7 @@ def test_the_index_of_a_plan_shows_what_is_rendered_and_says_what_is_not(tmp_pat
 # ---- the batch ----
 
 WRITES = """
-from rcp import notebook
+from reproduce import notebook
 settings = notebook.settings(globals())
 if epochs == 1:
     settings.out("table_9.csv").write_text("a,b\\n1,2\\n")
@@ -324,8 +324,8 @@ def test_a_page_is_written_while_the_next_notebook_runs_and_its_failure_is_the_i
 
 def test_feature_spaces_are_computed_once_and_know_positions(store, demo_root):
     tasks = [
-        FeatureSpace(Cell(PATCHCORE, str(demo_root), "gear"), (), 3, 5),
-        FeatureSpace(Cell(SMALL, str(demo_root), "gear"), (1,), 3, 5),
+        FeatureSpace(Entry(PATCHCORE, str(demo_root), "gear"), (), 3, 5),
+        FeatureSpace(Entry(SMALL, str(demo_root), "gear"), (1,), 3, 5),
     ]
     grid = run_grid(tasks, store, log=len)
     spaces, titles, positions = views.feature_spaces(grid)
@@ -338,20 +338,20 @@ def test_feature_spaces_are_computed_once_and_know_positions(store, demo_root):
     assert list(named) == ["with projection"]
 
 
-def test_position_is_predicted_from_other_pictures():
+def test_position_is_predicted_from_other_images():
     rng = np.random.default_rng(0)
     positions = np.tile(np.stack(np.meshgrid(np.arange(8), np.arange(8), indexing="ij"), -1).reshape(-1, 2), (4, 1))
-    picture = np.repeat(np.arange(4), 64)
-    assert position_r2(positions + rng.normal(0, 0.1, positions.shape), positions, picture) > 0.95
-    assert position_r2(rng.normal(size=(256, 5)), positions, picture) < 0.1
-    own = np.eye(4)[picture] * 100 + np.pad(
+    image = np.repeat(np.arange(4), 64)
+    assert position_r2(positions + rng.normal(0, 0.1, positions.shape), positions, image) > 0.95
+    assert position_r2(rng.normal(size=(256, 5)), positions, image) < 0.1
+    own = np.eye(4)[image] * 100 + np.pad(
         positions, ((0, 0), (0, 2))
-    )  # a picture's own patches would give the place away
-    assert position_r2(np.hstack([own[:, :4], rng.normal(size=(256, 1))]), positions, picture, k=3) <= 1
+    )  # an image's own patches would give the place away
+    assert position_r2(np.hstack([own[:, :4], rng.normal(size=(256, 1))]), positions, image, k=3) <= 1
 
 
 def test_inference_is_timed_by_the_papers_protocol(store, demo_root):
-    task = InferenceTime(Cell(PATCHCORE, str(demo_root), "gear"), batch=2, warm_ups=1, iterations=4)
+    task = InferenceTime(Entry(PATCHCORE, str(demo_root), "gear"), batch=2, warm_ups=1, iterations=4)
     result = run(task, store)
     assert (
         set(result.arrays) == {"all", "backbone", "features", "f", "search", "map"} and len(result.arrays["all"]) == 4
@@ -359,10 +359,10 @@ def test_inference_is_timed_by_the_papers_protocol(store, demo_root):
     assert result.metrics["inference_ms"] == pytest.approx(1e3 * np.median(result.arrays["all"]) / 2)
     assert result.metrics["images_per_second"] == pytest.approx(2 / np.median(result.arrays["all"]))
     assert result.metrics["peak_memory_bytes"] > 10**7 and not run(task, store).computed
-    default = InferenceTime(Cell(PATCHCORE, str(demo_root), "gear"))
+    default = InferenceTime(Entry(PATCHCORE, str(demo_root), "gear"))
     assert (default.warm_ups, default.iterations, default.batch) == (10, 30, 1)
     grid = experiment.Grid(
-        [task, dataclasses.replace(task, cell=Cell(SMALL, str(demo_root), "gear"))], [result, result], []
+        [task, dataclasses.replace(task, entry=Entry(SMALL, str(demo_root), "gear"))], [result, result], []
     )
     table = views.inference_times(grid)
     assert table["paper's ms"].tolist() == [37.89, 38.09]
@@ -371,24 +371,24 @@ def test_inference_is_timed_by_the_papers_protocol(store, demo_root):
     assert views.inference_in_words(views.inference_times(experiment.Grid([], [], []))) == "nothing is computed yet"
 
 
-def test_maps_stars_and_histograms_come_from_the_store(store, cells, monkeypatch):
-    run_grid(cells, store, log=len)
+def test_maps_stars_and_histograms_come_from_the_store(store, entries, monkeypatch):
+    run_grid(entries, store, log=len)
     monkeypatch.setattr(
         experiment.detector.ReConPatch, "predict_features", lambda *_a, **_k: pytest.fail("computed again")
     )
-    grid = run_grid(cells, store, render_only=True)
+    grid = run_grid(entries, store, render_only=True)
     shown = views.shown_maps(grid, "gear", per_kind=2)
-    assert shown.pictures.shape == (8, 64, 64, 3) and set(shown.maps) == {"PatchCore", "ReConPatch"}
+    assert shown.images.shape == (8, 64, 64, 3) and set(shown.maps) == {"PatchCore", "ReConPatch"}
     assert (
         shown.masks.any((1, 2)).all() and shown.titles[0] == "broken tooth" and set(shown.thresholds) == set(shown.maps)
     )
-    data = cells[0].data()
+    data = entries[0].data()
     best = grid.results[0].metrics["f1_threshold_pixel"]
     assert shown.thresholds["PatchCore"] == best
     with pytest.raises(ValueError, match="category: nothing of 'bottle' is computed; there are: "):
         views.shown_maps(grid, "bottle")
     table = views.star_table(grid)
-    masks, maps = data.test.load_masks(cells[0].transform("test")), grid.results[0].maps()
+    masks, maps = data.test.load_masks(entries[0].transform("test")), grid.results[0].maps()
     by_hand = [mask[np.unravel_index(m.argmax(), m.shape)] for mask, m in zip(masks, maps, strict=True) if mask.any()]
     assert table.loc["gear", "PatchCore"] == pytest.approx(100 * np.mean(by_hand))
     assert "PatchCore: the star lies on the defect in" in views.star_in_words(table)
@@ -404,9 +404,9 @@ def test_d_prime_of_bottle_stands_beside_the_papers():
     assert [(c.ours, c.published) for c in views.d_prime_comparisons(table)] == [(4.5, 4.32), (5.0, 4.92)]
 
 
-def test_ensembles_stand_beside_their_members(store, cells):
+def test_ensembles_stand_beside_their_members(store, entries):
     members = tuple(
-        dataclasses.replace(cells[1], config=dataclasses.replace(SMALL, weights=f"random:{i}")) for i in (0, 1)
+        dataclasses.replace(entries[1], config=dataclasses.replace(SMALL, weights=f"random:{i}")) for i in (0, 1)
     )
     grid = run_grid([Ensemble(members)], store, log=len)
     frame = views.with_members(grid, store)
@@ -422,14 +422,14 @@ def test_ensembles_stand_beside_their_members(store, cells):
     assert "Nothing is computed" in views.ensemble_in_words(pd.DataFrame())
 
 
-def test_paired_differences_are_between_methods_on_the_same_pictures(store, cells):
-    from rcp import tables
+def test_paired_differences_are_between_methods_on_the_same_images(store, entries):
+    from reproduce import tables
     from rcp.metrics import paired_bootstrap
 
-    grid = run_grid(cells, store, log=len)
+    grid = run_grid(entries, store, log=len)
     table = tables.paired(grid)
     assert list(table.index) == ["gear", "circuit", "mean of all 2"]
-    core, ours = (run(cell, store) for cell in cells[:2])
+    core, ours = (run(entry, store) for entry in entries[:2])
     expected = paired_bootstrap([(core.labels, ours.scores, core.scores)])
     assert table.loc["gear"].tolist() == pytest.approx([100 * v for v in expected])
     assert table.loc["mean of all 2", "difference"] == pytest.approx(table["difference"].iloc[:2].mean())

@@ -137,7 +137,7 @@ def test_areas_are_invariant_under_strictly_increasing_transforms(case, transfor
 
 @thorough
 @given(small_scores())
-def test_image_auroc_is_the_chance_that_a_defective_picture_scores_higher(case):
+def test_image_auroc_is_the_chance_that_a_defective_image_scores_higher(case):
     labels, scores = case
     normal, defective = scores[labels == 0], scores[labels == 1]
     wins = (defective[:, None] > normal).mean() + (defective[:, None] == normal).mean() / 2
@@ -148,8 +148,8 @@ def test_image_auroc_is_the_chance_that_a_defective_picture_scores_higher(case):
 
 @thorough
 @given(small_maps(), small_scores())
-def test_auroc_is_scikit_learns(pixels, pictures):
-    for auroc, (labels, scores) in ((pixel_auroc, pixels), (image_auroc, pictures)):
+def test_auroc_is_scikit_learns(pixels, images):
+    for auroc, (labels, scores) in ((pixel_auroc, pixels), (image_auroc, images)):
         assert auroc(labels, scores) == pytest.approx(roc_auc_score(labels.ravel(), scores.ravel()), abs=1e-12)
 
 
@@ -228,14 +228,14 @@ def test_d_prime_can_divide_by_n_minus_one():
 @pytest.mark.parametrize(
     "compute, reason",
     [
-        (lambda: image_auroc([0, 0], [0.1, 0.2]), "no defective pictures"),
-        (lambda: image_auroc([1, 1], [0.1, 0.2]), "no normal pictures"),
-        (lambda: image_auroc([], []), "no defective pictures"),
-        (lambda: f1_threshold([1, 1], [0.1, 0.2]), "no normal pictures"),
+        (lambda: image_auroc([0, 0], [0.1, 0.2]), "no defective images"),
+        (lambda: image_auroc([1, 1], [0.1, 0.2]), "no normal images"),
+        (lambda: image_auroc([], []), "no defective images"),
+        (lambda: f1_threshold([1, 1], [0.1, 0.2]), "no normal images"),
         (lambda: pixel_auroc(np.zeros((1, 2, 2), bool), np.ones((1, 2, 2))), "no defective pixels"),
         (lambda: aupro(np.ones((1, 2, 2), bool), np.ones((1, 2, 2))), "no normal pixels"),
-        (lambda: d_prime([], [1.0, 2.0]), "1 normal pictures, found 0"),
-        (lambda: d_prime([1.0, 2.0], [3.0], ddof=1), "2 defective pictures, found 1"),
+        (lambda: d_prime([], [1.0, 2.0]), "1 normal images, found 0"),
+        (lambda: d_prime([1.0, 2.0], [3.0], ddof=1), "2 defective images, found 1"),
         (lambda: d_prime([0.1] * 3, [0.7] * 3), "spread"),
         (lambda: normal_threshold([0.5]), "at least two, found 1"),
     ],
@@ -284,7 +284,7 @@ def rng():
 
 @pytest.fixture
 def case(rng):
-    """(prediction, split, masks): 5 normal and 5 defective pictures with a region each, separated but not perfectly."""
+    """(prediction, split, masks): 5 normal and 5 defective images with a region each, separated but not perfectly."""
     labels = np.array([0, 1] * 5)
     masks = np.zeros((10, SIZE, SIZE), bool)
     masks[labels == 1, 2:6, 3:7] = True
@@ -321,8 +321,8 @@ def test_paired_bootstrap_is_the_difference_pair_by_pair(rng):
     assert found != paired_bootstrap([(labels, first, second)], seed=1)
 
 
-def test_paired_bootstrap_resamples_pictures_within_their_class(rng):
-    """Against a bootstrap that draws pictures one by one."""
+def test_paired_bootstrap_resamples_images_within_their_class(rng):
+    """Against a bootstrap that draws images one by one."""
     labels = np.repeat([0, 1], [12, 20])
     first, second = labels + rng.normal(size=32), labels * 0.5 + rng.normal(size=32)
     found = paired_bootstrap([(labels, first, second)], draws=4000)
@@ -341,7 +341,7 @@ def test_paired_bootstrap_of_the_same_scores_is_zero_and_of_more_categories_narr
     one, all_ = paired_bootstrap(groups[:1]), paired_bootstrap(groups)
     assert all_.high - all_.low < 0.6 * (one.high - one.low)
     assert all_.estimate == pytest.approx(np.mean([paired_bootstrap([g]).estimate for g in groups]))
-    with pytest.raises(UndefinedMetric, match="there are no normal pictures"):
+    with pytest.raises(UndefinedMetric, match="there are no normal images"):
         paired_bootstrap([(np.ones(3), np.ones(3), np.ones(3))])
     with pytest.raises(UndefinedMetric, match="at least one category"):
         paired_bootstrap([])
@@ -352,7 +352,7 @@ def test_evaluate_reports_each_metric_under_its_name(case):
     scores, maps, defective = prediction.scores, prediction.maps, split.labels == 1
     report = evaluate(prediction, split)
     assert_undefined(report, [], "")
-    assert split.asked == ["a transform"]  # the masks go through the transform of the pictures
+    assert split.asked == ["a transform"]  # the masks go through the transform of the images
     assert report["image_auroc"] == image_auroc(split.labels, scores)
     assert report["d_prime"] == d_prime(scores[~defective], scores[defective])
     assert (report["f1_threshold"], report["f1"]) == f1_threshold(split.labels, scores)
@@ -389,11 +389,11 @@ def test_evaluate_one_class_only(case, only, missing, rate):
     masks[:] = only
     image_names = {"image_auroc", "d_prime", "f1_threshold", "f1", f"normal_threshold_{rate}_positive_rate"}
     report = evaluate(prediction, split)
-    assert_undefined(report, image_names | PIXEL_NAMES, f"{missing} pi")  # pictures, or pixels
+    assert_undefined(report, image_names | PIXEL_NAMES, f"{missing} pi")  # images, or pixels
     assert report["normal_threshold"] is not None
 
 
-def test_evaluate_only_defective_pictures_still_has_normal_pixels(case):
+def test_evaluate_only_defective_images_still_has_normal_pixels(case):
     prediction, split, masks = case
     split.labels = np.ones(10, int)
     masks[:, 2:6, 3:7] = True
@@ -419,7 +419,7 @@ def test_evaluate_counts_masks_that_the_crop_removed(case):
     masks[[1, 3]] = False
     report = evaluate(prediction, split)
     assert report["n_masks_cropped_away"] == 2
-    assert report["n_defective"] == 5  # still defective pictures
+    assert report["n_defective"] == 5  # still defective images
     assert report["pixel_auroc"] == pixel_auroc(masks, prediction.maps)
 
 
@@ -427,7 +427,7 @@ def test_evaluate_all_masks_removed_by_the_crop(case):
     prediction, split, masks = case
     masks[:] = False
     report = evaluate(prediction, split)
-    assert_undefined(report, PIXEL_NAMES, "all 5 defective pictures are empty after the crop")
+    assert_undefined(report, PIXEL_NAMES, "all 5 defective images are empty after the crop")
     assert report["n_masks_cropped_away"] == 5
 
 
@@ -453,15 +453,15 @@ def test_evaluate_equal_scores_have_no_d_prime(case):
 def test_evaluate_names_both_numbers_when_they_differ(case, what):
     prediction, split, _ = case
     setattr(prediction, what, getattr(prediction, what)[:7])
-    with pytest.raises(ValueError, match=f"{what}: .*10 pictures.* found 7"):
+    with pytest.raises(ValueError, match=f"{what}: .*10 images.* found 7"):
         evaluate(prediction, split)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("what", ["scores", "maps"])
-def test_evaluate_names_the_picture_of_a_bad_number(case, what, bad):
+def test_evaluate_names_the_image_of_a_bad_number(case, what, bad):
     prediction, split, _ = case
-    np.ravel(getattr(prediction, what)[7:8])[-1] = bad  # a view: the last pixel of picture 7, or its score
+    np.ravel(getattr(prediction, what)[7:8])[-1] = bad  # a view: the last pixel of image 7, or its score
     with pytest.raises(ValueError, match=rf"{what}: .*index 7 \(test/broken/007.png\); 1 of 10"):
         evaluate(prediction, split)
 

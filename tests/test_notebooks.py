@@ -9,14 +9,15 @@ import matplotlib
 import nbformat
 import pytest
 
-from rcp import __main__ as cli
-from rcp import batch, data, grids, notebook, studies, views
-from rcp.augment import Perturbation
+from reproduce import __main__ as cli
+from reproduce import batch, grids, notebook, studies, views
+from rcp import data
+from rcp.data.perturb import Perturbation
 from rcp.config import Config
-from rcp.experiment import Cell, Ensemble, Result, run_grid
-from rcp.notebook import Settings, settings
-from rcp.store import Store
-from rcp.studies import FeatureSpace
+from reproduce.entries import Cell, Ensemble, Result, run_grid
+from reproduce.notebook import Settings, settings
+from reproduce.store import Store
+from reproduce.studies import FeatureSpace
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 DECLARED = 'profile: str = "demo"  # demo | paper\ndata_root: str = ""\nepochs: int = 0\nseeds: list = []\nrender_only: bool = False'
@@ -48,7 +49,7 @@ def test_the_paper_profile_is_the_papers(demo_root, monkeypatch, tmp_path):
     assert s.config() == Config(), "the paper profile is the defaults of Config, which are the paper's"
     assert s.seeds == (0, 1, 2) and len(s.cells([s.config()])) == 9
     monkeypatch.setenv("RCP_DATA", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="python -m rcp download mvtec"):
+    with pytest.raises(FileNotFoundError, match="python -m reproduce download mvtec"):
         Settings(profile="paper")
 
 
@@ -188,8 +189,8 @@ def test_an_own_parameter_of_another_value_is_in_the_verdict(stem, given, words,
 def test_a_sheet_shows_one_defect_of_every_category(patchcore_only, tiny_sets):
     s = Settings(data_root=str(tiny_sets[0]), **{name: notebook.plain(value) for name, value in PARAMETERS.items()})
     grid = run_grid(grids.table_5(s), Store(patchcore_only), render_only=True)
-    sheet = views.one_of_each(grid, "PatchCore", pictures=False)
-    assert sheet.titles == ["gear: broken tooth"] and sheet.pictures is None and sheet.masks.any()
+    sheet = views.one_of_each(grid, "PatchCore", images=False)
+    assert sheet.titles == ["gear: broken tooth"] and sheet.images is None and sheet.masks.any()
     shown = views.shown_maps(views.of_seed(grid, 0), "gear")
     assert (sheet.maps[0] == shown.maps["PatchCore"][0]).all() and sheet.thresholds == [shown.thresholds["PatchCore"]]
     whole = views.of_seed(grid, 0).results[0].maps()
@@ -354,8 +355,8 @@ def test_doctor_names_what_is_missing_and_how_to_get_it(capsys, monkeypatch, tmp
         "torch",
         "faiss",
         "GB free",
-        "python -m rcp download mvtec",
-        "python -m rcp weights wide_resnet50_2",
+        "python -m reproduce download mvtec",
+        "python -m reproduce weights wide_resnet50_2",
     ):
         assert part in out
 
@@ -407,8 +408,8 @@ def test_a_label_says_what_the_cells_are(demo_root):
         ("table_s6", {"category": "gaer"}, "category: this run has no 'gaer'. Did you mean 'gear'?"),
         ("figure_3", {"epochs": 3, "at_epochs": [1, 4]}, "at_epochs: expected epochs from 1 to 3, got 4"),
         ("figure_3", {"at_epochs": ["1"]}, "at_epochs: expected a list of int"),
-        ("figure_3", {"pictures": 1}, "pictures: expected 2 or more, got 1"),
-        ("table_s4", {"pictures": 1}, "pictures: expected 2 or more, got 1"),
+        ("figure_3", {"images": 1}, "images: expected 2 or more, got 1"),
+        ("table_s4", {"images": 1}, "images: expected 2 or more, got 1"),
         ("figure_5", {"per_kind": 0}, "per_kind: expected 1 or more, got 0"),
         ("table_s6", {"batch": "2"}, "batch: expected int, got '2' (str)"),
         ("table_4", {"ranges": {"rotaton": 5.0}}, "ranges: unknown key 'rotaton'. Did you mean 'rotation'? Valid: rotation, "),

@@ -10,7 +10,7 @@ from conftest import SHARED
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rcp.paper import (
+from reproduce.paper import (
     CATEGORIES,
     COUNTS,
     OBJECTS,

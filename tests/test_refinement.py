@@ -13,23 +13,25 @@ from literal import refiner as literal_refiner
 from PIL import Image
 from torch import nn
 
-from rcp import PatchCore, ReConPatch, grids, plots, refinement, tables, views
+from rcp import PatchCore, ReConPatch, refinement
+from reproduce import grids, tables, views
+from reproduce.figures import plots
 from rcp.config import Config
 from rcp.data import draw_demo, load_dataset, load_images
-from rcp.experiment import Cell, Ensemble, Grid, Refined, run, run_grid
+from reproduce.entries import Cell, Ensemble, Grid, Refined, run, run_grid
 from rcp.metrics import evaluate
-from rcp.notebook import Settings
+from reproduce.notebook import Settings
 from rcp.refinement import AtrousPyramid, Refinement, Refiner, ResidualBlock, Seen, focal_and_l1, train
-from rcp.store import Store, key_of
-from rcp.synthesis import Simulation, simulate
+from reproduce.store import Store, key_of
+from rcp.refinement.simulation import Simulation, simulate
 
 SIDE, GRID, DIM = 64, 8, 6
 QUICK = {"channels": 8, "rates": (1, 2), "epochs": 3, "batch_size": 4, "foreground": False}
-INPUTS = ["map", "features", "picture", "map+picture", "map+features+picture"]
+INPUTS = ["map", "features", "image", "map+image", "map+features+image"]
 
 
 @pytest.fixture
-def pictures():
+def images():
     rng = np.random.default_rng(0)
     smooth = rng.integers(0, 256, (10, GRID, GRID, 3)).astype(np.uint8)
     return smooth.repeat(SIDE // GRID, 1).repeat(SIDE // GRID, 2)
@@ -41,15 +43,15 @@ def seen_as(scores, distances=None):
 
 
 class Eye:
-    """Sees how far each cell of a picture is from that of the normal ones it was shown: a detector in miniature."""
+    """Sees how far each cell of an image is from that of the normal ones it was shown: a detector in miniature."""
 
     def __init__(self, normal):
         self.normal, self.asked = normal, []
 
-    def __call__(self, pictures, numbers):
+    def __call__(self, images, numbers):
         self.asked.append(list(numbers))
-        n, cell = len(pictures), SIDE // GRID
-        off = np.abs(pictures.astype(np.float32) - self.normal[numbers])
+        n, cell = len(images), SIDE // GRID
+        off = np.abs(images.astype(np.float32) - self.normal[numbers])
         cells = off.reshape(n, GRID, cell, GRID, cell, 3).mean((2, 4))
         scores = torch.from_numpy(cells.mean(-1))
         distances = torch.from_numpy(np.concatenate([cells, cells], -1)).reshape(n, GRID * GRID, DIM)
@@ -65,11 +67,11 @@ def quick(**changes):
 
 @pytest.mark.parametrize("inputs", INPUTS)
 @pytest.mark.parametrize("stride", [1, 4])
-def test_shapes_and_gradients(inputs, stride, pictures):
+def test_shapes_and_gradients(inputs, stride, images):
     how = quick(inputs=inputs, stride=stride)
     refiner = Refiner(how, DIM)
     nn.init.normal_(refiner.head.out.weight)
-    logits = refiner(Eye(pictures)(pictures[:3], range(3)), torch.from_numpy(pictures[:3]))
+    logits = refiner(Eye(images)(images[:3], range(3)), torch.from_numpy(images[:3]))
     assert logits.shape == (3, SIDE, SIDE) and logits.dtype == torch.float32
     logits.square().mean().backward()
     without = [n for n, p in refiner.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
@@ -77,9 +79,9 @@ def test_shapes_and_gradients(inputs, stride, pictures):
     assert {id(p) for g in refiner.parameter_groups() for p in g["params"]} == {id(p) for p in refiner.parameters()}
 
 
-def test_the_skip_adds_what_is_found_to_the_normalised_map(pictures):
+def test_the_skip_adds_what_is_found_to_the_normalised_map(images):
     seen = seen_as(torch.rand(2, GRID, GRID) * 9)
-    shown = torch.from_numpy(pictures[:2])
+    shown = torch.from_numpy(images[:2])
     refiner = Refiner(quick(), DIM, center=2.0, deviation=0.5).eval()
     plain = Refiner(quick(skip=False), DIM, center=2.0, deviation=0.5).eval()
     plain.load_state_dict(refiner.state_dict())
@@ -110,26 +112,26 @@ def test_the_network_is_the_literal_one(inputs, side, stride, skip):
     for name, value in network.state_dict().items():  # nothing at its first value: all of it must be used
         if value.is_floating_point() and name not in ("center", "deviation"):
             value.copy_(torch.rand_like(value) + 0.2 if name.endswith("running_var") else torch.randn_like(value) / 2)
-    pictures = torch.randint(0, 256, (2, side, side, 3), dtype=torch.uint8)
+    images = torch.randint(0, 256, (2, side, side, 3), dtype=torch.uint8)
     seen = Seen(torch.rand(2, 4, 4).double(), torch.rand(2, side, side).double(), torch.rand(2, 16, DIM).double())
-    if "picture" in inputs:
+    if "image" in inputs:
         network.float()
         seen = Seen(*(part.float() for part in seen))
     state = {name: value.double().numpy() for name, value in network.state_dict().items()}
-    found = network(seen, pictures)
+    found = network(seen, images)
     options = {"inputs": inputs, "stride": stride, "rates": (1, 2, 5), "outlier": 2.5, "skip": skip}
     for i, log_odds in enumerate(found):
-        shown = (part[i].double().numpy() for part in (seen.maps, seen.distances, pictures))
+        shown = (part[i].double().numpy() for part in (seen.maps, seen.distances, images))
         expected = literal_refiner(state, *shown, **options)
         np.testing.assert_allclose(log_odds.detach().numpy(), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
-def test_the_same_map_in_any_batch(pictures):
+def test_the_same_map_in_any_batch(images):
     refiner = Refiner(quick(), DIM).eval()
     nn.init.normal_(refiner.head.out.weight)
-    seen = Eye(pictures[::-1])(pictures, range(10))
-    whole = refiner.refine(seen, pictures)
-    one = refiner.refine(Seen(*(part[3:4] for part in seen)), pictures[3:4])
+    seen = Eye(images[::-1])(images, range(10))
+    whole = refiner.refine(seen, images)
+    one = refiner.refine(Seen(*(part[3:4] for part in seen)), images[3:4])
     assert whole.dtype == np.float32 and whole.min() >= 0 and whole.max() <= 1
     np.testing.assert_allclose(one[0], whole[3], atol=1e-6)
 
@@ -153,13 +155,13 @@ def test_the_loss_has_a_finite_gradient_where_it_is_sure():
 # ---- its training ----
 
 
-def test_it_can_learn_one_batch_by_heart(pictures):
+def test_it_can_learn_one_batch_by_heart(images):
     torch.manual_seed(0)
     how = quick(
-        kind="structure", opacity=(1.0, 1.0), stride=1, lr_head=0.1, l1_weight=1.0, inputs="map+features+picture"
+        kind="structure", opacity=(1.0, 1.0), stride=1, lr_head=0.1, l1_weight=1.0, inputs="map+features+image"
     )
-    changed, masks = simulate(pictures[:4], how.simulation)
-    seen, target = Eye(pictures)(changed, range(4)), torch.from_numpy(masks)
+    changed, masks = simulate(images[:4], how.simulation)
+    seen, target = Eye(images)(changed, range(4)), torch.from_numpy(masks)
     refiner = Refiner(how, DIM, 1.0, 5.0).train()
     optimizer = torch.optim.SGD(refiner.parameter_groups(), momentum=0.9)
     losses = []
@@ -174,10 +176,10 @@ def test_it_can_learn_one_batch_by_heart(pictures):
     assert (found == target).float().mean() > 0.97
 
 
-def test_training_is_deterministic_and_shows_normal_pictures_only(pictures):
-    eye = Eye(pictures)
-    first, rows = train(pictures, eye, quick(), (0.0, 1.0), log=len)
-    second, _ = train(pictures, Eye(pictures), quick(), (0.0, 1.0), log=len)
+def test_training_is_deterministic_and_shows_normal_images_only(images):
+    eye = Eye(images)
+    first, rows = train(images, eye, quick(), (0.0, 1.0), log=len)
+    second, _ = train(images, Eye(images), quick(), (0.0, 1.0), log=len)
     assert all(
         torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
     )
@@ -186,14 +188,14 @@ def test_training_is_deterministic_and_shows_normal_pictures_only(pictures):
     shown = eye.asked[1:]  # after the first look at its shape
     for epoch in range(3):
         assert sorted(n for batch in shown[3 * epoch : 3 * epoch + 3] for n in batch) == list(range(10)), (
-            "each picture once an epoch"
+            "each image once an epoch"
         )
-    other, _ = train(pictures, Eye(pictures), quick(seed=1), (0.0, 1.0), log=len)
+    other, _ = train(images, Eye(images), quick(seed=1), (0.0, 1.0), log=len)
     assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True))
 
 
-def test_a_resumed_training_ends_where_an_uninterrupted_one_does(pictures, tmp_path):
-    whole, rows = train(pictures, Eye(pictures), quick(), (0.0, 1.0), log=len)
+def test_a_resumed_training_ends_where_an_uninterrupted_one_does(images, tmp_path):
+    whole, rows = train(images, Eye(images), quick(), (0.0, 1.0), log=len)
     file = tmp_path / "deep" / "checkpoint.safetensors"
 
     def cut_off(line):
@@ -201,9 +203,9 @@ def test_a_resumed_training_ends_where_an_uninterrupted_one_does(pictures, tmp_p
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(pictures, Eye(pictures), quick(), (0.0, 1.0), log=cut_off, checkpoint=file)
-    eye = Eye(pictures)
-    resumed, again = train(pictures, eye, quick(), (0.0, 1.0), log=len, checkpoint=file)
+        train(images, Eye(images), quick(), (0.0, 1.0), log=cut_off, checkpoint=file)
+    eye = Eye(images)
+    resumed, again = train(images, eye, quick(), (0.0, 1.0), log=len, checkpoint=file)
     assert len(eye.asked) == 1 + 2 * 3, "the first epoch is not trained again"
     for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b)
@@ -211,18 +213,18 @@ def test_a_resumed_training_ends_where_an_uninterrupted_one_does(pictures, tmp_p
     assert list(tmp_path.rglob("*")) == [file.parent, file], "nothing temporary is left"
 
 
-def test_a_checkpoint_of_another_training_is_refused_and_a_damaged_one_set_aside(pictures, tmp_path, caplog):
+def test_a_checkpoint_of_another_training_is_refused_and_a_damaged_one_set_aside(images, tmp_path, caplog):
     file = tmp_path / "checkpoint.safetensors"
-    train(pictures, Eye(pictures), quick(epochs=1), (0.0, 1.0), log=len, checkpoint=file)
+    train(images, Eye(images), quick(epochs=1), (0.0, 1.0), log=len, checkpoint=file)
     with pytest.raises(ValueError, match=r"checkpoint: .* is of another training"):
-        train(pictures, Eye(pictures), quick(epochs=2), (0.0, 1.0), log=len, checkpoint=file)
+        train(images, Eye(images), quick(epochs=2), (0.0, 1.0), log=len, checkpoint=file)
     file.write_bytes(file.read_bytes()[:50])
-    _, rows = train(pictures, Eye(pictures), quick(epochs=1), (0.0, 1.0), log=len, checkpoint=file)
+    _, rows = train(images, Eye(images), quick(epochs=1), (0.0, 1.0), log=len, checkpoint=file)
     assert "is damaged" in caplog.text and file.with_suffix(".damaged").stat().st_size == 50 and len(rows) == 1
 
 
-def test_pictures_without_an_object_before_a_plain_background_are_named_before_any_work(pictures, caplog):
-    pictures[3] = pictures[7] = 90
+def test_images_without_an_object_before_a_plain_background_are_named_before_any_work(images, caplog):
+    images[3] = images[7] = 90
     names = [f"data/gear/train/good/{i:03}.png" for i in range(10)]
 
     def unseen(*_):
@@ -230,10 +232,10 @@ def test_pictures_without_an_object_before_a_plain_background_are_named_before_a
 
     for foreground in (False, True):
         with pytest.raises(InterruptedError):
-            train(pictures, unseen, quick(foreground=foreground, tolerance=30), (0.0, 1.0), log=len, names=names)
+            train(images, unseen, quick(foreground=foreground, tolerance=30), (0.0, 1.0), log=len, names=names)
         if not foreground:
             assert not caplog.text, "nothing was looked for"
-    assert "in 2 of 10 training pictures nothing" in caplog.text and "by 30 grey levels" in caplog.text
+    assert "in 2 of 10 training images nothing" in caplog.text and "by 30 grey levels" in caplog.text
     assert "(first: gear/train/good/003.png)" in caplog.text and "lower `tolerance`" in caplog.text
 
 
@@ -242,8 +244,8 @@ def test_a_category_without_an_object_is_named(method, tmp_path, caplog):
     for i in range(8):
         folder = tmp_path / "paper" / ("train/good" if i < 6 else "test/good" if i < 7 else "test/spot")
         folder.mkdir(parents=True, exist_ok=True)
-        picture = np.full((64, 64, 3), 200, np.uint8) + np.random.default_rng(i).integers(0, 6, (64, 64, 3), np.uint8)
-        Image.fromarray(picture).save(folder / f"{i:03}.png")
+        image = np.full((64, 64, 3), 200, np.uint8) + np.random.default_rng(i).integers(0, 6, (64, 64, 3), np.uint8)
+        Image.fromarray(image).save(folder / f"{i:03}.png")
     (tmp_path / "paper/ground_truth/spot").mkdir(parents=True)
     Image.fromarray(np.eye(64, dtype=np.uint8) * 255).save(tmp_path / "paper/ground_truth/spot/007_mask.png")
     if method == "fit":
@@ -251,11 +253,11 @@ def test_a_category_without_an_object_is_named(method, tmp_path, caplog):
     else:
         cell = Refined(Cell(Config(**SMALL), str(tmp_path), "paper"), Refinement.build(**REFINE))
         run_grid([cell], Store(tmp_path / "runs"), log=len)
-    assert "in 6 of 6 training pictures nothing" in caplog.text
+    assert "in 6 of 6 training images nothing" in caplog.text
     assert "(first: paper/train/good/000.png)" in caplog.text
 
 
-def test_a_checkpoint_goes_on_where_the_textures_moved_and_not_where_they_are_others(pictures, tmp_path):
+def test_a_checkpoint_goes_on_where_the_textures_moved_and_not_where_they_are_others(images, tmp_path):
     import shutil
 
     from PIL import Image
@@ -269,7 +271,7 @@ def test_a_checkpoint_goes_on_where_the_textures_moved_and_not_where_they_are_ot
 
     def trained(folder):
         how = quick(kind="texture", textures=str(folder.parent), epochs=1)
-        return train(pictures, Eye(pictures), how, (0.0, 1.0), how.load_textures(SIDE), len, file)
+        return train(images, Eye(images), how, (0.0, 1.0), how.load_textures(SIDE), len, file)
 
     rows = trained(here)[1]
     shutil.move(here.parent, there.parent)
@@ -279,12 +281,12 @@ def test_a_checkpoint_goes_on_where_the_textures_moved_and_not_where_they_are_ot
         trained(there)
 
 
-def test_a_loss_that_is_no_number_is_named(pictures):
+def test_a_loss_that_is_no_number_is_named(images):
     def blind(shown, _numbers):
         return seen_as(torch.full((len(shown), GRID, GRID), torch.nan))
 
     with pytest.raises(FloatingPointError, match="epoch 1; likely cause"):
-        train(pictures, blind, quick(), (0.0, 1.0), log=len)
+        train(images, blind, quick(), (0.0, 1.0), log=len)
 
 
 # ---- its options, and bad input ----
@@ -302,7 +304,7 @@ def test_options_survive_a_round_trip_and_reach_the_simulation():
     ("given", "message"),
     [
         ({"epoch": 3}, "refine: unknown option 'epoch'. Did you mean 'epochs'?"),
-        ({"inputs": "map+feature"}, "inputs: expected some of map, features, picture joined with '+', got 'map+feature'"),
+        ({"inputs": "map+feature"}, "inputs: expected some of map, features, image joined with '+', got 'map+feature'"),
         ({"kind": "textures"}, "kind: expected one of 'texture', 'structure', 'mixture', got 'textures'"),
         ({"epochs": 0}, "epochs: expected a number above 0, got 0"),
         ({"stride": 3}, "stride: expected a power of two, got 3"),
@@ -317,20 +319,20 @@ def test_bad_options_are_named(given, message):
         Refinement.build(**given)
 
 
-def test_missing_textures_and_pictures_that_are_too_small_are_said_before_any_work(pictures, tmp_path):
+def test_missing_textures_and_images_that_are_too_small_are_said_before_any_work(images, tmp_path):
     def never(*_):
         pytest.fail("work was begun")
 
-    with pytest.raises(FileNotFoundError, match=r"textures: no folder .*absent.*python -m rcp download dtd"):
+    with pytest.raises(FileNotFoundError, match=r"textures: no folder .*absent.*python -m reproduce download dtd"):
         quick(kind="texture", textures=str(tmp_path / "absent")).load_textures(SIDE)
-    with pytest.raises(ValueError, match=f"textures: no pictures in {tmp_path}"):
+    with pytest.raises(ValueError, match=f"textures: no images in {tmp_path}"):
         quick(kind="mixture", textures=str(tmp_path)).load_textures(SIDE)
-    with pytest.raises(ValueError, match="textures: kind='texture' needs pictures of textures"):
-        train(pictures, never, quick(kind="texture"), (0.0, 1.0))
-    with pytest.raises(ValueError, match="pictures: expected at least 80 px a side for a grid of 80 cells, got 64"):
-        train(pictures, never, quick(grid=80), (0.0, 1.0))
+    with pytest.raises(ValueError, match="textures: kind='texture' needs images of textures"):
+        train(images, never, quick(kind="texture"), (0.0, 1.0))
+    with pytest.raises(ValueError, match="images: expected at least 80 px a side for a grid of 80 cells, got 64"):
+        train(images, never, quick(grid=80), (0.0, 1.0))
     how = quick(kind="texture", textures="drawn", epochs=1)
-    drawn, _ = train(pictures, Eye(pictures), how, (0.0, 1.0), how.load_textures(SIDE), log=len)
+    drawn, _ = train(images, Eye(images), how, (0.0, 1.0), how.load_textures(SIDE), log=len)
     assert isinstance(drawn, refinement.Refiner)
     assert dataclasses.is_dataclass(drawn.how)
 
@@ -388,14 +390,14 @@ def test_what_cannot_be_refined_is_said_before_any_work(tiny_set, tmp_path):
     absent = REFINE | {"kind": "texture", "textures": str(tmp_path / "absent")}
     with pytest.raises(FileNotFoundError, match="textures: no folder"):
         ReConPatch(**SMALL, refine=absent).fit(data.train, log=lambda _line: pytest.fail("trained already"))
-    with pytest.raises(ValueError, match="pictures: expected at least 80 px"):
+    with pytest.raises(ValueError, match="images: expected at least 80 px"):
         ReConPatch(**SMALL, refine=REFINE | {"grid": 80}).fit(
             data.train, log=lambda _line: pytest.fail("trained already")
         )
 
 
 @pytest.mark.parametrize("inputs", ["map", "map+features"])
-def test_training_pictures_are_seen_against_banks_of_other_pictures(inputs, tiny_set):
+def test_training_images_are_seen_against_banks_of_other_images(inputs, tiny_set):
     _, data = tiny_set
     detector = ReConPatch(**SMALL, refine=REFINE | {"inputs": inputs})
     features = detector.extractor(load_images(data.train.paths, detector.transform))
@@ -534,7 +536,7 @@ def test_refined_and_unrefined_maps_are_shown_apart(tiny_set, tmp_path):
     assert list(shown.maps) == ["ReConPatch", "refined, structure"] and shown.maps["refined, structure"].max() <= 1
     np.testing.assert_allclose(shown.maps["ReConPatch"][-1], grid.results[0].maps()[-1])
     figure = plots.refined_maps(*shown)
-    assert len(figure.axes) == 4 * len(shown.masks), "picture, two maps, ROC"
+    assert len(figure.axes) == 4 * len(shown.masks), "image, two maps, ROC"
     assert len(figure.axes[-1].lines) == 2 * shown.masks[-1].any()
     table = tables.averages(grid.frame(), "S7", ["simulation"], tables.WITH_AUPRO)
     assert list(table.index) == ["no refinement", "structure", "mixture"]

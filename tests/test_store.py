@@ -6,17 +6,17 @@ from collections import namedtuple
 import numpy as np
 import pytest
 
-from rcp import store as store_module
-from rcp.store import Store, key_of, require_disk
+from reproduce import store as store_module
+from reproduce.store import Store, key_of, require_disk
 
 ARRAYS = {"scores": np.arange(3, dtype=np.float32), "labels": np.array([0, 1, 1])}
 
 
 def test_a_cell_comes_back_as_it_went_in(tmp_path):
     store = Store(tmp_path)
-    assert store.load_cell({"a": 1}) is None
-    store.save_cell({"a": 1}, {"metrics": {"image_auroc": 0.5}}, ARRAYS)
-    result, arrays = store.load_cell({"a": 1})
+    assert store.load_entry({"a": 1}) is None
+    store.save_entry({"a": 1}, {"metrics": {"image_auroc": 0.5}}, ARRAYS)
+    result, arrays = store.load_entry({"a": 1})
     assert result["metrics"] == {"image_auroc": 0.5} and result["identity"] == {"a": 1}
     assert all(np.array_equal(arrays[n], ARRAYS[n]) and arrays[n].dtype == ARRAYS[n].dtype for n in ARRAYS)
 
@@ -28,8 +28,8 @@ def test_key_depends_on_content_not_on_order():
 @pytest.mark.parametrize("damage", ["truncated json", "truncated npz", "other scores", "missing file"])
 def test_a_damaged_cell_is_set_aside_with_a_warning(tmp_path, damage):
     store = Store(tmp_path)
-    store.save_cell({"a": 1}, {}, ARRAYS)
-    folder = store.folder("cells", {"a": 1})
+    store.save_entry({"a": 1}, {}, ARRAYS)
+    folder = store.folder("entries", {"a": 1})
     if damage == "truncated json":
         (folder / "result.json").write_text((folder / "result.json").read_text()[:20])
     elif damage == "truncated npz":
@@ -39,18 +39,18 @@ def test_a_damaged_cell_is_set_aside_with_a_warning(tmp_path, damage):
     else:
         (folder / "arrays.npz").unlink()
     with pytest.warns(UserWarning, match="damaged store entry .* set aside"):
-        assert store.load_cell({"a": 1}) is None
-    assert not folder.exists() and list(tmp_path.glob("cells/.damaged-*"))
-    store.save_cell({"a": 1}, {}, ARRAYS)
-    assert store.load_cell({"a": 1}) is not None
+        assert store.load_entry({"a": 1}) is None
+    assert not folder.exists() and list(tmp_path.glob("entries/.damaged-*"))
+    store.save_entry({"a": 1}, {}, ARRAYS)
+    assert store.load_entry({"a": 1}) is not None
 
 
 def test_pickled_arrays_are_not_read(tmp_path):
     store = Store(tmp_path)
-    store.save_cell({"a": 1}, {}, ARRAYS)
-    np.savez(store.folder("cells", {"a": 1}) / "arrays.npz", scores=np.array([object()], dtype=object))
+    store.save_entry({"a": 1}, {}, ARRAYS)
+    np.savez(store.folder("entries", {"a": 1}) / "arrays.npz", scores=np.array([object()], dtype=object))
     with pytest.warns(UserWarning, match="damaged"):
-        assert store.load_cell({"a": 1}) is None
+        assert store.load_entry({"a": 1}) is None
 
 
 def test_a_run_killed_while_writing_leaves_no_entry(tmp_path):
@@ -121,5 +121,5 @@ def test_several_processes_compute_an_entry_once(tmp_path):
 
 def test_results_are_strict_json(tmp_path):
     with pytest.raises(ValueError, match="Out of range float"):
-        Store(tmp_path).save_cell({"a": 1}, {"x": float("nan")}, ARRAYS)
-    assert not list(tmp_path.glob("cells/*"))
+        Store(tmp_path).save_entry({"a": 1}, {"x": float("nan")}, ARRAYS)
+    assert not list(tmp_path.glob("entries/*"))

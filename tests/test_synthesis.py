@@ -1,4 +1,4 @@
-"""Simulated anomalies: masks that say exactly what was changed, both kinds, seeds, and no picture but the given ones."""
+"""Simulated anomalies: masks that say exactly what was changed, both kinds, seeds, and no image but the given ones."""
 
 import re
 
@@ -7,72 +7,72 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rcp.synthesis import Simulation, draw_textures, foreground, load_textures, perlin, simulate, without_object
+from rcp.refinement.simulation import Simulation, draw_textures, foreground, load_textures, perlin, simulate, without_object
 
 TEXTURES = draw_textures(4, 64, seed=1)
 
 
 @pytest.fixture
-def pictures():
+def images():
     rng = np.random.default_rng(0)
     return rng.integers(0, 256, (12, 64, 64, 3)).astype(np.uint8)
 
 
 @pytest.mark.parametrize("kind", ["texture", "structure", "mixture"])
-def test_a_mask_is_true_exactly_where_a_pixel_was_changed(pictures, kind):
-    before = pictures.copy()
-    out, masks = simulate(pictures, Simulation(kind=kind, foreground=False), TEXTURES)
-    assert np.array_equal(pictures, before), "the input is not touched"
-    assert np.array_equal((out != pictures).any(-1), masks)
+def test_a_mask_is_true_exactly_where_a_pixel_was_changed(images, kind):
+    before = images.copy()
+    out, masks = simulate(images, Simulation(kind=kind, foreground=False), TEXTURES)
+    assert np.array_equal(images, before), "the input is not touched"
+    assert np.array_equal((out != images).any(-1), masks)
     assert masks.any((1, 2)).mean() > 0.9 and 0.01 < masks.mean() < 0.5
 
 
-def test_texture_blends_a_texture_in_and_structure_the_pictures_own_cells(pictures):
+def test_texture_blends_a_texture_in_and_structure_the_images_own_cells(images):
     whole = {"foreground": False, "opacity": (1.0, 1.0), "threshold": -0.9, "finest": 1}
-    out, masks = simulate(pictures, Simulation(kind="texture", **whole), TEXTURES)
+    out, masks = simulate(images, Simulation(kind="texture", **whole), TEXTURES)
     colours = {tuple(c) for t in TEXTURES for c in t.reshape(-1, 3)}
     assert all(tuple(c) in colours for c in out[masks])
-    out, masks = simulate(pictures, Simulation(kind="structure", grid=4, **whole))
-    for picture, own, mask in zip(out, pictures, masks, strict=True):
+    out, masks = simulate(images, Simulation(kind="structure", grid=4, **whole))
+    for image, own, mask in zip(out, images, masks, strict=True):
         cells = {own[y : y + 16, x : x + 16].tobytes() for y in range(0, 64, 16) for x in range(0, 64, 16)}
         inside = [
             (y, x) for y in range(0, 64, 16) for x in range(0, 64, 16) if mask[y : y + 16, x : x + 16].mean() == 1
         ]
-        assert all(picture[y : y + 16, x : x + 16].tobytes() in cells for y, x in inside)
+        assert all(image[y : y + 16, x : x + 16].tobytes() in cells for y, x in inside)
 
 
-def test_a_mixture_has_both_kinds(pictures):
+def test_a_mixture_has_both_kinds(images):
     whole = {"foreground": False, "opacity": (1.0, 1.0)}
     kinds = {
-        kind: simulate(pictures, Simulation(kind=kind, **whole), TEXTURES)[0]
+        kind: simulate(images, Simulation(kind=kind, **whole), TEXTURES)[0]
         for kind in ("texture", "structure", "mixture")
     }
-    black = simulate(pictures, Simulation(**whole), np.zeros_like(TEXTURES))[0]
+    black = simulate(images, Simulation(**whole), np.zeros_like(TEXTURES))[0]
     textured = (black != kinds["mixture"]).any((1, 2, 3))  # only a texture changes with the textures
-    assert 0 < textured.sum() < len(pictures)
+    assert 0 < textured.sum() < len(images)
 
 
 def test_opacity_is_the_share_that_is_blended_in():
     black, white = np.zeros((6, 64, 64, 3), np.uint8), np.full((1, 64, 64, 3), 255, np.uint8)
     out, masks = simulate(black, Simulation(kind="texture", foreground=False, opacity=(0.15, 0.4)), white)
     values = out[masks].max(1) / 255
-    assert values.min() >= 0.145 and values.max() <= 0.405 and len(np.unique(values)) >= 4, "drawn for each picture"
+    assert values.min() >= 0.145 and values.max() <= 0.405 and len(np.unique(values)) >= 4, "drawn for each image"
 
 
-def test_draws_follow_seed_epoch_and_number_alone(pictures):
+def test_draws_follow_seed_epoch_and_number_alone(images):
     how = Simulation(foreground=False, seed=3)
-    out, masks = simulate(pictures, how, TEXTURES)
-    again, _ = simulate(pictures, how, TEXTURES)
+    out, masks = simulate(images, how, TEXTURES)
+    again, _ = simulate(images, how, TEXTURES)
     assert np.array_equal(out, again)
-    part, part_masks = simulate(pictures[5:9], how, TEXTURES, numbers=range(5, 9))
+    part, part_masks = simulate(images[5:9], how, TEXTURES, numbers=range(5, 9))
     assert np.array_equal(part, out[5:9]) and np.array_equal(part_masks, masks[5:9]), "in any batch the same"
     for other in (
-        simulate(pictures, how, TEXTURES, epoch=1),
-        simulate(pictures, Simulation(foreground=False, seed=4), TEXTURES),
+        simulate(images, how, TEXTURES, epoch=1),
+        simulate(images, Simulation(foreground=False, seed=4), TEXTURES),
     ):
         assert not np.array_equal(other[1], masks)
     half = (
-        simulate(np.repeat(pictures, 20, 0), Simulation(foreground=False, anomalous=0.5), TEXTURES)[1]
+        simulate(np.repeat(images, 20, 0), Simulation(foreground=False, anomalous=0.5), TEXTURES)[1]
         .any((1, 2))
         .mean()
     )
@@ -96,18 +96,18 @@ def test_perlin_noise_is_the_literal_one(side, rows, columns):
 
 
 def test_foreground_is_the_object_before_a_plain_background():
-    picture = np.full((128, 128, 3), 230, np.uint8)
-    picture[30:90, 40:100] = (120, 60, 30)
-    picture[50:60, 60:70] = 230  # a hole shows the background and still belongs to the object's outline
-    found = foreground(picture)
+    image = np.full((128, 128, 3), 230, np.uint8)
+    image[30:90, 40:100] = (120, 60, 30)
+    image[50:60, 60:70] = 230  # a hole shows the background and still belongs to the object's outline
+    found = foreground(image)
     assert found[34:86, 44:96].all() and not found[:24].any() and not found[:, 104:].any()
-    masks = simulate(np.stack([picture] * 20), Simulation(kind="structure"))[1]
+    masks = simulate(np.stack([image] * 20), Simulation(kind="structure"))[1]
     assert masks.any() and not masks[:, :24].any()
     rough = np.random.default_rng(0).integers(0, 256, (128, 128, 3)).astype(np.uint8)
-    assert foreground(rough).all(), "no plain background: the whole picture"
+    assert foreground(rough).all(), "no plain background: the whole image"
     bare = np.full((128, 128, 3), 90, np.uint8)
     assert not foreground(bare).any(), "nothing stands out"
-    assert without_object(np.stack([picture, rough, bare, bare]), Simulation()).tolist() == [False, False, True, True]
+    assert without_object(np.stack([image, rough, bare, bare]), Simulation()).tolist() == [False, False, True, True]
     assert not without_object(bare[None], Simulation(foreground=False)).any(), "it is not asked"
     grainy = (bare + np.random.default_rng(0).integers(0, 5, bare.shape)).astype(np.uint8)
     masks = simulate(np.stack([grainy] * 20), Simulation(kind="structure"))[1]
@@ -120,9 +120,9 @@ def test_textures_are_read_from_a_folder_or_drawn(tmp_path, shared_data):
     found = load_textures(shared_data / "dtd" / "images", 64, 10)
     assert found.shape == (10, 64, 64, 3) and len({t.tobytes() for t in found}) == 10
     assert np.array_equal(found, load_textures(shared_data / "dtd" / "images", 64, 10))
-    with pytest.raises(FileNotFoundError, match=re.escape("python -m rcp download dtd")):
+    with pytest.raises(FileNotFoundError, match=re.escape("python -m reproduce download dtd")):
         load_textures(tmp_path / "absent", 64)
-    with pytest.raises(ValueError, match="no pictures in"):
+    with pytest.raises(ValueError, match="no images in"):
         load_textures(tmp_path, 64)
     Image.new("RGB", (90, 70)).save(tmp_path / "a.png")
     assert load_textures(tmp_path, 64).shape == (1, 64, 64, 3)
@@ -135,15 +135,15 @@ def test_textures_are_read_from_a_folder_or_drawn(tmp_path, shared_data):
     [
         (
             lambda p: simulate(p, Simulation(kind="texture")),
-            "textures: kind='texture' needs pictures of textures (DTD), got none",
+            "textures: kind='texture' needs images of textures (DTD), got none",
         ),
         (
             lambda p: simulate(p, Simulation(), TEXTURES[:, :32]),
-            "textures: expected pictures of the shape (64, 64, 3), got (32, 64, 3)",
+            "textures: expected images of the shape (64, 64, 3), got (32, 64, 3)",
         ),
         (
             lambda p: simulate(p[:, :6, :6], Simulation(kind="structure")),
-            "pictures: expected at least 8 px a side for a grid of 8 cells, got 6",
+            "images: expected at least 8 px a side for a grid of 8 cells, got 6",
         ),
         (
             lambda _: Simulation(kind="textures"),
@@ -156,6 +156,6 @@ def test_textures_are_read_from_a_folder_or_drawn(tmp_path, shared_data):
         (lambda _: Simulation(finest=20), "finest: expected a power of two, got 20"),
     ],
 )
-def test_bad_input_is_named(pictures, make, message):
+def test_bad_input_is_named(images, make, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        make(pictures)
+        make(images)

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rcp import paper, tables, views
+from reproduce import paper, tables, views
 from rcp.config import Config
-from rcp.experiment import Cell, Grid, Result
+from reproduce.entries import Entry, Grid, Result
 
 
 def frame(values: dict[str, dict[str, list[float]]], metric="image_auroc") -> pd.DataFrame:
@@ -133,7 +133,7 @@ def test_metrics_show_why_one_is_undefined():
     assert "image_auroc (undefined: one class only)" in html
 
 
-def cells(rows: list[dict]) -> pd.DataFrame:
+def entries(rows: list[dict]) -> pd.DataFrame:
     """A frame as Grid.frame gives it, from what differs."""
     base = {"method": "ReConPatch", "category": "bottle", "seed": 0, "augmentation": "without", "pixel_auroc": 0.9}
     return pd.DataFrame([base | row for row in rows])
@@ -147,7 +147,7 @@ def test_a_table_of_settings_stands_beside_the_papers_averages():
             (5, "bottle", 0, 1.00, 0.98), (5, "bottle", 1, 1.00, 0.98), (5, "cable", 0, 0.90, None), (5, "cable", 1, 0.90, None),
         ]
     ]  # fmt: skip
-    table = tables.averages(cells(rows), "S1", ["k"])
+    table = tables.averages(entries(rows), "S1", ["k"])
     assert list(table.index) == ["k 3", "k 5"]
     image = table["image AUROC"]
     assert list(image) == ["mean", "spread", "seeds", "paper, 15 categories", "difference"]
@@ -169,13 +169,13 @@ def test_a_table_of_settings_stands_beside_the_papers_averages():
 
 def test_settings_of_two_methods_are_told_apart_and_what_is_not_printed_has_no_target():
     rows = [{"method": m, "dim": d, "image_auroc": 0.9} for m in ("PatchCore", "ReConPatch") for d in (512, 7)]
-    table = tables.averages(cells(rows), "2", ["dim"])
+    table = tables.averages(entries(rows), "2", ["dim"])
     assert list(table.index) == ["PatchCore, D 512", "PatchCore, D 7", "ReConPatch, D 512", "ReConPatch, D 7"]
     assert table["image AUROC"]["paper, 15 categories"].tolist() == pytest.approx(
         [98.66, np.nan, 99.56, np.nan], nan_ok=True
     )
     assert table["pixel AUROC"]["paper, 15 categories"].isna().all()
-    ensemble = cells(
+    ensemble = entries(
         [{"image_size": 480, "backbone": "wide_resnet101_2+resnext101_32x8d+densenet201", "image_auroc": 0.9}]
     )
     assert tables.averages(ensemble, "6", ["image_size", "backbone"])["image AUROC"][
@@ -188,7 +188,7 @@ def test_settings_of_two_methods_are_told_apart_and_what_is_not_printed_has_no_t
 
 
 def test_one_setting_varies_at_a_time():
-    frame = cells(
+    frame = entries(
         [{"k": k, "margin": m, "alpha": a} for k, m, a in ((5, 1.0, 0.5), (3, 1.0, 0.5), (5, 2.0, 0.5), (5, 1.0, 0.0))]
     )
     varied = tables.one_at_a_time(frame, "k", k=5, margin=1.0, alpha=0.5)
@@ -215,7 +215,7 @@ def as_printed(*categories: str) -> list[dict]:
 
 
 def test_table_4_has_both_kinds_of_mean_beside_the_same_mean_of_the_printed_rows():
-    table = tables.table_4(cells(as_printed()), "PatchCore", GROUPS)
+    table = tables.table_4(entries(as_printed()), "PatchCore", GROUPS)
     for name in ("mean of all 15", "mean of the two groups", "mean of 10 objects", "capsule"):
         ours = table.loc[name, [("rcp", v) for v in ("without", "with", "drop")]].tolist()
         assert ours == pytest.approx(table.loc[name, "published"].tolist()), (
@@ -227,7 +227,7 @@ def test_table_4_has_both_kinds_of_mean_beside_the_same_mean_of_the_printed_rows
     assert table.loc["paper, 15 categories", ("published", "drop")] == pytest.approx(3.62), (
         "as printed: of two kinds of mean"
     )
-    few = tables.table_4(cells(as_printed("bottle", "carpet", "wood")), "PatchCore", GROUPS)
+    few = tables.table_4(entries(as_printed("bottle", "carpet", "wood")), "PatchCore", GROUPS)
     assert few.loc["mean of all 3", ("rcp", "drop")] == pytest.approx(few.loc["mean of all 3", ("published", "drop")])
 
 
@@ -239,14 +239,14 @@ def test_each_seed_has_its_own_drop_and_an_undefined_category_is_left_out():
             *(("carpet", s, a, None) for s in (0, 1) for a in ("without", "with")),
         ]
     ]  # fmt: skip
-    table = tables.table_4(cells(rows), "ReConPatch", GROUPS)
+    table = tables.table_4(entries(rows), "ReConPatch", GROUPS)
     name = "mean of all 1 (without carpet)"
     assert list(table.index) == ["bottle", "carpet", "mean of 1 object", name, "paper, 15 categories"], (
         "no mean of no texture"
     )
     assert table.loc[name, ("rcp", "drop")] == pytest.approx(6) and table.loc[name, ("rcp", "seeds")] == "2"
     assert table.loc[name, ("rcp", "± drop")] == pytest.approx(np.std([9, 3], ddof=1))
-    assert tables.table_4(cells(rows), "PatchCore", GROUPS).empty
+    assert tables.table_4(entries(rows), "PatchCore", GROUPS).empty
     html = tables.show(table, "c", undefined={"carpet": "one class only"}).to_html()
     assert html.count("undefined: one class only") == 2
 
@@ -259,7 +259,7 @@ def test_a_seed_that_lacks_a_category_is_left_out_and_counted():
     assert mean["rcp PatchCore", "seeds"] == "2" and mean["rcp ReConPatch", "seeds"] == "1 of 2"
     assert mean["rcp ReConPatch", "mean"] == pytest.approx(97) and np.isnan(mean["rcp ReConPatch", "spread"])
     rows = [{"k": k, "seed": s, "image_auroc": 0.9 + s / 100} for k, s in ((3, 0), (3, 1), (5, 1))]
-    assert tables.averages(cells(rows), "S1", ["k"])["image AUROC"]["seeds"].tolist() == ["2", "1 of 2"]
+    assert tables.averages(entries(rows), "S1", ["k"])["image AUROC"]["seeds"].tolist() == ["2", "1 of 2"]
 
 
 class Task:
@@ -320,7 +320,7 @@ def test_bank_memory_of_one_method_alone():
     rows = [
         {"method": "PatchCore", "dim": 512, "image_auroc": 0.9, "bank_bytes": 8, "patches": 100, "coreset_ratio": 0.01}
     ]
-    frame = cells(rows)
+    frame = entries(rows)
     table = tables.averages(frame, "2", ["dim"])
     assert list(table.index) == ["PatchCore, D 512"], "named as beside ReConPatch"
     assert tables.bank_memory(frame, table)["mean"].tolist() == pytest.approx([90, 90])
@@ -328,13 +328,13 @@ def test_bank_memory_of_one_method_alone():
 
 def test_table_7_compares_with_btads_rows():
     rows = [{"category": c, "image_auroc": 0.9} for c in ("01", "02", "03")]
-    table = tables.table_7(cells(rows), "image_auroc")
+    table = tables.table_7(entries(rows), "image_auroc")
     assert list(table.index) == ["01", "02", "03", "mean of all 3"]
     assert table["published", "ReConPatch"].tolist() == [99.7, 87.7, 100, 95.8]
     assert table.loc["mean of all 3", ("rcp ReConPatch", "difference")] == pytest.approx(90 - 95.8)
-    core = tables.table_7(cells([row | {"method": "PatchCore"} for row in rows]), "image_auroc")
+    core = tables.table_7(entries([row | {"method": "PatchCore"} for row in rows]), "image_auroc")
     assert core["rcp PatchCore", "difference"].isna().all(), "its published row is of no known backbone"
-    part = tables.table_7(cells(rows[:2]), "image_auroc")
+    part = tables.table_7(entries(rows[:2]), "image_auroc")
     assert part.loc["mean of all 2", ("published", "ReConPatch")] == pytest.approx((99.7 + 87.7) / 2)
 
 
@@ -349,7 +349,7 @@ def test_averages_are_computed_again_with_their_table_named():
 
 
 class Masked:
-    """A test split of two pictures; the ground truth is the upper left corner."""
+    """A test split of two images; the ground truth is the upper left corner."""
 
     def __init__(self, has_masks=True):
         self.has_masks = has_masks
@@ -361,7 +361,7 @@ class Masked:
 
 
 class Mapped:
-    """A cell, or its result: the highest point of one map, of both or of none lies within the corner."""
+    """An entry, or its result: the highest point of one map, of both or of none lies within the corner."""
 
     def __init__(self, method, seed, hits, category="bottle", has_masks=True):
         self.method, self.category, self.config = method, category, SimpleNamespace(seed=seed)
@@ -394,7 +394,7 @@ def test_the_star_is_counted_over_seeds_and_a_category_without_masks_says_why():
     assert table.loc["carpet", "undefined"] == "the split has no masks" and pd.isna(table.loc["bottle", "undefined"])
     assert "ReConPatch: the star lies on the defect in 75.0 % (mean of 1)" in views.star_in_words(table)
     assert views.star_in_words(views.star_table(Grid([], [], []))) == "nothing is computed yet"
-    assert len(views.of_seed(Grid(cells_, cells_, [cells_[1]]), 1).cells) == 1
+    assert len(views.of_seed(Grid(cells_, cells_, [cells_[1]]), 1).entries) == 1
 
 
 def test_markdown_has_as_many_decimals_as_asked_for(tmp_path):
@@ -408,7 +408,7 @@ def test_markdown_has_as_many_decimals_as_asked_for(tmp_path):
     ("given", "shown"), [("IMAGENET1K_V1", "IMAGENET1K_V1"), ("random:0", "random:0"), ("some/where/a.pth", "a.pth")]
 )
 def test_weights_go_by_their_name_wherever_they_lie(given, shown):
-    assert Cell(Config(weights=given), "data", "bottle").columns()["weights"] == shown
+    assert Entry(Config(weights=given), "data", "bottle").columns()["weights"] == shown
 
 
 def test_d_prime_is_over_seeds_and_compares_what_is_there():

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rcp import notebook, paper
-from rcp.notebook import Settings
-from rcp.verdict import D_PRIME_TOLERANCE, RULE, Comparison, changed, note, of_averages, of_table_4, of_table_5, verdict
+from reproduce import notebook, paper
+from reproduce.notebook import Settings
+from reproduce.verdict import D_PRIME_TOLERANCE, RULE, Comparison, changed, note, of_averages, of_table_4, of_table_5, verdict
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_states_follow_the_numbers(settings, comparisons, state):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"profile": "demo"}, "the demo's drawn pictures and random weights"),
+        ({"profile": "demo"}, "the demo's drawn images and random weights"),
         ({"backbone": "resnet18"}, "backbone resnet18 instead of wide_resnet50_2"),
         ({"epochs": 10}, "epochs 10 instead of 120"),
         ({"weights": "random:0"}, "weights random:0 instead of IMAGENET1K_V1"),
@@ -64,15 +64,15 @@ def test_another_setting_is_never_called_reproduced(settings, demo_root, change,
 
 def test_with_cells_missing_nothing_is_judged(settings):
     said = verdict(settings, "table_1", [GOOD], missing=[1, 2])
-    assert said.startswith("not run: 2 cells are missing; a 99.50 (paper 99.56)")
+    assert said.startswith("not run: 2 entries are missing; a 99.50 (paper 99.56)")
 
 
-def test_what_is_not_about_pictures_is_checked(settings):
+def test_what_is_not_about_images_is_checked(settings):
     assert note(settings, "paper_checks", "16 contradictions") == "checked: 16 contradictions"
 
 
 def test_an_item_without_printed_numbers_is_computed_or_not(settings):
-    assert verdict(settings, "figure_3", None, missing=[1]).startswith("not run: 1 cells are missing")
+    assert verdict(settings, "figure_3", None, missing=[1]).startswith("not run: 1 entries are missing")
     why = "Figure S4 is not drawn: no data/btad"
     assert verdict(settings, "figure_5", None, missing=[why]).startswith(f"computed in part: {why}")
     assert "computed in part" not in RULE and "(in part:" in RULE

@@ -14,9 +14,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from rcp import batch, experiment
+from reproduce import batch, entries
 from rcp.data import draw_demo, draw_demo_btad
-from rcp.notebook import Settings
+from reproduce.notebook import Settings
 
 ROOT = Path(__file__).parents[1]
 SNAKEMAKE = shutil.which(str(ROOT / ".venv-grid" / "bin" / "snakemake")) or shutil.which("snakemake")
@@ -60,7 +60,7 @@ def test_a_failed_cell_a_killed_run_and_the_tables(tmp_path):
     first = done(runs)
     assert sorted(name.split("-")[:2] for name in first) == [["fabric", "PatchCore"], ["fabric", "ReConPatch"]]
     (log,) = (runs / "workflow" / "logs").glob("gear-ReConPatch-*.log")
-    assert f"unreadable picture {victim}" in log.read_text() and not (runs / "workflow" / "items").exists()
+    assert f"unreadable image {victim}" in log.read_text() and not (runs / "workflow" / "items").exists()
     index = runs / "reproduce" / "demo" / "index.html"
     assert "0 of 1 notebooks done, 1 failed" in index.read_text()
 
@@ -138,12 +138,12 @@ def test_figures_times_and_notebooks_without_cells(few):
     assert "2 of 2 notebooks done" in index
     assert all(f in index for f in ("figure_5_s4.png", "table_s6.csv"))
 
-    picture = few["data"] / "gear" / "train" / "good" / "000.png"
-    whole = picture.read_bytes()
-    shutil.copy(picture.with_name("001.png"), picture)
+    image = few["data"] / "gear" / "train" / "good" / "000.png"
+    whole = image.read_bytes()
+    shutil.copy(image.with_name("001.png"), image)
     on_gear = {"gear-PatchCore", "gear-ReConPatch", "figure_5", "table_s6"}
     assert due(snakemake(few["runs"], few["data"], "--dry-run", btad_root=btad, items=items)) == on_gear
-    picture.write_bytes(whole)
+    image.write_bytes(whole)
     (lost,) = (cell["entry"] for name, (_, cell) in done(few["runs"]).items() if name.startswith("01-PatchCore"))
     shutil.rmtree(few["runs"] / lost)
     (few["runs"] / "workflow" / "items" / "figure_5.json").unlink()  # to be rendered again: its cells must be there
@@ -159,7 +159,7 @@ def test_an_item_without_its_data_fails_the_run_after_the_others(few, tmp_path, 
     assert f"table_7: left out: btad_root: no {tmp_path / 'btad'}" in told.stderr
     assert (tmp_path / "runs" / "workflow" / "items" / "paper_checks.json").exists(), told.stderr
     index = (tmp_path / "runs" / "reproduce" / "paper" / "index.html").read_text()
-    assert "1 of 2 notebooks done, 1 failed" in index and "python -m rcp download btad" in index
+    assert "1 of 2 notebooks done, 1 failed" in index and "python -m reproduce download btad" in index
 
 
 @needs_snakemake

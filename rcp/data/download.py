@@ -14,7 +14,7 @@ import pooch
 import requests
 from tqdm.auto import tqdm
 
-from rcp.config import nearest
+from rcp.checks import nearest
 from rcp.paths import data_root
 
 CHUNK = 1 << 16  # bytes; what a broken connection loses at most
@@ -149,7 +149,7 @@ def _fetch_rest(url: str, part: Path) -> bool:
         if not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
             start = 0  # the server sends the whole file
         length = int(response.headers.get("Content-Length", 0))
-        _check_space(part.parent, length + (start + length))  # pictures hardly shrink: unpacked, about as much again
+        _check_space(part.parent, length + (start + length))  # images hardly shrink: unpacked, about as much again
         with (
             open(part, "ab" if start else "wb") as file,
             tqdm(

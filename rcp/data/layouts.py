@@ -1,4 +1,4 @@
-"""MVTec AD, BTAD, VisA and own folders behind one dataset type (Sec. 4.1): which pictures, which label, which mask."""
+"""MVTec AD, BTAD, VisA and own folders behind one dataset type (Sec. 4.1): which images, which label, which mask."""
 
 import csv
 import difflib
@@ -12,18 +12,18 @@ from pathlib import Path
 
 import numpy as np
 
-from rcp.config import nearest
-from rcp.data.pictures import PICTURES, Transform, picture_size, threaded
+from rcp.checks import nearest
+from rcp.data.images import IMAGE_SUFFIXES, Transform, image_size, threaded
 
-NORMAL = ("good", "ok", "normal")  # names of folders of normal pictures; a Split calls them all "good"
+NORMAL = ("good", "ok", "normal")  # names of folders of normal images; a Split calls them all "good"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Split(Sequence):
-    """Pictures of one split, a sequence of n paths; a slice is a Split again.
+    """Images of one split, a sequence of n paths; a slice is a Split again.
 
-    labels: int64 (n,), 0 normal, 1 defective. defects: kind of defect per picture, "good" where normal.
-    masks: path of the ground truth per picture, None for normal pictures and where there is none.
+    labels: int64 (n,), 0 normal, 1 defective. defects: kind of defect per image, "good" where normal.
+    masks: path of the ground truth per image, None for normal images and where there is none.
     """
 
     paths: tuple[Path, ...]
@@ -50,18 +50,18 @@ class Split(Sequence):
     def __repr__(self) -> str:
         bad = int(self.labels.sum())
         masks = ", masks" if self.has_masks else ""
-        return f"Split({len(self)} pictures: {len(self) - bad} good, {bad} defective{masks})"
+        return f"Split({len(self)} images: {len(self) - bad} good, {bad} defective{masks})"
 
     @property
     def has_masks(self) -> bool:
-        """Whether pixel metrics are possible: there are defective pictures, and each has its ground truth."""
+        """Whether pixel metrics are possible: there are defective images, and each has its ground truth."""
         bad = [mask for mask, label in zip(self.masks, self.labels, strict=True) if label]
         return bool(bad) and None not in bad
 
     def load_masks(self, transform: Transform) -> np.ndarray:
-        """-> bool (n, S, S), True where defective, all False for normal pictures.
+        """-> bool (n, S, S), True where defective, all False for normal images.
 
-        Errors: ValueError naming a defective picture without ground truth, or an unreadable mask.
+        Errors: ValueError naming a defective image without ground truth, or an unreadable mask.
         """
         out = np.zeros((len(self), transform.image_size, transform.image_size), bool)
 
@@ -70,7 +70,7 @@ class Split(Sequence):
                 out[i] = transform.mask(self.masks[i], self.paths[i])
             elif self.labels[i]:
                 raise ValueError(
-                    f"no ground truth for the defective picture {self.paths[i]}: pixel metrics are undefined"
+                    f"no ground truth for the defective image {self.paths[i]}: pixel metrics are undefined"
                 )
 
         threaded(read, len(self))
@@ -79,7 +79,7 @@ class Split(Sequence):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
-    """One category: normal pictures to train on, and labelled ones to test on.
+    """One category: normal images to train on, and labelled ones to test on.
 
     root: the folder that was asked for. layout: "mvtec", "btad", "visa" or "own". folder: the category's own folder.
     """
@@ -95,7 +95,7 @@ class Dataset:
         return f"Dataset({self.category!r}, layout={self.layout!r}, train={self.train}, test={self.test})"
 
     def fingerprint(self) -> str:
-        """Identity of the data, 32 hex digits: names, labels and content of all pictures and masks, not their place.
+        """Identity of the data, 32 hex digits: names, labels and content of all images and masks, not their place.
 
         Reads the files once per process, and again if the size or time of one of them has changed.
         """
@@ -127,7 +127,7 @@ def _content_hash(files: tuple[tuple[str, Path, int, int], ...]) -> str:
     return total.hexdigest()
 
 
-# ---- finding pictures and masks -------------------------------------------------------------------------
+# ---- finding images and masks -------------------------------------------------------------------------
 
 
 def _natural(path: Path) -> tuple:
@@ -135,21 +135,21 @@ def _natural(path: Path) -> tuple:
     return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", path.name.casefold())], path.name
 
 
-def _is_picture_name(path: Path) -> bool:
-    return path.suffix.lower() in PICTURES and not path.name.startswith(".")
+def _is_image_name(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
-def _pictures(folder: Path) -> list[Path]:
-    """Pictures directly in a folder (none if it is absent), in natural order."""
-    found = sorted(filter(_is_picture_name, folder.iterdir()), key=_natural) if folder.is_dir() else []
+def _images(folder: Path) -> list[Path]:
+    """Images directly in a folder (none if it is absent), in natural order."""
+    found = sorted(filter(_is_image_name, folder.iterdir()), key=_natural) if folder.is_dir() else []
     for path in found:
         if not path.is_file():
-            raise ValueError(f"named like a picture, but {'a folder' if path.is_dir() else 'a broken link'}: {path}")
+            raise ValueError(f"named like an image, but {'a folder' if path.is_dir() else 'a broken link'}: {path}")
     return found
 
 
-def _any_picture_below(folder: Path) -> bool:
-    return any(map(_is_picture_name, folder.rglob("*")))
+def _any_image_below(folder: Path) -> bool:
+    return any(map(_is_image_name, folder.rglob("*")))
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -164,34 +164,34 @@ def _is_normal(folder: Path) -> bool:
 
 def _masks_by_stem(folder: Path) -> dict[str, Path]:
     masks: dict[str, Path] = {}
-    for path in _pictures(folder):
+    for path in _images(folder):
         stem = path.stem.removesuffix("_mask")
         if stem in masks:
-            raise ValueError(f"two masks for one picture: {masks[stem]} and {path}")
+            raise ValueError(f"two masks for one image: {masks[stem]} and {path}")
         masks[stem] = path
     return masks
 
 
 def _check_masks(test: Split) -> None:
-    """Every defective picture has a mask of its own size, or none has one at all."""
+    """Every defective image has a mask of its own size, or none has one at all."""
     pairs = [(p, m) for p, m, label in zip(test.paths, test.masks, test.labels, strict=True) if label]
     if all(mask is None for _, mask in pairs):
         return
-    for picture, mask in pairs:
+    for image, mask in pairs:
         if mask is None or not mask.is_file():
             raise ValueError(
-                f"no mask for the defective picture {picture}: looked for {mask or 'its entry in the table'}"
+                f"no mask for the defective image {image}: looked for {mask or 'its entry in the table'}"
             )
-        size, mask_size = picture_size(picture), picture_size(mask)
+        size, mask_size = image_size(image), image_size(mask)
         if size != mask_size:
             raise ValueError(
-                f"mask and picture differ in size (width x height, after EXIF rotation): "
-                f"{mask} is {mask_size[0]} x {mask_size[1]}, {picture} is {size[0]} x {size[1]}"
+                f"mask and image differ in size (width x height, after EXIF rotation): "
+                f"{mask} is {mask_size[0]} x {mask_size[1]}, {image} is {size[0]} x {size[1]}"
             )
 
 
 def _split(rows: Iterable[tuple[Path, str, Path | None]]) -> Split:
-    """(path, defect or "good", mask) of each picture -> Split."""
+    """(path, defect or "good", mask) of each image -> Split."""
     paths, defects, masks = zip(*rows, strict=True) if rows else ((), (), ())
     return Split(paths, np.array([defect != "good" for defect in defects]), defects, masks)
 
@@ -200,25 +200,25 @@ def _split(rows: Iterable[tuple[Path, str, Path | None]]) -> Split:
 
 
 def _read_tree(folder: Path) -> tuple[Split, Split]:
-    """train/ and test/ of MVTec AD, BTAD and own folders; or a plain folder of normal pictures."""
+    """train/ and test/ of MVTec AD, BTAD and own folders; or a plain folder of normal images."""
     train_folder, truth = folder / "train", folder / "ground_truth"
     if not train_folder.is_dir():
-        return _split([(path, "good", None) for path in _pictures(folder)]), _split([])
+        return _split([(path, "good", None) for path in _images(folder)]), _split([])
     sources = [train_folder, *filter(_is_normal, _folders(train_folder))]
-    train = [(path, "good", None) for source in sources for path in _pictures(source)]
+    train = [(path, "good", None) for source in sources for path in _images(source)]
 
-    if unlabelled := _pictures(folder / "test"):
+    if unlabelled := _images(folder / "test"):
         raise ValueError(
-            f"test picture without label: {unlabelled[0]}; move it to test/good/ or to test/NAME_OF_DEFECT/"
+            f"test image without label: {unlabelled[0]}; move it to test/good/ or to test/NAME_OF_DEFECT/"
         )
-    truth_exists = _any_picture_below(truth)
+    truth_exists = _any_image_below(truth)
     test: list[tuple[Path, str, Path | None]] = []
     for kind in _folders(folder / "test"):
         if _is_normal(kind):
-            test += [(path, "good", None) for path in _pictures(kind)]
+            test += [(path, "good", None) for path in _images(kind)]
             continue
         masks = _masks_by_stem(truth / kind.name)
-        for path in _pictures(kind):
+        for path in _images(kind):
             looked_for = truth / kind.name / f"{path.stem}_mask.png" if truth_exists else None
             test.append((path, kind.name, masks.get(path.stem, looked_for)))
     return _split(train), _split(test)
@@ -232,7 +232,7 @@ def _read_visa(folder: Path) -> tuple[Split, Split]:
         if missing := {"object", "split", "label", "image", "mask"} - set(reader.fieldnames or ()):
             raise ValueError(f"{table} has no column {', '.join(sorted(missing))}; its columns are {reader.fieldnames}")
         rows = [row for row in reader if row["object"] == folder.name]
-    truth_exists = _any_picture_below(folder / "Data" / "Masks")
+    truth_exists = _any_image_below(folder / "Data" / "Masks")
     splits: dict[str, list] = {"train": [], "test": []}
     for row in rows:
         path, split, label = folder.parent / row["image"], row["split"], row["label"]
@@ -241,7 +241,7 @@ def _read_visa(folder: Path) -> tuple[Split, Split]:
                 f"{table}: {row['image']} is {split!r} and {label!r}; expected train normal, test normal or anomaly"
             )
         if not path.is_file():
-            raise FileNotFoundError(f"no such picture: {path}, listed in {table}")
+            raise FileNotFoundError(f"no such image: {path}, listed in {table}")
         normal = label == "normal"
         mask = None if normal or not row["mask"] or not truth_exists else folder.parent / row["mask"]
         splits[split].append((path, "good" if normal else label, mask))
@@ -272,7 +272,7 @@ LAYOUTS = {  # detection takes the first that fits
         lambda f: (f / "train" / "ok").is_dir() and any((f / "test" / n).is_dir() for n in ("ok", "ko")),
     ),
     "own": _Layout(
-        "train (pictures in it, or in train/good, ok or normal), or CATEGORY/train, or pictures themselves",
+        "train (images in it, or in train/good, ok or normal), or CATEGORY/train, or images themselves",
         lambda f: (f / "train").is_dir(),
     ),
 }
@@ -294,7 +294,7 @@ def _find(root: Path, layout: str) -> tuple[str, dict[str, Path]]:
             return name, {root.name: root}
         if found := {folder.name: folder for folder in _folders(root) if candidate.matches(folder)}:
             return name, found
-    if "own" in wanted and _pictures(root):
+    if "own" in wanted and _images(root):
         return "own", {root.name: root}
 
     there = [p.name + "/" * p.is_dir() for p in sorted(root.iterdir(), key=_natural)]
@@ -318,14 +318,14 @@ def load_dataset(root: str | Path, category: str | None = None, layout: str = "a
     """One category of MVTec AD, BTAD, VisA, or of an own folder.
 
     root: folder of the categories, or of one of them. category: may be left out where there is only one.
-    layout: "mvtec", "btad", "visa" or "own", or "auto" to detect it. An own folder holds ``train`` (normal pictures, in
+    layout: "mvtec", "btad", "visa" or "own", or "auto" to detect it. An own folder holds ``train`` (normal images, in
     it or in its ``good``, ``ok`` or ``normal``), optionally ``test/good`` (or ok, normal), ``test/KIND_OF_DEFECT`` and
-    ``ground_truth/KIND_OF_DEFECT``; a plain folder of pictures is training data alone. A mask bears its picture's name,
-    with or without ``_mask``, and any picture extension. Without any ground truth, ``test.has_masks`` is False.
+    ``ground_truth/KIND_OF_DEFECT``; a plain folder of images is training data alone. A mask bears its image's name,
+    with or without ``_mask``, and any image extension. Without any ground truth, ``test.has_masks`` is False.
 
-    Errors, all before any picture is decoded and each naming the path: FileNotFoundError if there is no such folder;
-    ValueError for an unknown layout or category, no training pictures, a test picture without label, a defective
-    picture without mask where others have one, a mask whose size is not its picture's.
+    Errors, all before any image is decoded and each naming the path: FileNotFoundError if there is no such folder;
+    ValueError for an unknown layout or category, no training images, a test image without label, a defective
+    image without mask where others have one, a mask whose size is not its image's.
     """
     root = _absolute(root)
     name, folders = _find(root, layout)
@@ -342,7 +342,7 @@ def load_dataset(root: str | Path, category: str | None = None, layout: str = "a
     if not train:
         where = folder.parent / "split_csv" / "1cls.csv" if name == "visa" else folder / "train"
         raise ValueError(
-            f"no training pictures of {category!r} in {where}: looked for {', '.join(PICTURES)}, "
+            f"no training images of {category!r} in {where}: looked for {', '.join(IMAGE_SUFFIXES)}, "
             f"directly or in {', '.join(NORMAL)}"
         )
     _check_masks(test)

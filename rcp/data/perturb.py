@@ -1,0 +1,96 @@
+"""The perturbations of Appendix C.1: what an uncontrolled environment does to an image (Tables 4 and S5)."""
+
+import dataclasses
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_type_hints
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageFilter
+
+from rcp.config import check_type
+from rcp.data import Transform
+
+
+@dataclass(frozen=True, kw_only=True)
+class Perturbation:
+    """Ranges of Appendix C.1. The paper names the five kinds [P] and, in its text as it is at hand, no range: all [I].
+
+    Applied to the resized image, before the centre crop, in this order; each is drawn anew for every image.
+
+    rotation: degrees, from [-rotation, rotation].
+    translation: share of the side, both axes, from [-translation, translation].
+    brightness, contrast: factor, from [1 - x, 1 + x].
+    blur: σ of the Gaussian in pixels of the resized image, from [0, blur].
+    border: what comes into view at the border: the "edge" pixels go on, or "black".
+    seed: of the draw, together with the image's name (its last three folders), so that neither order nor place matters.
+
+    Raises:
+        ValueError: a value outside its range, named.
+    """
+
+    rotation: float = 10.0
+    translation: float = 0.05
+    brightness: float = 0.2
+    contrast: float = 0.2
+    blur: float = 1.0
+    border: Literal["edge", "black"] = "edge"
+    seed: int = 0
+
+    def __post_init__(self):
+        for name, kind in get_type_hints(type(self)).items():
+            object.__setattr__(self, name, check_type(name, kind, getattr(self, name)))
+        for name, limit in {"rotation": 180, "translation": 1, "brightness": 1, "contrast": 1, "blur": 100}.items():
+            if not 0 <= getattr(self, name) <= limit:
+                raise ValueError(f"{name}: expected a range from 0 to {limit}, got {getattr(self, name)!r}")
+
+    def draw(self, image: str | Path) -> dict[str, float]:
+        """The five values for one image: rotation (degrees), dx, dy (shares), brightness, contrast (factors), blur (pixels)."""
+        name = "/".join(Path(image).absolute().with_suffix("").parts[-3:])
+        rng = np.random.default_rng([self.seed, zlib.crc32(name.encode())])
+        rotation, dx, dy, brightness, contrast = rng.uniform(-1, 1, 5)
+        return {
+            "rotation": self.rotation * rotation,
+            "dx": self.translation * dx,
+            "dy": self.translation * dy,
+            "brightness": 1 + self.brightness * brightness,
+            "contrast": 1 + self.contrast * contrast,
+            "blur": self.blur * rng.uniform(),
+        }
+
+
+@dataclass(frozen=True)
+class PerturbedTransform(Transform):
+    """Resize, perturb, crop. A mask moves as its image does."""
+
+    perturbation: Perturbation = dataclasses.field(default_factory=Perturbation)
+
+    @classmethod
+    def of(cls, transform: Transform, perturbation: Perturbation) -> "PerturbedTransform":
+        """``transform`` with a perturbation between its resize and its crop."""
+        return cls(**dataclasses.asdict(transform), perturbation=perturbation)
+
+    def _image(self, image: Image.Image, path: str | Path) -> Image.Image:
+        drawn = self.perturbation.draw(path)
+        image = self._moved(image, drawn, Image.Resampling.BILINEAR)
+        image = ImageEnhance.Brightness(image).enhance(drawn["brightness"])
+        image = ImageEnhance.Contrast(image).enhance(drawn["contrast"])
+        return image.filter(ImageFilter.GaussianBlur(drawn["blur"])) if drawn["blur"] > 0 else image
+
+    def _mask(self, mask: Image.Image, of: str | Path) -> Image.Image:
+        return self._moved(mask, self.perturbation.draw(of), Image.Resampling.NEAREST, background=True)
+
+    def _moved(self, image: Image.Image, drawn: dict, resample: Image.Resampling, background=False) -> Image.Image:
+        """Turned about the centre, then shifted. What comes into view at a mask's border is background."""
+        width, height = image.size
+        margin = 0
+        if self.perturbation.border == "edge" and not background:
+            margin = int(np.ceil(np.hypot(width, height) * (0.5 + self.perturbation.translation)))
+            pixels = np.asarray(image)
+            pixels = np.pad(pixels, ((margin, margin), (margin, margin), *((0, 0),) * (pixels.ndim - 2)), mode="edge")
+            image = Image.fromarray(pixels)
+        shift = (round(drawn["dx"] * width), round(drawn["dy"] * height))
+        centre = (image.size[0] / 2, image.size[1] / 2)
+        image = image.rotate(drawn["rotation"], resample, center=centre, translate=shift)
+        return image.crop((margin, margin, margin + width, margin + height))

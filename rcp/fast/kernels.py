@@ -1,0 +1,141 @@
+"""The compiled parts of :mod:`rcp.fast.search`."""
+
+import numba
+import numpy as np
+import torch
+
+_BLOCK = 256  # patches whose largest ``near`` is held, so that most of them are passed over at once
+ENTRIES = 32  # bank entries whose least bound is held, likewise
+_FLAGS = {"fastmath": {"reassoc", "contract", "nsz"}, "cache": True}  # sums of squares may be vectorised
+
+
+def threads() -> int:
+    """How many to use: no more than torch does. Sets numba's pool to it."""
+    count = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+    numba.set_num_threads(count)
+    return count
+
+
+@numba.njit(inline="always", **_FLAGS)
+def _squared_distance(a, b, start, stop):
+    total = np.float32(0)
+    for k in range(start, stop):
+        total += (a[k] - b[k]) ** 2
+    return total
+
+
+@numba.njit(**_FLAGS)
+def _reach(near, error):
+    """The bound of a squared distance from which on it cannot be under ``near``; 1e-4 and ``error`` are spared for rounding."""
+    return (np.sqrt(near) * np.float32(1.0001) + error) ** 2
+
+
+@numba.njit(**_FLAGS)
+def _update(i, t, x, y, centers, leading, near, upto, floor, error):
+    """Compares patch i with the picks upto[i] … t - 1, until its distance is under ``floor``; returns that distance."""
+    j = upto[i]
+    if j < t and near[i] > 0:
+        reach = _reach(near[i], error)
+        while j < t and near[i] >= floor:
+            bound = _squared_distance(y[i], leading[j], 0, 16)
+            if bound <= reach:
+                bound += _squared_distance(y[i], leading[j], 16, y.shape[1])
+                if bound <= reach:
+                    d2 = _squared_distance(x[i], centers[j], 0, x.shape[1])
+                    if d2 < near[i]:
+                        near[i] = d2
+                        reach = _reach(d2, error)
+            j += 1
+        upto[i] = j
+    return near[i]
+
+
+@numba.njit(parallel=True, **_FLAGS)
+def lazy_greedy(x, y, near, count, first, error, threads):
+    """x: (N, D) float32, y: (N, 32) float32 with ‖y_i - y_j‖ <= ‖x_i - x_j‖ + error -> (count,) int64 picks.
+
+    near: (N,) float32, inf, or -1 where a patch may not be picked; changed in place.
+    """
+    n = len(x)
+    blocks = (n + _BLOCK - 1) // _BLOCK
+    upto = np.zeros(n, np.int32)  # how many picks ``near`` knows of
+    top = np.full(blocks, np.inf, np.float32)  # not under the largest ``near`` of the block
+    picks = np.empty(count, np.int64)
+    centers, leading = np.empty((count, x.shape[1]), np.float32), np.empty((count, y.shape[1]), np.float32)
+    found, where = np.empty(threads, np.float32), np.empty(threads, np.int64)
+    pick = first
+    for t in range(count):
+        if t > 0:
+            block = top.argmax() * _BLOCK
+            likely = block + near[block : block + _BLOCK].argmax()
+            floor = _update(likely, t, x, y, centers, leading, near, upto, np.float32(-1), error)
+            for thread in numba.prange(threads):
+                best, at = floor, likely
+                for block in range(thread, blocks, threads):
+                    if top[block] >= best:
+                        largest = np.float32(-1)
+                        for i in range(block * _BLOCK, min(n, (block + 1) * _BLOCK)):
+                            if near[i] > best or (near[i] == best and i < at):
+                                d2 = _update(i, t, x, y, centers, leading, near, upto, best, error)
+                                if d2 > best or (d2 == best and i < at):
+                                    best, at = d2, i
+                            largest = max(largest, near[i])
+                        top[block] = largest
+                found[thread], where[thread] = best, at
+            winner = 0
+            for thread in range(1, threads):
+                if found[thread] > found[winner] or (found[thread] == found[winner] and where[thread] < where[winner]):
+                    winner = thread
+            pick = where[winner]
+        picks[t] = pick
+        centers[t], leading[t] = x[pick], y[pick]
+        near[pick] = -1
+    return picks
+
+
+@numba.njit(parallel=True, fastmath=_FLAGS["fastmath"] | {"nnan"}, cache=True)
+def nearest(x, bounds, squares, bank, longest, error, rounding, threads):
+    """x: (n, D), bank: (M, D) float32 -> (n,) int64: the nearest entry, the lowest index of equals.
+
+    With y the leading numbers of a row of x, r those of an entry: bounds: (n, M + unused) = ‖y - r‖² - ‖y‖², unused ones inf, so that
+    there are whole blocks; squares: (n,) = ‖y‖²; longest: the largest ‖r‖; error: of a length, as LeadingDirections has it; rounding: of
+    the bounds, of (‖y‖ + longest)².
+    """
+    n, m = len(x), len(bank)
+    blocks = bounds.shape[1] // ENTRIES
+    found = np.empty(n, np.int64)
+    for thread in numba.prange(threads):
+        least = np.empty(blocks, np.float32)
+        for i in range(n * thread // threads, n * (thread + 1) // threads):
+            for b in range(blocks):
+                low = bounds[i, b * ENTRIES]
+                for j in range(b * ENTRIES, (b + 1) * ENTRIES):
+                    low = min(low, bounds[i, j])
+                least[b] = low
+            start = least.argmin() * ENTRIES
+            at = min(start + bounds[i, start : start + ENTRIES].argmin(), m - 1)
+            best = _squared_distance(x[i], bank[at], 0, x.shape[1])
+            length = np.sqrt(squares[i]) + longest
+            spare = rounding * length**2 - squares[i]
+            reach = _reach(best, error * length) + spare
+            for b in range(blocks):
+                if least[b] <= reach:
+                    for j in range(b * ENTRIES, min(m, (b + 1) * ENTRIES)):
+                        if bounds[i, j] <= reach:
+                            d2 = _squared_distance(x[i], bank[j], 0, x.shape[1])
+                            if d2 < best or (d2 == best and j < at):
+                                best, at = d2, j
+                                reach = _reach(best, error * length) + spare
+            found[i] = at
+    return found
+
+
+@numba.njit(parallel=True, **_FLAGS)
+def squared_distances(x, bank, index, threads):
+    """x: (n, D), bank: (M, D) float32, index: (n, j) -> (n, j) float32: ‖x_i - bank[index_ij]‖²."""
+    out = np.empty(index.shape, np.float32)
+    for thread in numba.prange(threads):
+        for i in range(len(x) * thread // threads, len(x) * (thread + 1) // threads):
+            for column in range(index.shape[1]):
+                out[i, column] = _squared_distance(x[i], bank[index[i, column]], 0, x.shape[1])
+    return out

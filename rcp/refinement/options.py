@@ -1,0 +1,148 @@
+"""Hyper-parameters of the refinement network and of its training (Appendix D.1)."""
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from rcp.checks import check_fields, check_names, require
+from rcp.paths import data_root
+from rcp.refinement.simulation import (
+    DRAWN,
+    Simulation,
+    check_side,
+    draw_textures,
+    load_textures,
+    texture_files,
+)
+
+# No options: what changed nothing for the better that was measured, each with its value.
+FIXED = {
+    "inputs": ("map", "the network sees the map of patch scores alone: that carries over best to real defects [?]"),
+    "skip": (True, "its output is added to the map, so that training starts from it [?]"),
+    "image_score": ("map", "the image score is the maximum of the refined map [?]"),
+    "schedule": ("cosine", "the learning rate is annealed to 0 over all steps [?]"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefinementConfig:
+    """Hyper-parameters of the refinement network and its training (Appendix D.1); immutable, checked on construction.
+
+    simulation: of the anomalies it is trained on; "structure" is the paper's choice (Table S7) [P].
+    textures: folder of images for "texture" and "mixture"; "" is DTD in the data folder, "drawn" makes them up (the demo).
+    texture_count: textures of that folder that are drawn of, chosen by ``seed``; they are held in memory [?].
+    stride: pixels of the image per position of the network's grid, a power of two [?].
+    channels: of the residual blocks and of each atrous convolution [?].
+    rates: of the parallel atrous convolutions; 6, 12, 18 [I].
+    beta: of the normalisation by Eq. 11; 1.4826, with which the median deviation of normal scores is their standard deviation.
+    outlier: such deviations at which the map alone has even odds of a defect; 3.5 is Iglewicz and Hoaglin's bound [?].
+    epochs, batch_size, momentum: 500, 16, 0.9 [P].
+    lr_blocks, lr_head: learning rate of the residual blocks and of the head [I].
+    weight_decay: 1e-4 [I].
+    focal_gamma: of the focal loss; 4 [I].
+    focal_weight, l1_weight: of the two losses; 1 and 0.1. DeSTSeg's 1 and 1 [I] pull what is uncertain to 0, and with it the weak
+        middle of a large defect (bottle gains more with them, and transistor loses).
+    seed: of the initialisation, the order of the images and, with the simulation's own seed, of the anomalies.
+
+    Raises:
+        ValueError: a value outside its range, named.
+    """
+
+    simulation: Simulation = field(default_factory=lambda: Simulation(kind="structure"))
+    textures: str = ""
+    texture_count: int = 512
+    stride: int = 8
+    channels: int = 32
+    rates: tuple[int, ...] = (6, 12, 18)
+    beta: float = 1.4826
+    outlier: float = 3.5
+    epochs: int = 500
+    batch_size: int = 16
+    lr_blocks: float = 0.1
+    lr_head: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    focal_gamma: float = 4.0
+    focal_weight: float = 1.0
+    l1_weight: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self):
+        object.__setattr__(self, "textures", str(self.textures))
+        check_fields(self)
+        require("stride", self.stride >= 1 and self.stride.bit_count() == 1, "a power of two", self.stride)
+        require("rates", self.rates and min(self.rates) >= 1, "rates from 1, such as (6, 12, 18)", self.rates)
+        require("momentum", 0 <= self.momentum < 1, "a momentum from 0 and below 1", self.momentum)
+        for name in ("texture_count", "channels", "beta", "outlier", "epochs", "batch_size", "lr_blocks", "lr_head"):
+            require(name, getattr(self, name) > 0, "a number above 0", getattr(self, name))
+        for name in ("weight_decay", "focal_gamma", "focal_weight", "l1_weight", "seed"):
+            require(name, getattr(self, name) >= 0, "0 or more", getattr(self, name))
+
+    @classmethod
+    def build(cls, **values) -> "RefinementConfig":
+        """From named values, those of the simulation among them (``kind``, ``grid``, ...; ``seed`` is the training's)."""
+        for name in [n for n in values if n in FIXED]:
+            fixed, why = FIXED[name]
+            given = values.pop(name)
+            require(f"refine: {name}", given == fixed, f"{fixed!r}, for it is no option: {why}", given)
+        own = {f.name for f in dataclasses.fields(cls)} - {"simulation"}
+        of_simulation = {f.name for f in dataclasses.fields(Simulation)} - {"seed"}
+        check_names("refine: unknown option", values, sorted(own | of_simulation | {"simulation"}))
+        base = values.pop("simulation", None) or Simulation(kind="structure")
+        base = base if isinstance(base, Simulation) else Simulation(**_tuples(base))
+        values = _tuples(values)
+        simulation = dataclasses.replace(base, **{n: v for n, v in values.items() if n in of_simulation})
+        return cls(simulation=simulation, **{n: v for n, v in values.items() if n in own})
+
+    @classmethod
+    def of(cls, given: "RefinementConfig | dict | bool | None") -> "RefinementConfig | None":
+        """What a detector's ``refine`` may be -> the options of its refinement network, or None.
+
+        Raises:
+            ValueError: neither, or an option that is unknown or out of range.
+        """
+        if given is None or given is False or isinstance(given, cls):
+            return given or None
+        require(
+            "refine", given is True or isinstance(given, dict), "True, a Refinement or a dict of its options", given
+        )
+        return cls.build(**({} if given is True else given))
+
+    def asdict(self) -> dict:
+        """JSON-able values by name; ``build(**asdict())`` gives the same."""
+        return dataclasses.asdict(self)
+
+    def identity(self) -> dict:
+        """What a training depends on: the options, and the textures by their names and sizes, not by where they lie."""
+        return self.asdict() | {"textures": self.textures_identity()}
+
+    def textures_identity(self) -> str | None:
+        """What the textures are, by their names and sizes, not where; None where the simulation needs none."""
+        if self.simulation.kind == "structure" or self.textures == "drawn":
+            return self.textures if self.simulation.kind != "structure" else None
+        files = texture_files(self._textures_root())
+        listed = "\n".join(f"{file.parent.name}/{file.name} {file.stat().st_size}" for file in files)
+        return hashlib.blake2b(listed.encode(), digest_size=12).hexdigest()
+
+    def _textures_root(self) -> Path:
+        return Path(self.textures or data_root() / "dtd")
+
+    def load_textures(self, side: int) -> np.ndarray | None:
+        """The textures that the simulation draws of: (m, side, side, 3) uint8, or None where it needs none.
+
+        Raises:
+            FileNotFoundError, ValueError: as :func:`rcp.refinement.simulation.load_textures`.
+        """
+        check_side(side, self.simulation)
+        if self.simulation.kind == "structure":
+            return None
+        if self.textures == "drawn":
+            return draw_textures(min(DRAWN, self.texture_count), side, self.seed)
+        return load_textures(self._textures_root(), side, self.texture_count, self.seed)
+
+
+def _tuples(values: dict) -> dict:
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}

@@ -1,0 +1,76 @@
+"""``python -m reproduce doctor``: what is here, what is missing for the paper profile, and the command that gets it."""
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from rcp import backbone, paths
+from rcp.data import REGISTRY, categories
+from reproduce.entries import device_name, versions
+from reproduce.notebook import PROFILES
+
+PAPER_BACKBONES = ("wide_resnet50_2", "wide_resnet101_2", "resnext101_32x8d", "densenet201")
+
+
+def report() -> tuple[list[str], list[str]]:
+    """-> (lines on what is here, lines on what the paper profile lacks, each with its command)."""
+    lines, missing = [], []
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    memory = f", {torch.cuda.get_device_properties(0).total_memory / 2**30:.0f} GiB" if device.type == "cuda" else ""
+    lines.append(f"device    {device_name(device)}{memory}")
+    lines.append("versions  " + ", ".join(f"{name} {version}" for name, version in versions().items()))
+    lines.append(f"faiss     {_faiss()}")
+    if device.type == "cpu":
+        missing.append("a GPU: the paper profile (15 categories x 3 seeds x 120 epochs) takes days on a CPU")
+    for name in REGISTRY:
+        found = _data(paths.data_root() / name)
+        lines.append(f"data      {name:6} {found or 'not found in ' + str(paths.data_root() / name)}")
+        if not found and name == "mvtec":
+            missing.append(
+                "MVTec AD: python -m reproduce download mvtec   (or name your copy: make reproduce PROFILE=paper DATA=...)"
+            )
+    for name in PAPER_BACKBONES:
+        file = weights_file(name)
+        lines.append(f"weights   {name:17} {'found' if file.exists() else 'not found'} ({file.name})")
+        if not file.exists() and name == PROFILES["paper"]["backbone"]:
+            missing.append(f"weights of {name}: python -m reproduce weights {name}   (or name a file: WEIGHTS=...)")
+    runs = paths.runs_root()
+    free = shutil.disk_usage(next(p for p in (runs, *runs.resolve().parents) if p.exists())).free
+    lines.append(f"disk      {free / 1e9:.0f} GB free for {runs}")
+    if free < 30e9:
+        missing.append(
+            f"disk: features of 15 categories at 224 px need about 9 GB, at 480 px about 40 GB; {free / 1e9:.0f} GB are free"
+        )
+    return lines, missing
+
+
+def weights_file(name: str, tag: str = "IMAGENET1K_V1") -> Path:
+    """Where a model's weights are looked for and fetched to."""
+    from torchvision import models
+
+    return paths.weights_root() / Path(models.get_model_weights(name)[tag].url).name
+
+
+def _faiss() -> str:
+    try:
+        import faiss
+    except ImportError as error:
+        return f"absent ({error}); the exact torch search serves, with the same results"
+    gpus = faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0
+    return f"{faiss.__version__}, {faiss.get_compile_options().strip()}, {gpus} GPUs"
+
+
+def _data(root: Path) -> str:
+    if not root.is_dir():
+        return ""
+    try:
+        return f"{len(categories(root))} categories in {root}"
+    except (ValueError, FileNotFoundError):
+        return f"images in {root}" if any(root.rglob("*.jpg")) else ""
+
+
+def fetch_weights(name: str, tag: str = "IMAGENET1K_V1") -> Path:
+    """Downloads a backbone's weights where they are not there yet, checks that they fit, and says where they are."""
+    backbone.Backbone(name, tag, (2, 3))
+    return weights_file(name, tag)

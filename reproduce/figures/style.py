@@ -1,0 +1,60 @@
+"""What all figures share: colours, rcParams, how they are written, and what stands where results are missing."""
+
+from functools import partial
+from pathlib import Path
+from textwrap import fill
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+PALETTE = sns.color_palette("colorblind").as_hex()
+NORMAL, TRUTH, THRESHOLD, DEFECTIVE, GREY = *PALETTE[:4], "#5f6368"
+NOTHING = "nothing is computed yet"
+
+# Legible at a paper's column width, 80 dpi in a notebook. The figures' style is a context, or a decorator.
+PARAMETERS = {
+    **sns.plotting_context("paper", font_scale=0.9), **sns.axes_style("ticks"), "font.family": "DejaVu Sans",
+    "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8, "axes.titlesize": 8.5,
+    "figure.dpi": 80, "figure.constrained_layout.use": True, "legend.frameon": False,
+    "pdf.fonttype": 42, "savefig.dpi": 180,
+}  # fmt: skip
+style = partial(plt.rc_context, PARAMETERS)
+
+
+def save(figure: Figure, path: str | Path, label: str = "") -> tuple[Path, Path]:
+    """Writes PATH.png (180 dpi) and PATH.pdf, without dates: the same figure is the same two files.
+
+    label: in small print below the figure, where its numbers are from.
+    """
+    if label:
+        label = plain(fill(label, int(figure.get_figwidth() * 21)))
+        figure.supxlabel(label, x=0.01, ha="left", fontsize=6, color=GREY)
+    png, pdf = Path(f"{path}.png"), Path(f"{path}.pdf")
+    png.parent.mkdir(parents=True, exist_ok=True)
+    with style():
+        figure.savefig(png)
+        figure.savefig(pdf, metadata={"CreationDate": None})
+    return png, pdf
+
+
+def plain(text: object) -> str:
+    """A name that comes from data, such as ``a$b$c``, as text that matplotlib does not read as a formula."""
+    return str(text).replace("$", r"\$")
+
+
+def subplots(rows: int, columns: int, size: tuple[float, float], **options) -> tuple[Figure, np.ndarray]:
+    """-> (Figure of ``size`` inches, (rows, columns) array of Axes). Closed for pyplot: a notebook shows it once."""
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, **options)
+    plt.close(figure)
+    return figure, axes
+
+
+def nothing(axis: Axes | None = None) -> Figure:
+    """The panel, or the whole figure where ``axis`` is None, in the place of one for which there are no results."""
+    axis = axis or subplots(1, 1, (3.3, 1.0))[1][0, 0]
+    axis.set_axis_off()
+    axis.text(0.5, 0.5, NOTHING, ha="center", va="center", color=GREY, transform=axis.transAxes)
+    return axis.figure

@@ -1,0 +1,179 @@
+"""The entries behind each table and figure: what the notebooks show, and the batch and the workflow compute.
+
+An entry that several of them need is computed once: the store knows it by what it depends on, not by who asked.
+"""
+
+from collections.abc import Callable, Sequence
+
+from rcp.data.perturb import Perturbation
+from rcp.refinement import RefinementConfig
+from reproduce.entries import Ensemble, Entry, Refined
+from reproduce.notebook import Settings
+from reproduce.studies import FeatureSpace, InferenceTime
+
+# Sides of the crop of Table 6, and what differs there from the single model. Patch 5 at 480 px is method.md's [I].
+_AT_320 = {"dim": 384, "patch_size": 3, "lr": 1e-6}
+_AT_480 = {"dim": 512, "patch_size": 5, "lr": 1e-6}
+SIZES = {
+    "paper": {320: {"resize": 366, **_AT_320}, 480: {"resize": 512, **_AT_480}},
+    "demo": {160: {"resize": 183, **_AT_320}, 224: {"resize": 256, **_AT_480}},
+}
+MEMBERS = {
+    "paper": dict.fromkeys(("wide_resnet101_2", "resnext101_32x8d", "densenet201"), "IMAGENET1K_V1"),
+    "demo": dict.fromkeys(("resnet18", "resnext50_32x4d", "densenet121"), "random:0"),
+}
+RATIOS = (0.25, 0.1, 0.01)
+DIMS = (1024, 512, 256, 128, 64)
+LEVELS = (((2, 3), 3), ((2, 3), 5), ((1, 2, 3), 3), ((1, 2, 3), 5))  # the paper prints all but the third
+REFINEMENT = {"paper": {}, "demo": {"epochs": 2, "channels": 16, "lr_head": 0.1, "textures": "drawn"}}
+KINDS = ("texture", "structure")  # of simulated anomalies
+K, MARGIN, ALPHA = (3, 5, 7, 10, 15, 20), (0.5, 1.0, 1.5, 2.0), (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def table_1(s: Settings) -> list[Entry]:
+    """Share of the patches that the coreset keeps, D 1024."""
+    return s.entries([s.config(dim=1024, coreset_ratio=ratio) for ratio in RATIOS])
+
+
+def table_2(s: Settings) -> list[Entry]:
+    """Size of f(p), and of PatchCore's p (also Figure S2)."""
+    return s.entries([s.config(dim=dim, represent=represent) for represent in (False, True) for dim in DIMS])
+
+
+def table_3(s: Settings) -> list[Entry]:
+    """Hierarchy levels and patch size."""
+    return s.entries([s.config(layers=layers, patch_size=size) for layers, size in LEVELS])
+
+
+def table_4(s: Settings, perturbation: Perturbation | None = None, perturbed: str = "both") -> list[Entry]:
+    """Table 5's models without and with the perturbations of Appendix C.1 (also Table S5)."""
+    return [*table_5(s), *s.entries(_models(s), perturbation=perturbation or Perturbation(), perturbed=perturbed)]
+
+
+def table_5(s: Settings) -> list[Entry]:
+    """The single models."""
+    return s.entries(_models(s))
+
+
+def table_6(
+    s: Settings, members: dict[str, str] | None = None, image_sizes: Sequence[int] = (), **how
+) -> list[Ensemble]:
+    """Ensembles of both methods at two sizes; 320 px trains half as long [P]. ``how`` goes to :class:`reproduce.entries.Ensemble`.
+
+    members: backbone -> weights.
+    """
+    found = []
+    for size in image_sizes or SIZES[s.profile]:
+        changes = size_changes(s, size)
+        for represent in (False, True):
+            configs = [
+                s.config(represent=represent, backbone=name, weights=weights, **changes)
+                for name, weights in (members or MEMBERS[s.profile]).items()
+            ]
+            found += [Ensemble(group, **how) for group in zip(*(s.entries([c]) for c in configs), strict=True)]
+    return found
+
+
+def size_changes(s: Settings, size: int) -> dict:
+    """What a config at this side of the crop has else than the single model at 224 px."""
+    sizes = SIZES[s.profile]
+    if size not in sizes:
+        raise ValueError(f"image_sizes: expected some of {', '.join(map(str, sizes))}, got {size!r}")
+    epochs = max(1, s.epochs // 2) if size == min(sizes) else s.epochs
+    return {"image_size": size, "epochs": epochs, **sizes[size]}
+
+
+def table_7(s: Settings, aspect: str = "keep") -> list[Entry]:
+    """BTAD at the larger size; ``s`` is of the data set btad."""
+    changes = size_changes(s, max(SIZES[s.profile])) | {"aspect": aspect}
+    return s.entries([s.config(represent=represent, **changes) for represent in (False, True)])
+
+
+def table_s1_s2_s3(s: Settings) -> list[Entry]:
+    """k of Eq. 2, m of Eq. 7, α of Eq. 6, each with the others at their defaults."""
+    changes = [{"k": k} for k in K] + [{"margin": m} for m in MARGIN] + [{"alpha": a} for a in ALPHA]
+    return s.entries(list(dict.fromkeys(s.config(**change) for change in changes)))
+
+
+def refinement(s: Settings, kind: str = "structure", seed: int = 0, **options) -> RefinementConfig:
+    """The refinement network of a profile, trained on one kind of simulated anomalies; ``options`` as of :class:`RefinementConfig`."""
+    return RefinementConfig.build(**(REFINEMENT[s.profile] | options | {"kind": kind, "seed": seed}))
+
+
+def table_s7(s: Settings, **options) -> list[Entry | Refined]:
+    """The single model without refinement, then with it, trained on each kind of simulated anomalies (also Figure S5)."""
+    entries = s.entries([s.config()])
+    return entries + [Refined(c, refinement(s, kind, c.config.seed, **options)) for kind in KINDS for c in entries]
+
+
+def table_s8(
+    s: Settings, members: dict[str, str] | None = None, image_sizes: Sequence[int] = (), **options
+) -> list[Ensemble]:
+    """Table 6's ensembles of ReConPatch without refinement, and of refined members; the demo shows the smaller size alone."""
+    sizes = image_sizes or (tuple(SIZES[s.profile]) if s.profile == "paper" else (min(SIZES[s.profile]),))
+    plain = [e for e in table_6(s, members, sizes) if e.config.represent]
+    refined = [tuple(Refined(m, refinement(s, seed=m.config.seed, **options)) for m in e.members) for e in plain]
+    return plain + [Ensemble(members) for members in refined]
+
+
+def table_s4(s: Settings) -> list[Entry]:
+    """Training without and with the projection g."""
+    return s.entries([s.config(projection=None), s.config()])
+
+
+def figure_s1(s: Settings, category: str = "", images: int = 4) -> list[FeatureSpace]:
+    """The feature space without and with the projection g."""
+    configs = [s.config(projection=None), s.config()]
+    return [FeatureSpace(Entry(c, s.data_root, category or s.categories[0]), (s.epochs,), images) for c in configs]
+
+
+def table_s6(s: Settings, category: str = "", batch: int = 1) -> list[InferenceTime]:
+    """Both methods with 512 dimensions, as the paper times them."""
+    configs = [s.config(represent=represent) for represent in (False, True)]
+    return [InferenceTime(Entry(c, s.data_root, category or s.categories[0]), batch) for c in configs]
+
+
+def figure_3(s: Settings, category: str = "", epochs: Sequence[int] = (), images: int = 4) -> list[FeatureSpace]:
+    """PatchCore's feature space, and ReConPatch's at three epochs: the first, the middle one and the last where not named."""
+    entry = Entry(s.config(), s.data_root, category or s.categories[0])
+    patchcore = Entry(s.config(represent=False), s.data_root, entry.category)
+    chosen = tuple(epochs) or tuple(dict.fromkeys((1, -(-s.epochs // 2), s.epochs)))
+    return [FeatureSpace(patchcore, (), images), FeatureSpace(entry, chosen, images)]
+
+
+def figure_s4(s: Settings) -> list[Entry]:
+    """Table 7's entries of one seed; ``s`` is of the data set btad."""
+    return [entry for entry in table_7(s) if entry.config.seed == s.seeds[0]]
+
+
+def _models(s: Settings) -> list:
+    """The single models, with the dimensions they are published with: PatchCore 1024, ReConPatch 512."""
+    return [s.config(represent=False, dim=1024), s.config()]
+
+
+# notebook -> what it computes; the first is its own subject, what follows is shown besides.
+ITEMS = {
+    "table_1": [table_1], "table_2": [table_2], "table_3": [table_3], "table_4": [table_4], "table_5": [table_5],
+    "table_6": [table_6], "table_7": [table_7], "table_s1_s2_s3": [table_s1_s2_s3], "table_s4": [table_s4, figure_s1],
+    "table_s6": [table_s6], "table_s7_s8": [table_s7, table_s8],
+    "figure_3": [figure_3], "figure_4": [table_5], "figure_5": [table_5, figure_s4],
+}  # fmt: skip
+ON_BTAD = (table_7, figure_s4)
+
+
+def entries(item: str, settings: Callable[[str], Settings]) -> list:
+    """All that a notebook computes, by its name, with its own parameters at their defaults.
+
+    settings: those of a data set, "mvtec" or "btad"; they raise where it is missing.
+
+    Raises:
+        ValueError, OSError: the data of the item's own subject are missing. What is shown besides is then left out, as in the notebook.
+    """
+    found = []
+    for grid in ITEMS[item]:
+        try:
+            found += grid(settings("btad" if grid in ON_BTAD else "mvtec"))
+        except (ValueError, OSError):
+            if not found:
+                raise
+    return found

@@ -1,0 +1,323 @@
+"""What every notebook begins and ends with: checked parameters, and one line on where its numbers come from."""
+
+import ast
+import dataclasses
+import hashlib
+import json
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_type_hints
+
+from rcp import backbone, data, paths
+from reproduce import entries, paper, tables
+from rcp.config import Config, check_type, nearest
+from rcp.data import categories, draw_demo
+from reproduce.entries import Entry
+from reproduce.store import Store
+
+# What a profile stands for where a parameter is left empty.
+PROFILES = {
+    "demo": {"backbone": "resnet18", "weights": "random:0", "epochs": 3, "seeds": (0,)},
+    "paper": {"backbone": "wide_resnet50_2", "weights": "IMAGENET1K_V1", "epochs": 120, "seeds": (0, 1, 2)},
+}
+
+# Where BTAD is the data set: Table 7's backbone.
+ON_BTAD = {"demo": {}, "paper": {"backbone": "wide_resnet101_2"}}
+
+DEMO_GROUPS = {"object": ("circuit", "gear"), "texture": ("fabric",)}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The parameters that notebooks share, resolved by profile and checked.
+
+    Raises:
+        ValueError: an unknown name or value; names the nearest valid one.
+        FileNotFoundError: the paper profile without data, with the command that fetches them.
+    """
+
+    profile: Literal["demo", "paper"] = "demo"
+    data_root: str = ""
+    btad_root: str = ""
+    categories: tuple[str, ...] = ()
+    backbone: str = ""
+    weights: str = ""
+    epochs: int = 0
+    seeds: tuple[int, ...] = ()
+    device: str = "auto"
+    shard: str = "1/1"
+    render_only: bool = False
+    dataset: Literal["mvtec", "btad", "none"] = (
+        "mvtec"  # which of the two roots, or neither; no parameter of a notebook
+    )
+
+    def __post_init__(self):
+        for name, kind in get_type_hints(type(self)).items():
+            check_type(name, kind, getattr(self, name))
+        defaults = PROFILES[self.profile] | (ON_BTAD[self.profile] if self.dataset == "btad" else {})
+        for name, value in defaults.items():
+            if not getattr(self, name):
+                object.__setattr__(self, name, value)
+        experiment.shard_of([], self.shard)
+        if not self.render_only:
+            backbone.check(self.backbone, self.weights)
+        if self.dataset == "none":
+            return
+        root = self.btad_root if self.dataset == "btad" else self.data_root
+        object.__setattr__(self, "data_root", root or str(self._default_data()))
+        there = categories(self.data_root)
+        for name in self.categories:
+            if name not in there:
+                raise ValueError(
+                    f"categories: {self.data_root} has no {name!r}.{nearest(name, there)} There are: {', '.join(there)}"
+                )
+        object.__setattr__(self, "categories", tuple(self.categories) or tuple(there))
+
+    def _default_data(self) -> Path:
+        if self.profile == "demo":
+            if self.dataset == "btad":
+                return data.draw_demo_btad(paths.runs_root() / "demo-btad")
+            return draw_demo(paths.runs_root() / "demo-data")
+        argument, holds = {"mvtec": ("data_root", "bottle, cable, ..."), "btad": ("btad_root", "01, 02, 03")}[
+            self.dataset
+        ]
+        if not (root := paths.data_root() / self.dataset).is_dir():
+            raise FileNotFoundError(
+                f"{argument}: no {root}; name the folder that holds {holds}, or fetch it with: python -m reproduce download {self.dataset}"
+            )
+        return root
+
+    @property
+    def store(self) -> Store:
+        return Store(paths.runs_root())
+
+    @property
+    def label(self) -> str:
+        """Where the numbers of the single model at these settings come from."""
+        return self.label_of(())
+
+    def label_of(self, tasks: Iterable) -> str:
+        """What a table or figure of these tasks says about where its numbers come from: what their entries in fact are."""
+        entries = [entry for task in tasks for entry in getattr(task, "members", (task,))]
+        configs = [entry.config for entry in entries] or [self.config(seed=seed) for seed in self.seeds]
+        categories_ = list(dict.fromkeys(entry.category for entry in entries)) or self.categories
+        backbones = " + ".join(dict.fromkeys(c.backbone for c in configs))
+        weights = ", ".join(dict.fromkeys(Path(c.weights).stem for c in configs))
+        epochs = _epochs_in_words({(c.epochs, c.image_size): None for c in configs})
+        if self.profile == "demo":
+            images = "drawn images" if Path(self.data_root).parent == paths.runs_root() else self.data_root
+            return f"Demo: {images}, {backbones} with weights {weights}, {epochs}. The numbers are not the paper's."
+        n = len({c.seed for c in configs})
+        few = ", ".join(categories_) if len(categories_) <= 3 else f"{len(categories_)} categories"
+        return f"{few}; {backbones} ({weights}), {epochs}, {n} seed{'s' if n > 1 else ''}."
+
+    def departures(self, of: Sequence[str] | None = None) -> list[str]:
+        """In what this is not the paper's setting; empty where it is.
+
+        of: the categories that an item is of; all of the data set where None.
+        """
+        if self.profile == "demo":
+            return ["the demo's drawn images and random weights"]
+        btad = self.dataset == "btad"
+        expected = PROFILES["paper"] | (ON_BTAD["paper"] if btad else {})
+        found = [
+            f"{name} {getattr(self, name)} instead of {expected[name]}"
+            for name in ("backbone", "epochs")
+            if getattr(self, name) != expected[name]
+        ]
+        if tag_of(self.backbone, self.weights) != expected["weights"] and not found:
+            file = "from the file " if Path(self.weights).is_file() else ""
+            found.append(f"weights {file}{Path(self.weights).name} instead of {expected['weights']}")
+        whole = ("01", "02", "03") if btad else paper.CATEGORIES
+        if of is None and set(self.categories) != set(whole):
+            found.append(f"{len(self.categories)} categories instead of the {len(whole)}")
+        elif missing := set(of or ()) - set(self.categories):
+            found.append(f"without {', '.join(sorted(missing))}")
+        return found
+
+    def one_category(self, category: str = "", prefer: str = "") -> str:
+        """A notebook's own ``category``, checked; where it is empty ``prefer``, or the first where that is not there.
+
+        Raises:
+            ValueError: not among the categories of this run; names them and the nearest.
+        """
+        if category and category not in self.categories:
+            there = ", ".join(self.categories)
+            raise ValueError(
+                f"category: this run has no {category!r}.{nearest(category, self.categories)} There are: {there}"
+            )
+        return category or (prefer if prefer in self.categories else self.categories[0])
+
+    def some_epochs(self, at_epochs: Sequence[int]) -> list[int]:
+        """A figure's own ``at_epochs``, checked: nothing can be seen after an epoch that is not trained.
+
+        Raises:
+            ValueError: one is below 1 or beyond ``epochs``.
+        """
+        for epoch in check_type("at_epochs", tuple[int, ...], tuple(at_epochs)):
+            if not 1 <= epoch <= self.epochs:
+                raise ValueError(f"at_epochs: expected epochs from 1 to {self.epochs}, got {epoch}")
+        return list(at_epochs)
+
+    @property
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """Which categories are objects and which textures."""
+        return DEMO_GROUPS if self.profile == "demo" else {"object": paper.OBJECTS, "texture": paper.TEXTURES}
+
+    def config(self, **changes) -> Config:
+        """The paper's single-model config with this profile's backbone, weights and epochs."""
+        base = {
+            "backbone": self.backbone,
+            "weights": self.weights,
+            "epochs": self.epochs,
+            "device": self.device,
+            "seed": self.seeds[0],
+        }
+        return Config.build(**(base | changes))
+
+    def entries(self, configs: Sequence[Config], **changes) -> list[Entry]:
+        """Every config for every category and seed; ``changes`` go to :class:`reproduce.entries.Cell`."""
+        return [
+            Entry(dataclasses.replace(config, seed=seed), self.data_root, category, **changes)
+            for category in self.categories
+            for config in configs
+            for seed in self.seeds
+        ]
+
+    def out(self, name: str) -> Path:
+        """Where a table or figure of this run goes: beside the executed notebooks."""
+        folder = paths.runs_root() / "reproduce" / self.profile
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / name
+
+
+def settings(names: dict, dataset: str = "mvtec") -> Settings:
+    """Checked settings from a notebook's ``globals()``; call it in the entry after the parameters.
+
+    dataset: which data the notebook is about: "mvtec", "btad" (all its categories) or "none".
+
+    The parameters are the names assigned in the entry that declares ``profile``, and those that papermill injected after it:
+    papermill itself only warns of an unknown one, so it is refused here, before any work. A notebook's own parameters are
+    plain variables; only those that :class:`Settings` knows are in what is returned.
+    """
+    sources = list(names.get("In", []))
+    declared = next((_assigned(s) for s in sources if "profile" in _assigned(s)), [])
+    injected = [name for s in sources if s.lstrip().startswith("# Parameters") for name in _assigned(s)]
+    shared = [f.name for f in dataclasses.fields(Settings)]
+    valid = declared or shared
+    for name in injected:
+        if name not in valid:
+            raise ValueError(f"unknown parameter {name!r}.{nearest(name, valid)} Valid: {', '.join(valid)}")
+    given = {name: plain(names[name]) for name in valid if name in shared and name in names}
+    return Settings(**given | ({"categories": ()} if dataset == "btad" else {}), dataset=dataset)
+
+
+def plain(value):
+    """A parameter as papermill has it (a list) -> as frozen settings hold it (a tuple)."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _assigned(source: str) -> list[str]:
+    """Names that an entry assigns at its top level; none where it is not plain Python."""
+    try:
+        body = ast.parse(source).body
+    except SyntaxError:
+        return []
+    targets = [t for node in body for t in (getattr(node, "targets", None) or [getattr(node, "target", None)])]
+    return [t.id for t in targets if isinstance(t, ast.Name)]
+
+
+def at_least(name: str, value: int, least: int) -> int:
+    """A notebook's own number, checked.
+
+    Raises:
+        ValueError: no whole number, or below ``least``.
+    """
+    if check_type(name, int, value) < least:
+        raise ValueError(f"{name}: expected {least} or more, got {value}")
+    return value
+
+
+def built(kind: type, name: str, values: dict):
+    """A dataclass from a notebook's own parameter ``name``, a dict of its fields.
+
+    Raises:
+        ValueError: an unknown key, with the nearest valid one; a value outside its range, from the dataclass.
+    """
+    valid = [field.name for field in dataclasses.fields(kind)]
+    for key in values:
+        if key not in valid:
+            raise ValueError(f"{name}: unknown key {key!r}.{nearest(key, valid)} Valid: {', '.join(valid)}")
+    return kind(**values)
+
+
+def tag_of(backbone_: str, weights: str) -> str:
+    """``weights``, or where they are torchvision's published file, its tag: name and content have the published hash."""
+    path = Path(weights)
+    digits = path.stem.rpartition("-")[2]
+    if len(digits) != 8 or not path.is_file():
+        return weights
+    from torchvision import models  # seconds, that a tag does without
+
+    known = models.get_model_weights(backbone_) if backbone_ in models.list_models(module=models) else ()
+    for published in known:
+        if Path(published.url).stem.endswith(f"-{digits}"):
+            with path.open("rb") as file:
+                whole = hashlib.file_digest(file, "sha256").hexdigest()
+            return published.name if whole.startswith(digits) else weights
+    return weights
+
+
+def by_tag(members: dict[str, str]) -> dict[str, str]:
+    """backbone -> weights, with the tag in the place of a published file."""
+    return {name: tag_of(name, weights) for name, weights in members.items()}
+
+
+def _epochs_in_words(trained: Iterable[tuple[int, int]]) -> str:
+    """(epochs, side of the images) -> "4 epochs" or "2 epochs at 160 px, 4 at 224 px"."""
+    trained = list(trained)
+    first = trained[0][0]
+    unit = f"epoch{'s' if first != 1 else ''}"
+    if len({epochs for epochs, _ in trained}) == 1:
+        return f"{first} {unit}"
+    at = [f"{epochs} at {size} px" for epochs, size in trained]
+    return ", ".join([at[0].replace(" ", f" {unit} ", 1), *at[1:]])
+
+
+def report(grid: experiment.Grid, entries: Sequence, say=print) -> None:
+    """How much of a grid is there, which entries are missing, and which categories have no AUROC, and why."""
+    say(f"{len(grid.results)} of {len(entries)} entries are there")
+    for entry in grid.missing:
+        say(f"missing: {entry.category} {entry.method} seed {entry.config.seed} {entry.config}")
+    for category, why in tables.reasons(grid).items():
+        say(f"{category}: undefined, left out of the means ({why})")
+
+
+def provenance(results: Sequence[experiment.Result], entries: int) -> str:
+    """A few lines on where a grid's numbers come from: entries done, commit, versions, devices, hours, seeds.
+
+    Cells that are one stored result (all seeds of a PatchCore) count once.
+    """
+    if not results:
+        return f"0 of {entries} entries done."
+    from_store = ("identity", "checksum")  # what only a result that was read again has
+    once = {json.dumps({n: v for n, v in r.info.items() if n not in from_store}, sort_keys=True): r for r in results}
+    infos = [r.info for r in once.values()]
+    hours = sum(sum(info["seconds"].values()) for info in infos) / 3600
+    commits, devices = (", ".join(sorted({info[name] for info in infos})) for name in ("commit", "device"))
+    seeds = ", ".join(map(str, sorted({info["config"]["seed"] for info in infos})))
+    versions = _versions(infos[0]["versions"])
+    same = f" ({len(once)} results, the others are the same)" if len(once) < len(results) else ""
+    done = f"{len(results)} of {entries} entries done{same}; commit {commits}; {versions}; {devices}"
+    return textwrap.fill(f"{done}; {hours:.2f} hours of computing; seeds {seeds}", 100)
+
+
+def environment(device) -> str:
+    """One line on where this session's numbers come from: commit, versions, device."""
+    return f"commit {experiment.commit()}; {_versions(experiment.versions())}; {experiment.device_name(device)}"
+
+
+def _versions(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {versions[name]}" for name in ("rcp", "torch", "torchvision", "faiss-gpu", "adamp"))

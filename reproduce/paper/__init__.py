@@ -1,0 +1,36 @@
+"""The published numbers, as data: Tables 1 to 7 and S1 to S8, Figure 4's d′, and the figures that the prose repeats.
+
+``facts`` reads them; ``checks`` derives every printed mean and difference again and lists the paper's contradictions.
+"""
+
+from reproduce.paper.checks import averages, inconsistencies, pixel_column_evidence
+from reproduce.paper.facts import (
+    CATEGORIES,
+    COUNTS,
+    NOT_AVAILABLE,
+    OBJECTS,
+    TEXTURES,
+    Counts,
+    abbreviated,
+    group_means,
+    published,
+    table,
+    tables,
+)
+
+__all__ = [
+    "CATEGORIES",
+    "COUNTS",
+    "NOT_AVAILABLE",
+    "OBJECTS",
+    "TEXTURES",
+    "Counts",
+    "abbreviated",
+    "averages",
+    "group_means",
+    "inconsistencies",
+    "pixel_column_evidence",
+    "published",
+    "table",
+    "tables",
+]

@@ -1,0 +1,112 @@
+"""Where a result comes from: the code of the modules that made it, found by reading what they import; versions, commit, device."""
+
+import ast
+import hashlib
+import importlib.metadata
+import io
+import platform
+import subprocess
+import tokenize
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from rcp.config import STAGES
+from rcp.paths import PROJECT
+
+ROOT = Path(__file__).resolve().parents[1]  # of both packages
+
+# The modules whose functions make a stage's result; what they import is found, not listed.
+MODULES = {
+    "features": ("rcp.data.layouts", "rcp.patches"),
+    "training": ("rcp.model",),
+    "bank": ("rcp.coreset",),
+    "scores": ("rcp.detector", "rcp.metrics"),
+}
+# Declarations and messages: the values of hyper-parameters are in an identity by themselves.
+NO_CODE = ("rcp.checks", "rcp.config", "rcp.paths")
+
+
+def code_upto(stage: str, root: Path = ROOT) -> str:
+    """Hash of all code that a stage's result comes from, that of the stages before it included. root: holds ``rcp/``."""
+    return code_of(*(m for s in STAGES[: STAGES.index(stage) + 1] for m in MODULES[s]), root=root)
+
+
+@cache
+def code_of(*modules: str, root: Path = ROOT, alone: bool = False) -> str:
+    """Hash of these modules' code and of all that they import of rcp and reproduce, without comments, docstrings and blank lines.
+
+    alone: without what they import.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for module in sorted(modules if alone else closure(modules, root)):
+        digest.update(f"{module}\n{_code(_file(module, root))}\n".encode())
+    return digest.hexdigest()
+
+
+def closure(modules, root: Path = ROOT) -> set[str]:
+    """Names of the modules, and of those of rcp and reproduce that they import anywhere in their text, and so on."""
+    found, left = set(), list(modules)
+    while left:
+        if (module := left.pop()) not in found and module not in NO_CODE:
+            found.add(module)
+            left += _imports(_file(module, root), root)
+    return found
+
+
+def _imports(file: Path, root: Path) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found += [name if _file(name, root) else node.module for name in names]
+    return [name for name in found if name.startswith(("rcp.", "reproduce.")) and _file(name, root)]
+
+
+def _file(module: str, root: Path) -> Path | None:
+    path = root.joinpath(*module.split("."))
+    return next((f for f in (path.with_suffix(".py"), path / "__init__.py") if f.is_file()), None)
+
+
+def _code(file: Path) -> str:
+    """The text without docstrings, comments and blank lines; another version of Python gives the same."""
+    text = file.read_text()
+    lines = text.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            lines[token.start[0] - 1] = lines[token.start[0] - 1][: token.start[1]].rstrip()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            said = node.body[0]
+            lines[said.lineno - 1 : said.end_lineno] = [""] * (said.end_lineno - said.lineno + 1)
+    return "\n".join(line for line in lines if line.strip())
+
+
+def device_name(device: torch.device | str) -> str:
+    device = torch.device(device)
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of Python, rcp and the packages that results depend on."""
+    found = {"python": platform.python_version()}
+    for package in ("rcp", "torch", "torchvision", "timm", "faiss-gpu", "adamp", "scikit-learn", "numpy"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "absent"
+    return found
+
+
+@cache
+def commit() -> str:
+    """The project's commit, with "+" where the working tree differs from it; "unknown" outside a checkout."""
+    try:
+        command = ["git", "-C", str(PROJECT), "describe", "--always", "--dirty=+", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

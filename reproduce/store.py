@@ -1,0 +1,207 @@
+"""What was computed, on disk: entries (JSON + npz) and patch features (npy, memory-mapped).
+
+Every one is a folder that is written under a temporary name and renamed last, so a killed process leaves nothing half-written
+and any number of processes can share a store. What is damaged is set aside with a warning and computed again.
+"""
+
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+
+from rcp.paths import PROJECT, require_disk, root_of
+
+
+def runs_root(argument: str | Path | None = None) -> Path:
+    """Folder of the store and of executed notebooks (``RCP_RUNS``, default ``runs/``)."""
+    return root_of(argument, "RCP_RUNS", PROJECT / "runs")
+
+
+def key_of(identity: dict) -> str:
+    """Hash of a JSON-able description; the same for the same content in any order of its names."""
+    return hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=12).hexdigest()
+
+
+class Store:
+    """Folders ``root/KIND/KEY/``; KIND is entries, representations (f) or features, KEY is :func:`key_of` an identity.
+
+    Args:
+        root: the store's folder; made when first written.
+
+    Raises:
+        ValueError: the folder was written by an rcp whose results are of other identities.
+    """
+
+    def __init__(self, root: str | Path):
+        self.root = Path(root)
+        if (self.root / "cells").is_dir():
+            raise ValueError(
+                f"the store {self.root} is of an earlier rcp (it holds cells/); remove it, or set RCP_RUNS"
+            )
+
+    def folder(self, kind: str, identity: dict) -> Path:
+        return self.root / kind / key_of(identity)
+
+    @contextmanager
+    def locked(self, kind: str, identity: dict) -> Iterator[None]:
+        """One process at a time for this folder; the others wait and then find it there. The lock goes when a process dies."""
+        folder = self.folder(kind, identity)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.parent / f".{folder.name}.lock"):
+            for abandoned in folder.parent.glob(f".{folder.name}.*/"):  # by a process that was killed
+                shutil.rmtree(abandoned, ignore_errors=True)
+            yield
+
+    @contextmanager
+    def _written(self, folder: Path) -> Iterator[Path]:
+        """A temporary folder that is renamed to ``folder`` at the end; nothing is left if something raises."""
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        try:
+            yield temporary
+            temporary.chmod(0o755)  # mkdtemp's 0700 would lock others out of a shared store
+            os.replace(temporary, folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+    # -- entries and f: JSON and small arrays --------------------------------------------------------------------------
+
+    def load(self, kind: str, identity: dict) -> tuple[dict, dict[str, np.ndarray]] | None:
+        """(info, arrays), or None where they are absent or were damaged."""
+        folder = self.folder(kind, identity)
+        if not folder.exists():
+            return None
+        try:
+            return _checked((folder / "result.json").read_bytes(), (folder / "arrays.npz").read_bytes())
+        except Exception as error:  # whatever is wrong with it, it is not used
+            self._set_aside(folder, error)
+            return None
+
+    def save(self, kind: str, identity: dict, info: dict, arrays: dict[str, np.ndarray]) -> None:
+        with self._written(self.folder(kind, identity)) as folder:
+            np.savez_compressed(folder / "arrays.npz", **arrays)
+            content = info | {"identity": identity, "checksum": _checksum(arrays)}
+            (folder / "result.json").write_text(json.dumps(content, indent=1, allow_nan=False))
+
+    # -- patch features ------------------------------------------------------------------------------------------------
+
+    def open_array(self, identity: dict) -> np.ndarray | None:
+        """A memory-mapped, read-only array, or None where it is absent or was damaged. Its header is checked, not its content."""
+        folder = self.folder("features", identity)
+        if not folder.exists():
+            return None
+        try:
+            array = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
+            written = json.loads((folder / "identity.json").read_text())
+            if [list(array.shape), array.dtype.name] != [written["shape"], written["dtype"]]:
+                raise ValueError(f"features.npy holds {array.shape} {array.dtype}, expected {written['shape']}")
+            return array
+        except Exception as error:
+            self._set_aside(folder, error)
+            return None
+
+    @contextmanager
+    def new_array(self, identity: dict, shape: Sequence[int], dtype: str) -> Iterator[np.ndarray]:
+        """A memory map to be filled; it is in the store at the end of the ``with``.
+
+        Raises:
+            OSError: the disk has no room; needed and free are named, before anything is computed.
+        """
+        require_disk(self.root, int(np.prod(shape)) * np.dtype(dtype).itemsize, "patch features")
+        with self._written(self.folder("features", identity)) as folder:
+            out = np.lib.format.open_memmap(folder / "features.npy", "w+", dtype, tuple(shape))
+            yield out
+            out.flush()
+            about = identity | {"shape": list(shape), "dtype": out.dtype.name}
+            (folder / "identity.json").write_text(json.dumps(about, indent=1))
+
+    def _set_aside(self, folder: Path, error: Exception) -> None:
+        if isinstance(error, PermissionError | MemoryError):
+            raise error
+        aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".damaged-{folder.name}-"))
+        try:
+            os.replace(folder, aside)
+        except FileNotFoundError:  # another process was faster
+            aside.rmdir()
+            return
+        warnings.warn(
+            f"damaged store entry {folder} set aside as {aside.name} and computed again ({error})", stacklevel=4
+        )
+
+    # -- results travel ------------------------------------------------------------------------------------------------
+
+    def pack(self, file: str | Path) -> int:
+        """Writes the finished entries (JSON, scores, patch scores; no features, no images) into one zip; -> how many."""
+        found = [f for f in sorted((self.root / "entries").glob("[!.]*")) if (f / "result.json").is_file()]
+        if not found:
+            raise ValueError(f"pack: the store {self.root} has no finished entries")
+        temporary = Path(file).with_name(f".{Path(file).name}.{os.getpid()}")
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as packed:
+            for folder in found:
+                for name in ("result.json", "arrays.npz"):
+                    packed.write(folder / name, f"entries/{folder.name}/{name}")
+        os.replace(temporary, file)
+        return len(found)
+
+    def unpack(self, file: str | Path) -> tuple[int, int]:
+        """Merges a packed file's entries into this store; -> (how many are new, how many there are in the file).
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: not a packed file; an entry is damaged, or its key is not that of its identity. Nothing is merged then.
+        """
+        if not Path(file).is_file():
+            raise FileNotFoundError(f"unpack: no file {file}")
+        try:
+            with zipfile.ZipFile(file) as packed:
+                names = packed.namelist()
+                keys = sorted({m[1] for n in names if (m := re.fullmatch(r"entries/([0-9a-f]{24})/result\.json", n))})
+                expected = {f"entries/{k}/{name}" for k in keys for name in ("result.json", "arrays.npz")}
+                if foreign := sorted(set(names) ^ expected):
+                    raise ValueError(f"{foreign[0]} is missing or does not belong there")
+                found = {
+                    k: _checked(*(packed.read(f"entries/{k}/{n}") for n in ("result.json", "arrays.npz"))) for k in keys
+                }
+        except (zipfile.BadZipFile, ValueError, KeyError) as error:
+            raise ValueError(f"unpack: {file} is not what `pack` writes, or is damaged: {error}") from None
+        new = 0
+        for key, (info, _) in found.items():
+            if key != key_of(info["identity"]):
+                raise ValueError(f"unpack: {file} holds entry {key} under another key than its identity's")
+        for info, arrays in found.values():
+            identity = info.pop("identity")
+            with self.locked("entries", identity):
+                if self.load("entries", identity) is None:
+                    self.save("entries", identity, info, arrays)
+                    new += 1
+        return new, len(found)
+
+
+def _checked(text: bytes, archive: bytes) -> tuple[dict, dict[str, np.ndarray]]:
+    """result.json and arrays.npz, read and held against their checksum."""
+    info = json.loads(text)
+    with np.load(io.BytesIO(archive), allow_pickle=False) as file:
+        arrays = dict(file)
+    if info["checksum"] != _checksum(arrays):
+        raise ValueError("arrays.npz does not match its checksum")
+    return info, arrays
+
+
+def _checksum(arrays: dict[str, np.ndarray]) -> str:
+    digest = hashlib.blake2b(digest_size=12)
+    for name in sorted(arrays):
+        digest.update(f"{name}{arrays[name].dtype}{arrays[name].shape}".encode())
+        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return digest.hexdigest()

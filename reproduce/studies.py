@@ -1,0 +1,218 @@
+"""What is no grid of AUROCs: the space of patch features (Figures 3 and S1) and the time of an inference (Table S6).
+
+Both are tasks for :func:`reproduce.run.run`: computed once, found again in the store.
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rcp.data import load_images
+from rcp.detector import ReConPatch, resolve_device
+from rcp.patches import images_at_a_time
+from rcp.scoring import image_scores, score_maps
+from reproduce.entries import Entry, OfAnEntry, features, fit
+from reproduce.provenance import code_of, device_name
+from reproduce.store import Store
+
+
+def _about(task: OfAnEntry, detector: ReConPatch, metrics: dict) -> dict:
+    seconds = {stage: round(seconds, 3) for stage, seconds in detector.timings_.items()}
+    device = device_name(detector.device)
+    return {
+        "config": task.config.asdict(),
+        "device": device,
+        "seconds": seconds,
+        "metrics": metrics | {"undefined": {}},
+    }
+
+
+@dataclass(frozen=True)
+class FeatureSpace(OfAnEntry):
+    """Patch features of a few training images in two dimensions (UMAP), and how much they know of their position.
+
+    epochs: after which f is looked at; () for PatchCore. images: how many, spread over the training set.
+    neighbours: of UMAP. Position is predicted from the 5 nearest patches of *other* images.
+    """
+
+    entry: Entry
+    epochs: tuple[int, ...] = ()
+    images: int = 8
+    neighbours: int = 15
+
+    def identity(self) -> dict:
+        how = {"epochs": list(self.epochs), "images": self.images, "neighbours": self.neighbours}
+        code = code_of("reproduce.studies", alone=True)
+        return {"study": "feature space", "entry": self.entry.identity(), "code": code} | how
+
+    def compute(self, store: Store, log: Callable[[str], None]) -> tuple[dict, dict]:
+        detector = ReConPatch.from_config(self.config)
+        train = features(self.entry, self.data(), ("train",), store, detector.timings_)["train"]
+        chosen = np.unique(np.linspace(0, len(train) - 1, self.images).astype(int))
+        shown = torch.from_numpy(train[chosen])
+        spaces = {}
+
+        def look(epoch: int, f: torch.nn.Linear | None) -> None:
+            if f is None or epoch in self.epochs:
+                detector.f_ = f
+                spaces[f"epoch {epoch}" if epoch else "PatchCore"] = detector.represent_patches(shown).cpu().numpy()
+
+        if self.config.represent:
+            detector.train(train, log, look)
+        else:
+            look(0, None)
+        side = int(train.shape[1] ** 0.5)
+        grid = np.stack(np.meshgrid(np.arange(side), np.arange(side), indexing="ij"), -1).reshape(-1, 2)
+        positions, image = np.tile(grid, (len(chosen), 1)), np.repeat(np.arange(len(chosen)), len(grid))
+        arrays, position = {"positions": positions}, {}
+        for name, space in spaces.items():
+            flat = space.reshape(-1, space.shape[-1])
+            log(f"{name}: UMAP of {len(flat)} patches ...")
+            with detector.timings_("umap"):
+                arrays[name] = embed(flat, self.neighbours, self.config.seed)
+            position[name] = position_r2(flat, positions, image)
+        return _about(self, detector, {"position_r2": position}), arrays
+
+
+def embed(features: np.ndarray, neighbours: int = 15, seed: int = 0) -> np.ndarray:
+    """UMAP with its defaults. features: (n, D) -> (n, 2) float32."""
+    from umap import UMAP
+
+    return UMAP(n_neighbors=min(neighbours, len(features) - 1), random_state=seed, n_jobs=1).fit_transform(features)
+
+
+def position_r2(features: np.ndarray, positions: np.ndarray, image: np.ndarray, k: int = 5) -> float:
+    """How well a patch's place is known from its features: R² of the mean place of its k nearest patches of other images.
+
+    features: (n, D); positions: (n, 2) row and column; image: (n,) which image a patch is of. 1 is exact, 0 no better than the
+    middle of the image. Every second image is predicted from the others.
+    """
+    from sklearn.metrics import r2_score
+    from sklearn.neighbors import KNeighborsRegressor
+
+    asked = image % 2 == 1
+    model = KNeighborsRegressor(k, algorithm="brute").fit(features[~asked], positions[~asked])
+    return float(r2_score(positions[asked], model.predict(features[asked])))
+
+
+@dataclass(frozen=True)
+class InferenceTime(OfAnEntry):
+    """Table S6's protocol: 10 warm-ups, 30 iterations, split into backbone, features, f, search and map.
+
+    batch: images of one pass. The device is part of what the result depends on.
+    """
+
+    entry: Entry
+    batch: int = 1
+    warm_ups: int = 10
+    iterations: int = 30
+
+    def identity(self) -> dict:
+        how = {name: getattr(self, name) for name in ("batch", "warm_ups", "iterations")}
+        how |= {
+            "device": device_name(resolve_device(self.config.device)),
+            "code": code_of("reproduce.studies", alone=True),
+        }
+        return {"study": "inference time", "entry": self.entry.identity()} | how
+
+    def columns(self) -> dict:
+        return super().columns() | {"batch": self.batch}
+
+    def compute(self, store: Store, log: Callable[[str], None]) -> tuple[dict, dict]:
+        data = self.data()
+        detector, _ = fit(self.entry, data, store, log)
+        images = load_images((list(data.test.paths) * self.batch)[: self.batch], detector.transform)
+        _forget_peak(detector.device)
+        seconds = inference_seconds(detector, images, self.warm_ups, self.iterations)
+        peak = _peak(detector.device)
+        low, median, high = np.quantile(np.stack(list(seconds.values())), [0.25, 0.5, 0.75], axis=1).tolist()
+        spread = {
+            stage: {"median_ms": 1e3 * m, "iqr_ms": 1e3 * (b - a)}
+            for stage, a, m, b in zip(seconds, low, median, high, strict=True)
+        }
+        found = {
+            "inference_ms": 1e3 * median[0] / self.batch,
+            "iqr_ms": 1e3 * (high[0] - low[0]) / self.batch,
+            "images_per_second": self.batch / median[0],
+            "peak_memory_bytes": peak,
+            "stages": spread,
+        }
+        return _about(self, detector, found) | {"bank": list(detector.bank_.entries.shape)}, seconds
+
+
+def inference_seconds(detector, images: np.ndarray, warm_ups: int = 10, iterations: int = 30) -> dict[str, np.ndarray]:
+    """Stage -> (iterations,) seconds of one pass over a batch: backbone, features, f, search, map (Table S6), and all of them.
+
+    As ``predict`` does it: a few images at a time where that is faster. Measured by CUDA events on a GPU. Decoding is
+    left out; the images' way to the GPU is in "backbone", the maps' way back in "map".
+
+    Args:
+        detector: fitted.
+        images: (n, S, S, 3) uint8, one batch.
+    """
+    c, extractor = detector.config, detector.extractor
+    stages = {
+        "backbone": extractor.maps,
+        "features": extractor.patches,
+        "f": detector.represent_patches,
+        "search": detector.score_patches,
+        "map": lambda s: (image_scores(s.flatten(1)).cpu(), score_maps(s, c.image_size, c.blur)),
+    }
+    size = images_at_a_time(detector.device)
+    mark, between = _clock(detector.device)
+    seconds = np.zeros((warm_ups + iterations, 1 + len(stages)))
+    for row in seconds:
+        marks = []
+        for start in range(0, len(images), size):
+            value = images[start : start + size]
+            part = [mark()]
+            for stage in stages.values():
+                value = stage(value)
+                part.append(mark())
+            marks.append(part)
+        row[0] = between(marks[0][0], marks[-1][-1])
+        for part in marks:
+            row[1:] += [between(a, b) for a, b in pairwise(part)]
+    return dict(zip(["all", *stages], seconds[warm_ups:].T, strict=True))
+
+
+def _clock(device: torch.device) -> tuple[Callable, Callable]:
+    """-> (marks a moment, seconds between two of them)."""
+    if device.type != "cuda":
+        return time.perf_counter, lambda a, b: b - a
+
+    def mark():
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def between(a, b):
+        b.synchronize()
+        return a.elapsed_time(b) / 1e3
+
+    return mark, between
+
+
+def _forget_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):  # not Linux, or not allowed: the peak is then that of the whole process
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak(device: torch.device) -> int | None:
+    """Bytes: allocated on a GPU, else resident (the whole process: Python, torch, backbone and bank)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), None)

@@ -1,0 +1,410 @@
+"""Ours beside the published: one tidy comparison, from which tables, sentences, CSV files and verdicts are made."""
+
+import html
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from pandas.io.formats.style import Styler
+
+from rcp.metrics import UndefinedMetric, paired_bootstrap
+from reproduce import paper
+
+METRICS = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro": "AU-PRO", "d_prime": "d′"}
+AUROC = ("image_auroc", "pixel_auroc")
+_TITLES = METRICS | {
+    "position_r2": "R² of the position", "star": "highest point on the defect, %", "inference_ms": "ms an image",
+    "iqr_ms": "interquartile range, ms", "images_per_second": "images/s", "peak_memory_mib": "peak memory, MiB",
+    "bank_entries": "bank entries",
+}  # fmt: skip
+_DIGITS = {"position_r2": 4}  # decimals shown; 2 where not named
+COLUMNS = [
+    "metric", "setting", "kind", "row", "n", "left_out", "why", "mean", "spread", "seeds", "of", "published", "difference",
+]  # fmt: skip
+# How a setting is written.
+_WORDS = {
+    "dim": "D {}", "coreset_ratio": "coreset {:.0%}", "k": "k {}", "margin": "m {}", "alpha": "α {}", "layers": "levels {}",
+    "patch_size": "patch {}", "projection_layer": "{} projection", "image_size": "{} px", "refinement": "{} refinement",
+    "augmentation": "{} perturbations",
+}  # fmt: skip
+
+
+# ---- the comparison ----
+
+
+def compare(
+    frame: pd.DataFrame,
+    printed: pd.DataFrame | None = None,
+    *,
+    by: Sequence[str] = (),
+    metric: str | Sequence[str] = "image_auroc",
+    groups: Mapping[str, Sequence[str]] | None = None,
+    scale: float = 100.0,
+) -> pd.DataFrame:
+    """Means over categories, then over seeds, of each setting, beside what the paper prints for it; tidy.
+
+    Args:
+        frame: as :meth:`reproduce.run.Grid.frame` gives it: method, category, seed, settings, metrics, ``undefined`` (metric -> reason).
+        printed: as :func:`targets` gives it.
+        by: columns that tell the settings apart; the method always does, and is not named where it is alone.
+        metric: one or several. scale: what they are multiplied by; the printed ones are in percent.
+        groups: name -> categories; {} for rows of categories without groups, None for means over all categories only.
+
+    Returns:
+        Rows of metric, setting (a name), kind ("category", "group", "groups": the mean of the two groups' means, "all": the mean
+        of all categories), row (the category, the group, or "all"), n (categories that the mean is of), left_out (categories in which the
+        metric is undefined for some setting, joined by ", "), why (the reasons), mean and spread (standard deviation) over
+        seeds of each seed's own mean, seeds (those that have every category), of (how many there should be), published (NaN
+        for none) and difference (ours - published).
+
+        A category's published value is its own. So is a mean's where it is over all categories of the printed average, or where the
+        paper prints no categories; else it is the mean of the printed values of the same categories.
+    """
+    metrics, by = [metric] if isinstance(metric, str) else metric, ["method", *(name for name in by if name != "method")]
+    rows = []
+    for name in metrics if len(frame) else ():
+        methods = max(f["method"].nunique() for f in (frame, printed) if f is not None)
+        reasons, seeds = _reasons(frame, name), frame["seed"].nunique()
+        parts = _parts(list(dict.fromkeys(frame["category"])), groups, set(reasons))
+        for key, part in frame.groupby(by, sort=False):
+            where = dict(zip(by, key, strict=True))
+            named = by if methods > 1 or len(by) == 1 else by[1:]
+            about = {"metric": name, "setting": setting_name({column: where[column] for column in named}), "of": seeds}
+            values = scale * part.astype({name: float}).pivot(index="seed", columns="category", values=name)
+            published = _published(printed, where, name)
+            rows += [about | _row(values, published, reasons, *which) for which in parts]
+    found = pd.DataFrame(rows, columns=COLUMNS)
+    return found.assign(difference=found["mean"] - found["published"])
+
+
+def setting_name(where: Mapping) -> str:
+    """``{"method": "ReConPatch", "dim": 64}`` -> "ReConPatch, D 64"."""
+    return ", ".join("drop" if v == "difference" else _WORDS.get(name, "{}").format(v) for name, v in where.items())
+
+
+def _reasons(frame: pd.DataFrame, metric: str) -> dict[str, str]:
+    """category -> why the metric is undefined there, for some setting: it is then left out of every mean."""
+    rows = frame[frame[metric].isna()]
+    whys = rows["undefined"] if "undefined" in rows else [{}] * len(rows)
+    return {c: (why or {}).get(metric, "") for c, why in zip(rows["category"], whys, strict=True)}
+
+
+def _parts(categories: list[str], groups: Mapping | None, undefined: set[str]) -> list[tuple]:
+    """(kind, row, lists of categories: the row is the mean of their means)."""
+    if groups is None:
+        return [("all", "all", [categories])]
+    of = {group: [c for c in names if c in categories] for group, names in groups.items()}
+    ordered = [c for names in of.values() for c in names]
+    ordered += [c for c in categories if c not in ordered]
+    of = {group: names for group, names in of.items() if set(names) - undefined}
+    parts = [*(("category", c, [[c]]) for c in ordered), *(("group", group, [names]) for group, names in of.items())]
+    parts += [("groups", "all", list(of.values()))] if len(of) == 2 else []
+    return [*parts, ("all", "all", [ordered])]
+
+
+def _row(values: pd.DataFrame, published: pd.Series, reasons: dict, kind: str, row: str, lists: list) -> dict:
+    """One row. values: (seeds, categories); published: by category."""
+    left_out = [c for names in lists for c in names if c in reasons]
+    kept = [[c for c in names if c not in reasons] for names in lists]
+    own = sum(values.reindex(columns=names).mean(axis=1, skipna=False) for names in kept) / len(kept)
+    complete = own.astype(float).dropna()
+    beside = [_target(published, names, kind) for names in (lists if kind == "category" else kept)]
+    why = "; ".join(reasons[c] if kind == "category" else f"{c}: {reasons[c]}" for c in left_out if reasons[c])
+    return {
+        "kind": kind, "row": row, "n": sum(map(len, kept)), "left_out": ", ".join(left_out), "why": why,
+        "mean": complete.mean(), "spread": complete.std(), "seeds": len(complete), "published": float(np.mean(beside)),
+    }  # fmt: skip
+
+
+def _published(printed: pd.DataFrame | None, where: Mapping, metric: str) -> pd.Series:
+    """What is printed for one setting, by category (also "object", "texture", "average")."""
+    if printed is None:
+        return pd.Series(dtype=float)
+    found = printed[printed["metric"] == metric]
+    for column, value in where.items():
+        if column in found:
+            found = found[found[column] == (paper.abbreviated(value) if column == "backbone" else value)]
+    return found.set_index("category")["value"]
+
+
+def _target(published: pd.Series, names: list[str], kind: str) -> float:
+    of = set(published.index) - {"object", "texture", "average"}
+    if kind == "all" and "average" in published and (not of or of == set(names)):
+        return published["average"]
+    return published.reindex(names).mean(skipna=False)
+
+
+def targets(item: str) -> pd.DataFrame:
+    """:func:`reproduce.paper.table`, as far as a number computed here may be held against it.
+
+    "5": the two methods at 224 px. Not ReConPatch's pixel column: it is of another model (levels 1+2+3, patch 5), and looks permuted
+    (:func:`reproduce.paper.inconsistencies`); for the model computed here the paper gives the mean of 15 categories only, in Table 3.
+    "S5": its categories, because its averages are of two kinds. "7": not PatchCore, whose backbone and size the paper does not name.
+    """
+    printed = paper.table(item)
+    if item == "5":
+        printed = printed[printed["method"].isin(["PatchCore", "ReConPatch"]) & (printed["image_size"] == 224)]
+        other = (printed["method"] == "ReConPatch") & (printed["metric"] == "pixel_auroc")
+        mean = paper.published("3", metric="pixel_auroc", layers="2+3", patch_size=3)
+        printed.loc[other, "value"] = np.where(printed.loc[other, "category"] == "average", mean, np.nan)
+    elif item == "S5":
+        printed = printed[printed["category"].isin(paper.CATEGORIES)]
+    elif item == "7":
+        printed = printed[printed["backbone"].notna()]
+    return printed if "category" in printed else printed.assign(category="average")
+
+
+# ---- frames to compare ----
+
+
+def drops(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with rows of augmentation "difference" added: without minus with perturbations (Tables 4 and S5)."""
+    if frame.empty:
+        return frame
+    without, perturbed = (frame[frame["augmentation"] == how] for how in ("without", "with"))
+    return pd.concat([frame, _minus(without, perturbed).assign(augmentation="difference")], ignore_index=True)
+
+
+def gains(frame: pd.DataFrame) -> pd.DataFrame:
+    """Refined minus unrefined, for each kind of simulation (Tables S7 and S8)."""
+    return frame if frame.empty else _minus(*(frame[frame["refinement"] == how] for how in ("with", "without")))
+
+
+def _minus(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
+    """Differences of the metrics between rows of the same method, category, seed and size."""
+    keys = [name for name in ("method", "category", "seed", "image_size") if name in first]
+    metrics = [name for name in METRICS if name in first]
+    both = first.merge(second[keys + metrics], on=keys, suffixes=("", " of the second"))
+    for name in metrics:
+        both[name] = both[name].astype(float) - both[f"{name} of the second"].astype(float)
+    return both[list(first)]
+
+
+def one_at_a_time(frame: pd.DataFrame, varied: str, **defaults) -> pd.DataFrame:
+    """The rows in which all but one of the named hyper-parameters are at their defaults, by ascending value of that one."""
+    if frame.empty:
+        return frame
+    at_default = [frame[name] == value for name, value in defaults.items() if name != varied]
+    return frame[np.all(at_default, axis=0)].sort_values(varied, kind="stable")
+
+
+def paired(grid, by: Sequence[str] = ()) -> pd.DataFrame:
+    """ReConPatch - PatchCore, image AUROC in percent points, with a 95 % bootstrap interval over test images.
+
+    Args:
+        grid: :class:`reproduce.run.Grid` with entries of both methods.
+        by: settings that both must share, such as ["dim"].
+
+    Returns:
+        Rows as of :func:`compare`, of kinds "category" and "all"; mean is the difference, columns low and high follow.
+    """
+    found: dict = {}
+    for entry, result in grid.pairs():
+        columns = entry.columns()
+        setting = setting_name({"": "ReConPatch - PatchCore"} | {name: columns[name] for name in by})
+        group = found.setdefault(setting, {}).setdefault(entry.category, {"labels": np.asarray(result.labels)})
+        group["why"] = result.metrics["undefined"].get("image_auroc", "")
+        group.setdefault(entry.method, []).append(result.scores)
+    rows = []
+    for setting, groups in found.items():
+        both = {c: g for c, g in groups.items() if {"PatchCore", "ReConPatch"} <= set(g)}
+        undefined = {c: g["why"] for c, g in both.items() if len(np.unique(g["labels"])) < 2}
+        for kind, row, (names,) in _parts(list(both), {}, set()):
+            some = [both[c] for c in names if c not in undefined]
+            three = [(g["labels"], np.array(g["ReConPatch"]), np.array(g["PatchCore"])) for g in some]
+            try:
+                interval = paired_bootstrap(three)
+            except UndefinedMetric:
+                interval = (np.nan, np.nan, np.nan)
+            about = {"metric": "image_auroc", "setting": setting, "kind": kind, "row": row, "n": len(some)}
+            left_out = [c for c in names if c in undefined]
+            about |= {"left_out": ", ".join(left_out), "why": "; ".join(filter(None, (undefined[c] for c in left_out)))}
+            about |= {"seeds": min((len(g["ReConPatch"]) for g in some), default=0)}
+            rows.append(about | dict(zip(("mean", "low", "high"), (100 * v for v in interval), strict=True)))
+    table = pd.DataFrame(rows, columns=[*COLUMNS, "low", "high"])
+    return table.assign(of=table["seeds"].max())
+
+
+def bank_memory(frame: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """Figure S2's points: rows of Table 2 with method, dim, bytes of the bank as measured and by Eq. S1 (means over categories), megabytes.
+
+    rows: as :func:`compare` gives them for the same frame by dim.
+    """
+    sizes = []
+    for (method, dim), part in frame.groupby(["method", "dim"], sort=False) if len(frame) else ():
+        eq_s1 = (part["dim"] * (part["coreset_ratio"] * part["patches"]).astype(int) * 4).mean()
+        names = {setting_name({"method": method, "dim": dim}), setting_name({"dim": dim})}
+        sizes += [{"setting": n, "method": method, "dim": dim, "measured": part["bank_bytes"].mean(), "eq_s1": eq_s1} for n in names]
+    found = rows.merge(pd.DataFrame(sizes, columns=["setting", "method", "dim", "measured", "eq_s1"]), on="setting")
+    return found.assign(megabytes=found["measured"] / 1e6)
+
+
+def averages_again() -> pd.DataFrame:
+    """Every printed average that can be computed from printed rows; rows as of :func:`compare`, mean is the recomputed one.
+
+    why: not empty where they differ by more than rounding explains.
+    """
+    rows = [
+        {"metric": r["metric"], "setting": f"Table {r['table']}: {r['setting']}, {r['category']}", "kind": "all", "row": "all",
+         "why": "more than rounding explains" if r["off"] else "", "mean": r["recomputed"], "published": r["printed"]}
+        for r in paper.averages()
+    ]  # fmt: skip
+    found = pd.DataFrame(rows, columns=COLUMNS)
+    return found.assign(difference=found["mean"] - found["published"])
+
+
+def contradictions() -> pd.DataFrame:
+    """:func:`reproduce.paper.inconsistencies` as rows of :func:`compare`: mean is the recomputed number, why the note."""
+    found = paper.inconsistencies()
+    where = [f"{'' if t == 'text' else 'Table '}{t}: {item}" for t, item in zip(found["table"], found["item"], strict=True)]
+    rows = found.assign(metric="", setting=where, kind="all", row="all", mean=found["recomputed"], published=found["printed"])
+    return rows.assign(why=found["note"], difference=rows["mean"] - rows["published"]).reindex(columns=COLUMNS)
+
+
+# ---- what is shown and written ----
+
+
+def show(rows: pd.DataFrame, caption: str) -> Styler:
+    """The rows as an HTML table; the caption says where the numbers come from. See :func:`readable`."""
+    styles = [
+        {"selector": "caption", "props": "caption-side: top; text-align: left; font-weight: bold; padding: 0.4em 0"},
+        {"selector": "td, th", "props": "padding: 0.15em 0.3em; text-align: right; font-size: 85%"},
+        {"selector": "th.row_heading", "props": "text-align: left; white-space: nowrap"},
+    ]
+    styled = readable(rows).style.format(escape="html").set_caption(html.escape(caption)).set_table_styles(styles)
+    return styled.format_index(escape="html", axis=0).format_index(escape="html", axis=1).set_uuid("t")
+
+
+def readable(rows: pd.DataFrame) -> pd.DataFrame:
+    """Text: a row per category and mean and a column per setting; where there are only means of all, a row per setting.
+
+    Ours is mean ± spread over seeds. Published, difference and 95 % interval have columns where there is one.
+    """
+    table: dict = {}
+    settings_alone, several = (rows["kind"] == "all").all(), rows[["setting", "metric"]].nunique() > 1
+    for r in rows.to_dict("records"):
+        title, digits = _TITLES.get(r["metric"], r["metric"]), _DIGITS.get(r["metric"], 2)
+        without = f" (without {r['left_out']})" if r["left_out"] and r["kind"] != "category" else ""
+        if settings_alone:
+            line, column = r["setting"], title + without
+        else:
+            line = _line(r) + without
+            column = ", ".join([r["setting"]] * several["setting"] + [title] * several["metric"]) or r["setting"]
+        found = {"ours": _ours(r, digits), "published": "", "difference": ""}
+        if not np.isnan(r["published"]):
+            found["published"] = f"{r['published']:.{digits}f}"
+            found["difference"] = "" if np.isnan(r["difference"]) else f"{r['difference']:+.{digits}f}"
+        if "low" in r:
+            found["95 % interval"] = "" if np.isnan(r["low"]) else f"[{r['low']:+.{digits}f}, {r['high']:+.{digits}f}]"
+        table.setdefault(line, {}).update({(column, name): text for name, text in found.items()})
+    if not table:
+        return pd.DataFrame({"": ["nothing is computed yet"]})
+    text = pd.DataFrame.from_dict(table, orient="index").fillna("")
+    return text.loc[:, [c for c in text if c[1] == "ours" or text[c].any()]]
+
+
+def _line(r: Mapping) -> str:
+    if r["kind"] == "category":
+        return r["row"]
+    if r["kind"] == "group":
+        return f"mean of {r['n']} {r['row']}{'s' if r['n'] > 1 else ''}"
+    return "mean of the two groups" if r["kind"] == "groups" else f"mean of all {r['n']}"
+
+
+def _ours(r: Mapping, digits: int = 2) -> str:
+    if np.isnan(r["mean"]):
+        undefined = f"undefined: {r['why']}" if r["why"] else "undefined"
+        return undefined if r["left_out"] and r["n"] == 0 else "–"
+    spread = "" if np.isnan(r["spread"]) else f" ± {r['spread']:.{digits}f}"
+    return f"{r['mean']:.{digits}f}{spread}" + (f" ({r['seeds']} of {r['of']} seeds)" if r["seeds"] < r["of"] else "")
+
+
+def in_words(rows: pd.DataFrame) -> str:
+    """What the rows say of the means over all categories: a sentence for each metric, or for each setting.
+
+    Settings alone: the best here and in the paper, and how far the settings differ beside the spread over seeds. With categories: each
+    setting beside the paper, and of two settings which one is above in how many categories. Of :func:`paired`: whether the interval leaves zero out.
+    """
+    means = rows[rows["kind"] == "all"].dropna(subset="mean")
+    if means.empty:
+        return "Undefined or missing." if len(rows) else "Nothing is computed yet."
+    several = rows["kind"].nunique() == 1 and rows["setting"].nunique() > 1
+    if "low" in rows:
+        found = [_interval_in_words(r) for r in means.to_dict("records")]
+    elif several:
+        found = [_best_in_words(_TITLES.get(m, m), part) for m, part in means.groupby("metric", sort=False)]
+    else:
+        found = [_beside_in_words(r) for r in means.to_dict("records")]
+        found += [_above_in_words(_TITLES.get(m, m), part) for m, part in rows.groupby("metric", sort=False)]
+    return "\n".join(filter(None, found))
+
+
+def _interval_in_words(r: Mapping) -> str:
+    beyond = "more than the draw of the test images explains" if r["low"] > 0 or r["high"] < 0 else "zero is within"
+    return f"{r['setting']}: {_TITLES[r['metric']]} {r['mean']:+.2f} [{r['low']:+.2f}, {r['high']:+.2f}], {beyond}."
+
+
+def _best_in_words(title: str, part: pd.DataFrame) -> str:
+    best, published = part.loc[part["mean"].idxmax()], part["published"].dropna()
+    words = f"{title}: best is {best['setting']} with {best['mean']:.2f}"
+    if len(published):
+        words += f" (in the paper {part.loc[published.idxmax(), 'setting']} with {published.max():.2f})"
+    words += f"; settings differ by {np.ptp(part['mean']):.2f} from best to worst"
+    return words + ("." if part["spread"].isna().all() else f", seeds by up to ± {part['spread'].max():.2f} within one.")
+
+
+def _beside_in_words(r: Mapping) -> str:
+    words = f"{r['setting']}: {_TITLES.get(r['metric'], r['metric'])} {_ours(r, _DIGITS.get(r['metric'], 2))}"
+    if np.isnan(r["difference"]):
+        return f"{words}."
+    away = f"{abs(r['difference']):.2f} {'above' if r['difference'] > 0 else 'below'}"
+    return f"{words}, {'the same within 0.1 as' if abs(r['difference']) <= 0.1 else away} the paper's {r['published']:.2f}."
+
+
+def _above_in_words(title: str, part: pd.DataFrame) -> str:
+    """As shown, to two decimals: what is shown as equal is not above."""
+    both = part[part["kind"] == "category"].pivot(index="row", columns="setting", values="mean").dropna().round(2)
+    if len(both.columns) != 2 or both.empty:
+        return ""
+    first, second = dict.fromkeys(part["setting"])
+    return f"{title}: {second} is above {first} in {(both[second] > both[first]).sum()} of {len(both)} categories."
+
+
+def write(tables: Mapping[str, pd.DataFrame], path: Path, label: str = "") -> None:
+    """One CSV of all rows of a notebook's tables, for the index page and for other programs.
+
+    tables: name -> rows as of :func:`compare`. label: where the numbers are from; rows that have a column of that name keep it.
+    Numbers have four decimals, and small ones, such as a learning rate, four significant digits.
+    """
+    found = [rows.assign(table=name, label=rows.get("label", label)) for name, rows in tables.items() if len(rows)]
+    table = pd.concat(found) if found else pd.DataFrame(columns=["table", *COLUMNS, "label"])
+    more = [name for name in table if name not in (*COLUMNS, "table", "label")]
+    table[["table", *COLUMNS, *more, "label"]].to_csv(path, index=False, float_format=_four_digits)
+
+
+def _four_digits(v: float) -> str:
+    return f"{v:.4g}" if 1e-9 < abs(v) < 1e-2 else str(round(v, 4) + 0.0)  # no -0.0
+
+
+def read(path: Path) -> pd.DataFrame:
+    """What :func:`write` wrote."""
+    words = ["item", "table", "metric", "setting", "kind", "row", "left_out", "why", "label"]
+    frame = pd.read_csv(path, dtype=dict.fromkeys(words, str))
+    return frame.fillna(dict.fromkeys(words, ""))
+
+
+def gather(run: Path, csv: Path) -> None:
+    """Writes the rows of all notebooks of a run's folder into one CSV, with a first column ``item``."""
+    files = {file.stem: read(file) for file in sorted(run.glob("*.csv")) if not file.stem.endswith("_entries")}
+    pd.concat([rows.assign(item=item) for item, rows in files.items()]).set_index("item").to_csv(csv)
+
+
+def markdown(rows: pd.DataFrame) -> str:
+    """The rows as a Markdown table. See :func:`readable`."""
+    text = readable(rows.dropna(axis=1, how="all").reindex(columns=[*COLUMNS, *(c for c in ("low", "high") if rows.get(c, pd.Series()).notna().any())]))
+    return text
+
+
+def views(csv: Path, folder: Path) -> list[Path]:
+    """Writes ITEM.md for every item of a CSV as :func:`gather` makes it."""

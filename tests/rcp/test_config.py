@@ -1,0 +1,68 @@
+"""Hyper-parameters: defaults are the paper's, and a wrong one is refused with the argument, what was expected, what came."""
+
+import inspect
+import re
+
+import pytest
+
+from rcp import Config, PatchCore, ReConPatch
+
+
+def test_defaults_are_the_papers_single_model():
+    c = Config()
+    assert (c.backbone, c.layers, c.patch_size, c.dim, c.coreset_ratio) == ("wide_resnet50_2", (2, 3), 3, 512, 0.01)
+    assert (c.epochs, c.lr, c.weight_decay, c.k, c.margin, c.alpha) == (120, 1e-5, 1e-2, 5, 1.0, 0.5)
+    assert (c.resize, c.image_size, c.k_half) == (256, 224, 2)
+
+
+def test_every_hyper_parameter_is_documented_with_its_provenance_and_in_the_signature():
+    doc = inspect.getdoc(Config)
+    described = dict(re.findall(r"^\s+(\w+): (.+)$", doc, re.M))
+    signature = inspect.signature(ReConPatch).parameters
+    for name in Config.names():
+        assert name in described, f"{name} is not in the docstring"
+        if name not in ("represent", "device", "seed", "weights"):
+            assert re.search(r"\[(P|I|\?)\]", described[name]), f"{name} has no provenance mark"
+        if name != "represent":
+            assert signature[name].default == getattr(Config(), name)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"image_size": 300}, "image_size: expected at most resize=256 (the crop lies inside the image), got 300"),
+        ({"margin": -0.5}, "margin: expected 0 or more, got -0.5"),
+        ({"k": 64, "batch_size": 64}, "k: expected fewer than batch_size=64 patches, got 64"),
+        ({"k": 1}, "k: expected 2 or more"),
+        ({"coreset_ratio": 0.0}, "coreset_ratio: expected a share of the patches, above 0 and at most 1, got 0.0"),
+        ({"coreset_ratio": 1.5}, "coreset_ratio: expected a share"),
+        ({"patch_size": 4}, "patch_size: expected an odd number, got 4"),
+        ({"alpha": 2}, "alpha: expected a share from 0"),
+        ({"layers": (0, 2)}, "layers: expected hierarchy levels from 1 such as (2, 3), got (0, 2)"),
+        ({"layers": "2,3"}, "layers: expected hierarchy levels"),
+        ({"epochs": "120"}, "epochs: expected int, got '120' (str)"),
+        ({"gate": 1}, "gate: expected bool, got 1 (int)"),
+        ({"lr": float("nan")}, "lr: expected a finite number, got nan"),
+        ({"coreset_start": "men"}, "coreset_start: expected one of 'mean', 'random', got 'men'. Did you mean 'mean'?"),
+        ({"margni": 1.0}, "unknown hyper-parameter 'margni'. Did you mean 'margin'?"),
+        ({"neighbours": 1}, "neighbours: expected 2 or more"),
+        ({"represent": False, "dim": 2048}, "dim: expected at most patch_dim=1024"),
+    ],
+)
+def test_a_wrong_value_is_named(values, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Config.build(**values)
+
+
+def test_patchcore_and_reconpatch_differ_by_one_switch():
+    small = {"backbone": "resnet18", "weights": "random:0"}
+    with_f, without = ReConPatch(**small).config.asdict(), PatchCore(**small).config.asdict()
+    assert {name for name in with_f if with_f[name] != without[name]} == {"represent"}
+    with pytest.raises(ValueError, match="represent: PatchCore is the detector with represent=False"):
+        PatchCore(**small, represent=True)
+
+
+def test_patchcore_extracts_another_dimension_only_where_pooling_in_steps_is_not_exact():
+    assert Config(represent=False, dim=256).extracted_dim == 1024
+    assert Config(represent=False, dim=384).extracted_dim == 384
+    assert Config(dim=384).extracted_dim == 1024

@@ -1,0 +1,694 @@
+"""Layouts, images and masks: what is found, how it is read, and what a bad folder or file is told."""
+
+import os
+import re
+import shutil
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageFile
+from torchvision import transforms
+
+from rcp.data import Split, Transform, categories, load_dataset, load_images
+from rcp.data.images import image_size
+
+SMALL = Transform(resize=16, image_size=16)
+ORIENTATION = 0x0112
+
+
+def draw(path: Path, size=(20, 16), seed=0, **save) -> Path:
+    """An image of noise, (width, height)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, **save)
+    return path
+
+
+def mask(path: Path, size=(20, 16), mode="L") -> Path:
+    """A mask whose left half is defective."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    grey = Image.new("L", size)
+    grey.paste(255, (0, 0, size[0] // 2, size[1]))
+    grey.convert(mode).save(path)
+    return path
+
+
+def tree(root: Path, *names: str) -> Path:
+    for seed, name in enumerate(names):
+        (mask if "ground_truth" in name else partial(draw, seed=seed))(root / name)
+    return root
+
+
+@pytest.fixture
+def mvtec(tmp_path) -> Path:
+    root = tmp_path / "mvtec"
+    for category in ("cable", "bottle"):
+        images = (
+            "train/good/10.png",
+            "train/good/9.png",
+            "test/good/0.png",
+            "test/cut/0.png",
+            "test/cut/1.png",
+            "test/blob/0.png",
+        )
+        tree(
+            root / category,
+            *images,
+            "ground_truth/cut/0_mask.png",
+            "ground_truth/cut/1_mask.png",
+            "ground_truth/blob/0_mask.png",
+        )
+    (root / "license.txt").write_text("text")
+    return root
+
+
+def names(split: Split, folder: Path) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in split]
+
+
+# ---- layouts --------------------------------------------------------------------------------------------
+
+
+def test_mvtec(mvtec):
+    data = load_dataset(mvtec, category="bottle")
+    folder = mvtec / "bottle"
+    assert (data.layout, data.category, data.root, data.folder) == ("mvtec", "bottle", mvtec, folder)
+    assert names(data.train, folder) == ["train/good/9.png", "train/good/10.png"]  # natural order
+    assert names(data.test, folder) == ["test/blob/0.png", "test/cut/0.png", "test/cut/1.png", "test/good/0.png"]
+    assert data.test.labels.tolist() == [1, 1, 1, 0] and data.test.labels.dtype == np.int64
+    assert data.test.defects == ("blob", "cut", "cut", "good")
+    assert data.test.masks[2] == folder / "ground_truth/cut/1_mask.png" and data.test.masks[3] is None
+    assert data.test.has_masks and not data.train.has_masks
+    masks = data.test.load_masks(SMALL)
+    assert masks.dtype == bool and masks.shape == (4, 16, 16)
+    assert masks[:3, :, :7].all() and not masks[:3, :, 9:].any() and not masks[3].any()
+    assert categories(mvtec) == ["bottle", "cable"]
+
+
+def test_a_category_folder_is_a_root_too(mvtec, monkeypatch):
+    data = load_dataset(mvtec / "bottle")
+    assert data.category == "bottle" and categories(mvtec / "bottle") == ["bottle"]
+    assert data.fingerprint() == load_dataset(mvtec, "bottle").fingerprint()
+    monkeypatch.chdir(mvtec / "bottle")
+    assert load_dataset(".").category == "bottle"
+    shutil.rmtree(mvtec / "cable")
+    assert load_dataset(mvtec).category == "bottle"  # the only one there is
+
+
+def test_btad(tmp_path):
+    tree(tmp_path / "01", "train/ok/0000.bmp", "test/ok/0000.bmp", "test/ko/0001.bmp", "ground_truth/ko/0001.png")
+    tree(tmp_path / "03", "train/ok/0000.png", "test/ok/0000.png", "test/ko/0001.png", "ground_truth/ko/0001.bmp")
+    assert categories(tmp_path) == ["01", "03"]
+    data = load_dataset(tmp_path, "03")
+    assert (data.layout, data.test.defects, len(data.train)) == ("btad", ("ko", "good"), 1)
+    assert data.test.masks[0] == tmp_path / "03/ground_truth/ko/0001.bmp"
+    assert load_dataset(tmp_path, "01").test.load_masks(SMALL)[0, :, :7].all()
+
+
+def visa(root: Path) -> Path:
+    """VisA as published: JPG images, masks of class numbers, a table of paths from the root."""
+    lines = ["object,split,label,image,mask"]
+    for category in ("candle", "pcb1"):
+        for i, split in enumerate(("train", "train", "test")):
+            lines.append(f"{category},{split},normal,{category}/Data/Images/Normal/{i:04}.JPG,")
+            draw(root / category / f"Data/Images/Normal/{i:04}.JPG", format="JPEG")
+        lines.append(
+            f"{category},test,anomaly,{category}/Data/Images/Anomaly/000.JPG,{category}/Data/Masks/Anomaly/000.png"
+        )
+        draw(root / category / "Data/Images/Anomaly/000.JPG", format="JPEG")
+        classes = np.zeros((16, 20), np.uint8)
+        classes[:8, :10], classes[8:, :10] = 1, 3
+        (root / category / "Data/Masks/Anomaly").mkdir(parents=True)
+        Image.fromarray(classes).save(root / category / "Data/Masks/Anomaly/000.png")
+    (root / "split_csv").mkdir()
+    (root / "split_csv/1cls.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def test_visa(tmp_path):
+    root = visa(tmp_path)
+    assert categories(root) == ["candle", "pcb1"]
+    data = load_dataset(root, "candle")
+    assert data.layout == "visa" and data.fingerprint() == load_dataset(root / "candle").fingerprint()
+    assert names(data.train, root) == ["candle/Data/Images/Normal/0000.JPG", "candle/Data/Images/Normal/0001.JPG"]
+    assert data.test.defects == ("anomaly", "good") and data.test.labels.tolist() == [1, 0]
+    masks = data.test.load_masks(SMALL)
+    assert (
+        masks[0, :, :7].all() and not masks[0, :, 9:].any()
+    )  # every class is a defect, though far below half of full scale
+
+
+def test_visa_errors(tmp_path):
+    table = visa(tmp_path) / "split_csv/1cls.csv"
+    text = table.read_text()
+    table.write_text(text.replace("object,split,label,image,mask", "object,split,label,image"))
+    with pytest.raises(ValueError, match=rf"{re.escape(str(table))} has no column mask; its columns are"):
+        load_dataset(tmp_path, "candle")
+    table.write_text(
+        text.replace(
+            "candle,train,normal,candle/Data/Images/Normal/0001", "candle,train,anomaly,candle/Data/Images/Normal/0001"
+        )
+    )
+    with pytest.raises(ValueError, match=r"Normal/0001.JPG is 'train' and 'anomaly'"):
+        load_dataset(tmp_path, "candle")
+    table.write_text(text)
+    (tmp_path / "candle/Data/Images/Normal/0001.JPG").unlink()
+    with pytest.raises(FileNotFoundError, match=r"Normal/0001.JPG, listed in .*1cls.csv"):
+        load_dataset(tmp_path, "candle")
+    shutil.rmtree(tmp_path / "pcb1/Data/Masks")
+    assert not load_dataset(tmp_path, "pcb1").test.has_masks
+    table.write_text(text.replace("candle,train", "candle,test"))
+    draw(tmp_path / "candle/Data/Images/Normal/0001.JPG", format="JPEG")
+    with pytest.raises(ValueError, match=r"no training images of 'candle' in .*1cls.csv"):
+        load_dataset(tmp_path, "candle")
+
+
+def test_visa_row_without_mask(tmp_path):
+    table = visa(tmp_path) / "split_csv/1cls.csv"
+    draw(tmp_path / "pcb1/Data/Images/Anomaly/001.JPG", format="JPEG")
+    table.write_text(table.read_text() + "pcb1,test,anomaly,pcb1/Data/Images/Anomaly/001.JPG,\n")
+    with pytest.raises(ValueError, match=r"no mask for the defective image .*Anomaly/001.JPG"):
+        load_dataset(tmp_path, "pcb1")
+
+
+def test_own_folder(tmp_path):
+    images = (
+        "train/a.jpg",
+        "train/Normal/b.PNG",
+        "test/OK/a.tif",
+        "test/bent/2.webp",
+        "test/bent/10.jpeg",
+        "test/normal/c.bmp",
+    )
+    tree(tmp_path / "parts", *images, "ground_truth/bent/2.tif", "ground_truth/bent/10_mask.png")
+    (tmp_path / "parts/train/.hidden.png").write_bytes(b"")
+    (tmp_path / "parts/train/notes.txt").write_text("text")
+    data = load_dataset(tmp_path / "parts")
+    assert (data.layout, data.category) == ("own", "parts")
+    assert names(data.train, data.folder) == ["train/a.jpg", "train/Normal/b.PNG"]
+    assert names(data.test, data.folder) == [
+        "test/bent/2.webp",
+        "test/bent/10.jpeg",
+        "test/normal/c.bmp",
+        "test/OK/a.tif",
+    ]
+    assert data.test.defects == ("bent", "bent", "good", "good")
+    assert [m and m.name for m in data.test.masks] == ["2.tif", "10_mask.png", None, None]
+    assert load_images(data.test, SMALL).shape == (4, 16, 16, 3)
+    tree(tmp_path / "other", "train/a.png")
+    assert categories(tmp_path) == ["other", "parts"]
+    assert len(load_dataset(tmp_path, "other").test) == 0
+
+
+def test_plain_folder_of_images(tmp_path):
+    data = load_dataset(tree(tmp_path / "shots", "2.jpg", "10.jpg"))
+    assert names(data.train, data.folder) == ["2.jpg", "10.jpg"] and len(data.test) == 0 and data.category == "shots"
+    assert data.test.labels.dtype == np.int64 and data.test.load_masks(SMALL).shape == (0, 16, 16)
+    assert load_images(data.test, SMALL).shape == (0, 16, 16, 3)
+
+
+def test_named_layout_is_checked(mvtec):
+    assert load_dataset(mvtec, "bottle", layout="own").layout == "own"
+    with pytest.raises(
+        ValueError,
+        match=r"no known layout in .*mvtec. Looked for\n  btad: CATEGORY/train/ok .*\nFound: bottle/, cable/, license",
+    ):
+        load_dataset(mvtec, "bottle", layout="btad")
+    with pytest.raises(
+        ValueError,
+        match=r"unknown layout 'mvtc'; expected 'auto' or one of visa, mvtec, btad, own. Did you mean 'mvtec'",
+    ):
+        load_dataset(mvtec, "bottle", layout="mvtc")
+
+
+def test_slices_keep_labels_and_masks(mvtec):
+    test = load_dataset(mvtec, "bottle").test
+    part = test[1:4]
+    assert isinstance(part, Split) and list(part) == list(test)[1:4]
+    assert part.labels.tolist() == [1, 1, 0] and part.masks == test.masks[1:4] and part.defects == test.defects[1:4]
+    assert "3 images: 1 good, 2 defective, masks" in repr(part)
+    with pytest.raises(ValueError, match=r"read-only"):
+        test.labels[0] = 0
+    with pytest.raises(ValueError, match=r"one length"):
+        Split(test.paths, test.labels[:1], test.defects, test.masks)
+
+
+# ---- what a bad folder is told --------------------------------------------------------------------------
+
+
+def test_missing_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match=rf"no such data folder: {re.escape(str(tmp_path / 'nowhere'))}"):
+        load_dataset(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"is a file: .*set.zip"):
+        load_dataset(draw(tmp_path / "set.zip", format="PNG"))
+
+
+def test_no_known_layout(mvtec):
+    (mvtec.parent / "readme.md").write_text("text")
+    with pytest.raises(ValueError) as error:
+        load_dataset(mvtec.parent)
+    for part in (
+        str(mvtec.parent),
+        "1cls.csv",
+        "train/good",
+        "train/ok",
+        "own: train",
+        "Found: mvtec/, readme.md",
+        f"Did you mean {mvtec}?",
+    ):
+        assert part in str(error.value)
+    (mvtec.parent / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"Found: nothing"):
+        load_dataset(mvtec.parent / "empty")
+
+
+def test_unknown_category(mvtec):
+    with pytest.raises(
+        ValueError, match=r"no category 'cabel' in .*mvtec \(layout mvtec\); nearest first: cable, bottle"
+    ):
+        load_dataset(mvtec, "cabel")
+    with pytest.raises(ValueError, match=r"holds 2 categories; name one with category=: bottle, cable"):
+        load_dataset(mvtec)
+
+
+def test_no_training_images(mvtec):
+    shutil.rmtree(mvtec / "bottle/train/good")
+    (mvtec / "bottle/train/good").mkdir()
+    with pytest.raises(ValueError, match=r"no training images of 'bottle' in .*bottle/train"):
+        load_dataset(mvtec, "bottle")
+
+
+def test_unlabelled_test_image(mvtec):
+    draw(mvtec / "bottle/test/7.png")
+    with pytest.raises(ValueError, match=r"test image without label: .*test/7.png; move it to test/good/"):
+        load_dataset(mvtec, "bottle")
+
+
+def test_missing_mask(mvtec):
+    (mvtec / "bottle/ground_truth/cut/1_mask.png").unlink()
+    with pytest.raises(
+        ValueError,
+        match=r"no mask for the defective image .*test/cut/1.png: looked for .*ground_truth/cut/1_mask.png",
+    ):
+        load_dataset(mvtec, "bottle")
+    shutil.rmtree(mvtec / "bottle/ground_truth")
+    test = load_dataset(mvtec, "bottle").test
+    assert not test.has_masks and set(test.masks) == {None} and test.labels.sum() == 3
+    assert not test[3:].load_masks(SMALL).any()
+    with pytest.raises(ValueError, match=r"no ground truth for the defective image .*test/blob/0.png"):
+        test.load_masks(SMALL)
+
+
+def test_masks_that_match_nothing_are_not_taken_for_absent(mvtec):
+    truth = mvtec / "bottle/ground_truth"
+    shutil.rmtree(truth / "blob")
+    (truth / "cut").rename(truth / "Cuts")
+    with pytest.raises(ValueError, match=r"no mask for the defective image .*test/blob/0.png"):
+        load_dataset(mvtec, "bottle")
+
+
+def test_two_masks_for_one_image(mvtec):
+    mask(mvtec / "bottle/ground_truth/cut/1.tif")
+    with pytest.raises(ValueError, match=r"two masks for one image: .*1.tif and .*1_mask.png"):
+        load_dataset(mvtec, "bottle")
+
+
+def test_mask_of_another_size(mvtec):
+    mask(mvtec / "bottle/ground_truth/cut/1_mask.png", size=(16, 20))
+    with pytest.raises(ValueError, match=r"cut/1_mask.png is 16 x 20, .*test/cut/1.png is 20 x 16"):
+        load_dataset(mvtec, "bottle")
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6  # a quarter turn: the image is seen at 16 x 20, as its mask is
+    draw(mvtec / "bottle/test/cut/1.png", exif=exif)
+    assert load_dataset(mvtec, "bottle").test.has_masks
+
+
+def test_mask_sizes_need_headers_only(mvtec):
+    path = mvtec / "bottle/test/cut/1.png"
+    path.write_bytes(path.read_bytes()[:80])
+    assert len(load_dataset(mvtec, "bottle").test) == 4
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"unreadable image {re.escape(str(path))}: the file is empty"):
+        load_dataset(mvtec, "bottle")
+
+
+def test_folder_and_broken_link_named_like_images(mvtec):
+    (mvtec / "bottle/train/good/11.png").mkdir()
+    with pytest.raises(ValueError, match=r"named like an image, but a folder: .*train/good/11.png"):
+        load_dataset(mvtec, "bottle")
+    (mvtec / "cable/train/good/11.png").symlink_to("nowhere.png")
+    with pytest.raises(ValueError, match=r"named like an image, but a broken link: .*train/good/11.png"):
+        load_dataset(mvtec, "cable")
+
+
+# ---- fingerprint ----------------------------------------------------------------------------------------
+
+
+def test_fingerprint_is_of_the_content_not_the_place(mvtec, tmp_path):
+    first = load_dataset(mvtec, "bottle").fingerprint()
+    assert re.fullmatch("[0-9a-f]{32}", first)
+    shutil.copytree(mvtec, tmp_path / "copy")
+    assert load_dataset(tmp_path / "copy", "bottle").fingerprint() == first
+    assert load_dataset(mvtec, "cable").fingerprint() == first  # drawn alike; the category is part of the configuration
+
+
+@pytest.mark.parametrize("what", ["train image", "mask", "name", "swap"])
+def test_fingerprint_sees_every_change(mvtec, what):
+    data = load_dataset(mvtec, "bottle")
+    first, folder = data.fingerprint(), mvtec / "bottle"
+    if what == "train image":
+        draw(folder / "train/good/9.png", seed=99)
+    elif what == "mask":
+        Image.new("L", (20, 16)).save(folder / "ground_truth/cut/0_mask.png")
+    elif what == "name":
+        (folder / "train/good/9.png").rename(folder / "train/good/8.png")
+    else:
+        a, b = folder / "train/good/9.png", folder / "train/good/10.png"
+        content = a.read_bytes()
+        a.write_bytes(b.read_bytes())
+        b.write_bytes(content)
+    assert load_dataset(mvtec, "bottle").fingerprint() != first
+
+
+def test_fingerprint_sees_a_change_of_label(tmp_path):
+    table = visa(tmp_path) / "split_csv/1cls.csv"
+    first = load_dataset(tmp_path, "candle").fingerprint()
+    row = "candle,{},normal,candle/Data/Images/Normal/0001.JPG,"
+    text = table.read_text()
+    table.write_text(text.replace(row.format("train"), row.format("test")))
+    second = load_dataset(tmp_path, "candle").fingerprint()
+    table.write_text(table.read_text().replace(row.format("test"), row.format("test").replace("normal", "anomaly")))
+    shutil.rmtree(tmp_path / "candle/Data/Masks")
+    third = load_dataset(tmp_path, "candle").fingerprint()
+    table.write_text(text.replace(row.format("train"), row.format("test")))
+    assert len({first, second, third, load_dataset(tmp_path, "candle").fingerprint()}) == 4
+
+
+def test_fingerprint_reads_once(mvtec, monkeypatch):
+    data = load_dataset(mvtec, "bottle")
+    first = data.fingerprint()
+    monkeypatch.setattr("hashlib.file_digest", None)  # would fail if a file were read again
+    assert data.fingerprint() == first
+
+
+# ---- transform ------------------------------------------------------------------------------------------
+
+
+def torchvision_pixels(image, resize, crop, mode):
+    chain = transforms.Compose([transforms.Resize(resize, interpolation=mode), transforms.CenterCrop(crop)])
+    return np.asarray(chain(image))
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 40), st.integers(1, 40))
+@example(37, 53, 32, 27)  # the long side is rounded down, and the crop starts at half a pixel
+@example(51, 31, 33, 28)
+@example(24, 24, 24, 24)
+def test_keep_is_torchvision(width, height, resize, crop):
+    crop = min(crop, resize)
+    image = Image.fromarray(np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    transform = Transform(resize, crop)
+    expected = torchvision_pixels(image, resize, crop, transforms.InterpolationMode.BILINEAR)
+    assert np.array_equal(transform._crop(transform._resize(image, Image.Resampling.BILINEAR)), expected)
+    expected = torchvision_pixels(image, resize, crop, transforms.InterpolationMode.NEAREST)
+    assert np.array_equal(transform._crop(transform._resize(image, Image.Resampling.NEAREST)), expected)
+
+
+@pytest.mark.parametrize("size", [(301, 257), (257, 301), (640, 481), (256, 256), (200, 100)])
+def test_the_papers_crop_is_torchvision(tmp_path, size):
+    path = draw(tmp_path / "a.png", size)
+    expected = torchvision_pixels(Image.open(path), 256, 224, transforms.InterpolationMode.BILINEAR)
+    got = Transform().image(path)
+    assert got.shape == (224, 224, 3) and got.dtype == np.uint8
+    assert np.array_equal(got, expected)
+
+
+def test_squash(tmp_path):
+    path = draw(tmp_path / "a.png", (60, 40))
+    expected = torchvision_pixels(Image.open(path), (32, 32), 24, transforms.InterpolationMode.BILINEAR)
+    assert np.array_equal(Transform(32, 24, "squash").image(path), expected)
+    assert not np.array_equal(Transform(32, 24, "keep").image(path), expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"resize": 200}, r"image_size \(the crop\) is 224 px, larger than resize \(200 px\)"),
+        ({"resize": 0, "image_size": 0}, "resize must be a positive whole number of pixels, not 0"),
+        ({"image_size": 22.4}, "image_size must be a positive whole number of pixels, not 22.4"),
+        ({"aspect": "crop"}, "aspect must be 'keep' or 'squash', not 'crop'"),
+    ],
+)
+def test_transform_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Transform(**arguments)
+
+
+# ---- image modes --------------------------------------------------------------------------------------
+
+EXACT = Transform(resize=8, image_size=8)
+RAMP = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+
+
+def test_greyscale_and_16_bit(tmp_path):
+    Image.fromarray(RAMP).save(tmp_path / "grey.png")
+    expected = np.repeat(RAMP[..., None], 3, 2)
+    assert np.array_equal(EXACT.image(tmp_path / "grey.png"), expected)
+    for name in ("deep.png", "deep.tif"):
+        Image.fromarray(RAMP.astype(np.uint16) * 257).save(tmp_path / name)
+        assert np.array_equal(EXACT.image(tmp_path / name), expected)
+    Image.fromarray(np.full((8, 8), 65535, np.uint16)).save(tmp_path / "white.png")
+    assert (EXACT.image(tmp_path / "white.png") == 255).all()
+    Image.fromarray(np.full((8, 8), 1000, np.uint16)).save(tmp_path / "dark.png")
+    assert (EXACT.image(tmp_path / "dark.png") == 4).all()  # 1000 / 257 = 3.9; clipping would give 255
+
+
+def test_black_and_white(tmp_path):
+    Image.fromarray(RAMP > 100).save(tmp_path / "bits.png")
+    assert np.array_equal(EXACT.image(tmp_path / "bits.png")[..., 0], np.where(RAMP > 100, 255, 0))
+
+
+def test_transparent_pixels_show_white(tmp_path):
+    rgba = np.zeros((8, 8, 4), np.uint8)
+    rgba[:4] = (200, 100, 50, 255)
+    rgba[4:, :4] = (200, 100, 50, 0)
+    rgba[4:, 4:] = (0, 0, 0, 128)
+    Image.fromarray(rgba).save(tmp_path / "rgba.png")
+    Image.fromarray(rgba[..., [0, 3]], "LA").save(tmp_path / "la.png")
+    got = EXACT.image(tmp_path / "rgba.png")
+    assert (got[:4] == (200, 100, 50)).all() and (got[4:, :4] == 255).all() and (got[4:, 4:] == 127).all()
+    got = EXACT.image(tmp_path / "la.png")
+    assert (got[:4] == 200).all() and (got[4:, :4] == 255).all() and (got[4:, 4:] == 127).all()
+
+
+def test_palette(tmp_path):
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.paste(0, (0, 0, 8, 4))
+    image.save(tmp_path / "palette.png")
+    image.save(tmp_path / "transparent.png", transparency=0)
+    got = EXACT.image(tmp_path / "palette.png")
+    assert (got[:4] == (10, 20, 30)).all() and (got[4:] == (200, 100, 50)).all()
+    got = EXACT.image(tmp_path / "transparent.png")
+    assert (got[:4] == 255).all() and (got[4:] == (200, 100, 50)).all()
+
+
+def test_cmyk(tmp_path):
+    colours = Image.new("RGB", (8, 8), (200, 100, 50))
+    for name in ("cmyk.tif", "cmyk.jpg"):
+        colours.convert("CMYK").save(tmp_path / name, quality=100)
+        assert np.abs(EXACT.image(tmp_path / name).astype(int) - (200, 100, 50)).max() <= 4
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "a.webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation(tmp_path, name, orientation):
+    stored = np.zeros((8, 16, 3), np.uint8)
+    stored[:, :8], stored[:4, 8:] = (255, 0, 0), (0, 255, 0)
+    upright = {
+        1: stored,
+        2: stored[:, ::-1],
+        3: stored[::-1, ::-1],
+        4: stored[::-1],
+        5: stored.transpose(1, 0, 2),
+        6: np.rot90(stored, -1),
+        7: stored[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(stored),
+    }[orientation]
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    Image.fromarray(stored).save(
+        tmp_path / name, exif=exif, **({"quality": 95} if name == "a.jpg" else {"lossless": True})
+    )
+    expected = EXACT._crop(EXACT._resize(Image.fromarray(np.ascontiguousarray(upright)), Image.Resampling.BILINEAR))
+    assert np.abs(EXACT.image(tmp_path / name).astype(int) - np.asarray(expected)).mean() < 12
+    assert image_size(tmp_path / name) == upright.shape[1::-1]
+
+
+def test_exif_rotation_of_16_bits(tmp_path):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    Image.fromarray(RAMP.astype(np.uint16) * 257).save(tmp_path / "deep.png", exif=exif)
+    assert np.array_equal(EXACT.image(tmp_path / "deep.png")[..., 0], np.rot90(RAMP, -1))
+
+
+def test_32_bits_are_refused(tmp_path):
+    for name, dtype in (("float.tif", np.float32), ("int.tif", np.int32)):
+        Image.fromarray(RAMP.astype(dtype)).save(tmp_path / name)
+        with pytest.raises(ValueError, match=rf"{name}: 32 bits a channel"):
+            EXACT.image(tmp_path / name)
+
+
+# ---- masks ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA"])
+def test_mask_modes(tmp_path, mode):
+    assert np.array_equal(EXACT.mask(mask(tmp_path / "m.png", (8, 8), mode)), np.tile(np.arange(8) < 4, (8, 1)))
+
+
+def test_mask_threshold_is_half_of_full_scale(tmp_path):
+    for dtype, below, above in ((np.uint8, 127, 128), (np.uint16, 32767, 32768)):
+        levels = np.full((8, 8), below, dtype)
+        levels[2:5, 3:7] = above
+        Image.fromarray(levels).save(tmp_path / "m.png")
+        got = EXACT.mask(tmp_path / "m.png")
+        assert got.dtype == bool and np.array_equal(got, levels == above)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_mask_of_class_numbers(tmp_path, dtype):
+    classes = np.zeros((8, 8), dtype)
+    classes[:2], classes[6:] = 1, 9
+    Image.fromarray(classes).save(tmp_path / "m.png")
+    assert np.array_equal(EXACT.mask(tmp_path / "m.png"), classes > 0)
+
+
+def test_mask_of_class_colours(tmp_path):
+    classes = np.zeros((8, 8), np.uint8)
+    classes[:2], classes[6:] = 1, 2
+    image = Image.fromarray(classes)
+    image.putpalette([0, 0, 0, 128, 0, 0, 64, 0, 0])
+    image.save(tmp_path / "m.png")
+    assert np.array_equal(EXACT.mask(tmp_path / "m.png"), classes > 0)
+
+
+def test_mask_is_nearest_neighbour_and_lies_on_its_image(tmp_path):
+    levels = np.zeros((61, 83), np.uint8)
+    levels[20:41, 30:50] = 255
+    Image.fromarray(levels).save(tmp_path / "m.png")
+    transform = Transform(32, 27)
+    got = transform.mask(tmp_path / "m.png")
+    expected = torchvision_pixels(Image.fromarray(levels), 32, 27, transforms.InterpolationMode.NEAREST) > 0
+    assert np.array_equal(got, expected)
+    image = transform.image(tmp_path / "m.png")[..., 0] / 255
+    assert np.abs(got - image).mean() < 0.03  # shifted by one pixel it would be above 0.06
+    speckled = np.random.default_rng(0).random((61, 83)) < 0.3  # an average would lose most of it
+    Image.fromarray(speckled).save(tmp_path / "m.png")
+    expected = torchvision_pixels(Image.fromarray(speckled), 32, 27, transforms.InterpolationMode.NEAREST)
+    assert np.array_equal(transform.mask(tmp_path / "m.png"), expected)
+
+
+# ---- bad files ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".tif", ".webp"])
+@pytest.mark.parametrize("library_tolerates", [False, True])
+def test_truncated_file(tmp_path, suffix, library_tolerates, monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", library_tolerates)
+    path = draw(tmp_path / f"cut{suffix}", (64, 64))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+    with pytest.raises(ValueError, match=rf"unreadable image {re.escape(str(path))}: "):
+        Transform(32, 32).image(path)
+
+
+def test_not_a_image(tmp_path):
+    for name, content, reason in (
+        ("empty.png", b"", "the file is empty"),
+        ("text.png", b"hello" * 99, "its content is none of PNG"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{name}: {reason}"):
+            SMALL.image(tmp_path / name)
+    (tmp_path / "script.png").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n"
+    )  # would start an interpreter
+    with pytest.raises(ValueError, match=r"script.png: its content is none of PNG"):
+        SMALL.image(tmp_path / "script.png")
+    with pytest.raises(ValueError, match=rf"unreadable image {re.escape(str(tmp_path))}"):
+        SMALL.mask(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no such image: .*none.png"):
+        SMALL.image(tmp_path / "none.png")
+
+
+def test_broken_png_checksum(tmp_path):
+    path = draw(tmp_path / "flip.png", (64, 64))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"flip.png"):
+        SMALL.image(path)
+
+
+def test_too_large_and_too_long(tmp_path, monkeypatch):
+    path = draw(tmp_path / "large.png", (200, 200))
+    long = draw(tmp_path / "long.png", (2000, 1))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
+    with pytest.raises(ValueError, match=r"large.png is too large to be read safely: .*40000 pixels"):
+        SMALL.image(path)
+    with pytest.raises(ValueError, match=r"long.png: at 2000 x 1 px it is too long for aspect='keep'"):
+        SMALL.image(long)
+    assert Transform(16, 16, "squash").image(long).shape == (16, 16, 3)
+
+
+def test_load_images_keeps_order_and_names_the_first_bad_file(tmp_path):
+    paths = [draw(tmp_path / f"{i}.png", (40, 30), seed=i) for i in range(12)]
+    images = load_images(paths, SMALL)
+    assert images.dtype == np.uint8 and images.shape == (12, 16, 16, 3)
+    assert all(np.array_equal(images[i], SMALL.image(path)) for i, path in enumerate(paths))
+    for i in (4, 9):
+        paths[i].write_bytes(b"text")
+    with pytest.raises(ValueError, match=r"4.png"):
+        load_images(paths, SMALL)
+    with pytest.raises(ValueError, match=r"a list of images, not one path"):
+        load_images(paths[0], SMALL)
+
+
+def test_load_images_reports_progress(tmp_path):
+    seen = []
+
+    def progress(iterable, total):
+        for i, item in enumerate(iterable):
+            seen.append((i, total))
+            yield item
+
+    load_images([draw(tmp_path / f"{i}.png") for i in range(3)], SMALL, progress)
+    assert seen == [(0, 3), (1, 3), (2, 3)]
+
+
+# ---- real data ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("category", "counts"), [("bottle", (209, 20, 63)), ("transistor", (213, 60, 40))])
+def test_real_mvtec(shared_data, category, counts):
+    start = time.perf_counter()
+    data = load_dataset(shared_data / "mvtec", category)
+    assert time.perf_counter() - start < 2  # 0.02 s on an idle core: headers only
+    assert (len(data.train), int((data.test.labels == 0).sum()), int(data.test.labels.sum())) == counts
+    assert data.layout == "mvtec" and data.test.has_masks
+    few = data.test[::8]
+    masks = few.load_masks(Transform())
+    assert (masks.any(axis=(1, 2)) == (few.labels == 1)).all()
+    expected = torchvision_pixels(Image.open(few[3]).convert("RGB"), 256, 224, transforms.InterpolationMode.BILINEAR)
+    assert np.array_equal(load_images(few, Transform())[3], expected)
+
+
+def test_demo_set_is_mvtec(demo_root):
+    assert len(categories(demo_root, layout="mvtec")) == 3
+    data = load_dataset(demo_root, categories(demo_root)[0])
+    assert data.test.has_masks and os.path.commonpath([demo_root, data.train[0]]) == str(demo_root)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from rcp.timing import Timings
+from rcp.detector import Timings
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -13,8 +13,8 @@ from common import arguments, write
 from rcp import PatchCore
 from rcp.coreset import coreset_size, greedy_k_center
 from rcp.data import load_dataset, load_images
-from reproduce.notebook import environment
 from rcp.patches import pool
+from reproduce.notebook import environment
 
 CHUNK = 2048  # rows whose differences stay in the cache
 

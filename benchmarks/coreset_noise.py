@@ -4,12 +4,11 @@ import itertools
 
 from common import arguments, write
 
-from reproduce import entries
-from rcp import paths
 from rcp.config import Config
 from reproduce.entries import Entry
 from reproduce.notebook import environment
-from reproduce.store import Store
+from reproduce.run import run_grid
+from reproduce.store import Store, runs_root
 
 parser = arguments(__doc__)
 parser.add_argument("--seeds", type=int, default=5)
@@ -31,7 +30,7 @@ entries = [
     for variant in variants
     for seed in range(options.seeds)
 ]
-frame = experiment.run_grid(entries, Store(paths.runs_root())).frame()
+frame = run_grid(entries, Store(runs_root())).frame()
 rows = []
 for variant in variants:
     same = frame["coreset_start"] == variant["coreset_start"]

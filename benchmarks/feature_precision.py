@@ -7,12 +7,11 @@ precision is run from the same several random starts, and the difference is judg
 import numpy as np
 from common import arguments, write
 
-from reproduce import entries
-from rcp import paths
 from rcp.config import Config
 from reproduce.entries import Entry
 from reproduce.notebook import environment
-from reproduce.store import Store
+from reproduce.run import run
+from reproduce.store import Store, runs_root
 
 parser = arguments(__doc__.splitlines()[0])
 parser.add_argument("--starts", type=int, default=10)
@@ -23,7 +22,7 @@ NAMES = ("image_auroc", "pixel_auroc", "aupro")
 
 def measure(**changes) -> list[float]:
     entry = Entry(base.replace(**changes), options.data, options.category)
-    result = experiment.run(entry, Store(paths.runs_root()))
+    result = run(entry, Store(runs_root()))
     return [100 * result.metrics[name] for name in NAMES]
 
 

@@ -10,8 +10,8 @@ from rcp import PatchCore
 from rcp.backbone import normalize
 from rcp.data import load_dataset, load_images
 from rcp.metrics import evaluate
-from reproduce.notebook import environment
 from rcp.patches import PatchExtractor
+from reproduce.notebook import environment
 
 parser = arguments(__doc__)
 parser.add_argument("--device", default="cpu")
@@ -33,25 +33,25 @@ for backbone, weights in ((options.backbone, options.weights), ("wide_resnet50_2
         detector = PatchCore(backbone=backbone, weights=weights, backbone_dtype=dtype, device=options.device)
         extractor: PatchExtractor = detector.extractor
         dataset = load_dataset(options.data, category=options.category)
-        images = load_images(dataset.train[:64], detector.transform)
-        out = extractor(images)
+        decoded = load_images(dataset.train[:64], detector.transform)
+        out = extractor(decoded)
         bare = {}
         for batch in (4, 16, 32):  # images are ready, nothing is kept: the forward pass alone
-            images = normalize(torch.from_numpy(images).to(device)).to(extractor.backbone_dtype).split(batch)
-            bare[batch] = (images, [])
+            parts = normalize(torch.from_numpy(decoded).to(device)).to(extractor.backbone_dtype).split(batch)
+            bare[batch] = (parts, [])
         ours = []
         for _ in range(options.rounds):
-            for images, seconds in bare.values():
+            for parts, seconds in bare.values():
                 started = wait_and_time()
                 with torch.inference_mode():
-                    for part in images:
+                    for part in parts:
                         extractor.backbone(part)
                 seconds.append(wait_and_time() - started)
             started = wait_and_time()
-            extractor(images, out=out)
+            extractor(decoded, out=out)
             ours.append(wait_and_time() - started)
-        ms = {batch: np.median(s) * 1e3 / len(images) for batch, (_, s) in bare.items()}
-        mine = np.median(ours) * 1e3 / len(images)
+        ms = {batch: np.median(s) * 1e3 / len(decoded) for batch, (_, s) in bare.items()}
+        mine = np.median(ours) * 1e3 / len(decoded)
         rows.append([backbone, dtype, *(f"{v:.2f}" for v in ms.values()), f"{mine:.2f}"])
         rows[-1] += [f"**{mine / min(ms.values()):.2f}×**", f"{mine / ms[16]:.2f}×"]
         print(rows[-1], flush=True)

@@ -16,10 +16,10 @@ from torch import Tensor
 from rcp import PatchCore
 from rcp.coreset import greedy_k_center
 from rcp.data import load_dataset, load_images
-from rcp.memory import MemoryBank, search
-from reproduce.notebook import environment
 from rcp.patches import pool
-from reproduce.figures.plots import PALETTE, style
+from rcp.scoring import MemoryBank, nearest_entries
+from reproduce.figures.style import PALETTE, style
+from reproduce.notebook import environment
 
 FIXED = 1000  # picks, where they do not grow with the patches
 QUERIES = 4 * 784  # patches of four images
@@ -78,7 +78,7 @@ def searching(features: Tensor, sizes: list[int], _budget: float):
         memory = MemoryBank(bank, 9)
         memory.nearest(queries[:10])
         yield "search", n, *measured(lambda m=memory: m.nearest(queries))
-        yield "faiss", n, *measured(lambda bank=bank: search(queries, bank))
+        yield "faiss", n, *measured(lambda bank=bank: nearest_entries(queries, bank))
 
 
 def extracting(options, sides: list[int], batch: int = 16):

@@ -10,7 +10,7 @@ from common import arguments, write
 from rcp import PatchCore, ReConPatch
 from rcp.data import load_dataset, load_images
 from reproduce.notebook import environment
-from rcp.timing import inference
+from reproduce.studies import inference_seconds
 
 
 def main() -> None:
@@ -44,7 +44,7 @@ def main() -> None:
                 beside = cls is PatchCore and dtype == "float32" and not options.no_peer
                 if beside:
                     theirs[batch] = alone(*job)[0]
-                split = inference(detector, images)
+                split = inference_seconds(detector, images)
                 if beside:
                     theirs[batch] += alone(*job)[0]
                 ms = {stage: np.median(s) * 1e3 / batch for stage, s in split.items()}

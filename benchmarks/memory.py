@@ -8,12 +8,12 @@ from alone import alone, forget_highest, mib
 from common import WatchedTimings, arguments, write
 from PIL import Image
 
-from reproduce import entries
 from rcp.config import Config
 from rcp.data import load_dataset
 from rcp.detector import ReConPatch
+from rcp.fast import kernels
 from reproduce.entries import Entry
-from rcp.fast.leading import compiled
+from reproduce.entries import fit as fit_from_store
 from reproduce.notebook import environment
 from reproduce.store import Store
 
@@ -26,14 +26,14 @@ def fit(config: Config, folder: str, way: str):
     dataset = load_dataset(folder)
     detector = ReConPatch.from_config(config)
     h, w, dim = detector.extractor.shape()  # with the backbone
-    compiled()  # imports numba, 90 MiB of compiler
+    kernels.threads()  # numba is imported by now, 90 MiB of compiler
     before = forget_highest()
     if way == "fit":
         detector.timings_ = WatchedTimings()
         detector.fit(dataset.train, log=lambda _: None)
         stage = max(detector.timings_.peak, key=detector.timings_.peak.get)
     else:
-        experiment.fit(Entry(config, folder), dataset, Store(Path(folder) / "runs"))
+        fit_from_store(Entry(config, folder), dataset, Store(Path(folder) / "runs"))
         stage = ""
     return before, len(dataset.train) * h * w * dim * np.dtype(config.feature_dtype).itemsize, stage
 

@@ -5,11 +5,11 @@ import time
 import numpy as np
 from common import arguments, write
 
-from rcp import ReConPatch, refinement
+from rcp import ReConPatch
 from rcp.data import Transform, load_dataset, load_images
-from reproduce.notebook import environment
 from rcp.refinement import Refinement
 from rcp.refinement.simulation import Simulation, load_textures, simulate
+from reproduce.notebook import environment
 
 parser = arguments(__doc__)
 parser.add_argument("--textures", required=True, help="DTD's folder")
@@ -28,26 +28,27 @@ for kind in ("texture", "structure", "mixture"):
         for epoch in range(3):
             simulate(images, how, textures, epoch=epoch)
         rate = 3 * len(images) / (time.perf_counter() - started)
-        rows.append(
-            [f"simulation, {kind}", "within the object" if foreground else "anywhere", f"{rate:.0f} images/s"]
-        )
+        rows.append([f"simulation, {kind}", "within the object" if foreground else "anywhere", f"{rate:.0f} images/s"])
 
 refine = Refinement.build(kind="structure", epochs=3)
 detector = ReConPatch(backbone=options.backbone, weights=options.weights, epochs=1, refine=refine)
 shown = load_images(list(data.train.paths), detector.transform)
-detector.fit_features(detector.extractor(shown), log=len)
+p = detector.extractor(shown)
+detector = ReConPatch.assemble(detector.config, detector.train(p, log=len)[0], p, refine=refine)
 spent = {"seeing": 0.0}
+make_maps = detector.extractor.__call__
 
 
-def see(changed: np.ndarray, numbers) -> refinement.Seen:
+def timed(images: np.ndarray, **options) -> np.ndarray:
     started = time.perf_counter()
-    seen = refinement.see(detector, detector.extractor(changed), numbers)
+    features = make_maps(images, **options)
     spent["seeing"] += time.perf_counter() - started
-    return seen
+    return features
 
 
+detector._extractor = timed
 started = time.perf_counter()
-refinement.train(shown, see, refine, (0.0, 1.0), log=len)
+detector.fit_refinement(shown, log=len)
 whole = time.perf_counter() - started
 started = time.perf_counter()
 for epoch in range(refine.epochs):
@@ -64,6 +65,6 @@ write(
     f"Refinement: {options.category}, {options.backbone}",
     ["what", "where", "speed"],
     rows,
-    f"Simulation: {len(images)} images of {options.side} px, three passes. Seeing: features, f, search and map of the changed "
-    f"images. {environment(detector.device)}",
+    f"Simulation: {len(images)} images of {options.side} px, three passes. Seeing: features of the "
+    f"changed images. {environment(detector.device)}",
 )

@@ -1,4 +1,4 @@
-"""One training step (Sec. 3.2) against its literal transcription with autograd (tests/literal.py), same run, same batches."""
+"""One training step (Sec. 3.2) against its literal transcription with autograd (tests/rcp/literal.py), same run, same batches."""
 
 import sys
 import time
@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from common import arguments, write
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "rcp"))
 import literal
 
 from rcp.config import Config
 from rcp.data import load_dataset, load_images
 from rcp.detector import ReConPatch
-from rcp.model import Representation, learning_rates, mini_batches, train
+from rcp.model import Representation, mini_batches, train
 from reproduce.notebook import environment
 
 parser = arguments(__doc__)
@@ -28,17 +28,14 @@ wide = torch.from_numpy(detector.extractor(load_images(paths, detector.transform
 n, patches, _ = wide.shape
 rows = []
 for features, projection in ((wide[..., ::2].contiguous(), 128), (wide[..., ::2].contiguous(), 512), (wide, 128)):
-    c = Config(projection=projection, bias=False, epochs=3)
+    c = Config(projection=projection, epochs=3)
     with torch.random.fork_rng():
         torch.manual_seed(c.seed)
         start = Representation(features.shape[-1], c).to(detector.device)
     drawn = torch.Generator().manual_seed(c.seed)
     batches = [batch.to(detector.device) for _ in range(c.epochs) for batch in mini_batches(n, patches, c, drawn)]
     steps = len(batches) // c.epochs
-    training = literal.autograd_training(
-        features.flatten(0, 1), batches, start.f.weight.detach(), start.g.weight.detach(), c.k, c.k_half, c.sigma,
-        c.alpha, c.margin, c.gamma, learning_rates(c, steps).tolist(), c.weight_decay,
-    )  # fmt: skip
+    training = literal.autograd_training(features.flatten(0, 1), batches, start, c)
     expected, slow = [], []
     for _ in range(c.epochs):
         started = time.perf_counter()

@@ -16,9 +16,10 @@ from rcp import PatchCore
 from rcp.config import Config
 from rcp.data import load_dataset
 from rcp.detector import resolve_device
-from reproduce.entries import Entry, run
 from rcp.metrics import evaluate
+from reproduce.entries import Entry
 from reproduce.notebook import environment
+from reproduce.run import run
 from reproduce.store import Store
 
 # MVTec AD: images to train on, good and defective ones to test on
@@ -123,7 +124,9 @@ def fifteen(options) -> None:
             for name, config in methods.items():
                 before = time.perf_counter()
                 result = run(
-                    Entry(config, str(Path(folder) / "data"), category), Store(Path(folder) / "runs"), log=lambda _: None
+                    Entry(config, str(Path(folder) / "data"), category),
+                    Store(Path(folder) / "runs"),
+                    log=lambda _: None,
                 )
                 took = time.perf_counter() - before
                 split = result.info["seconds"]

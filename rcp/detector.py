@@ -169,7 +169,7 @@ class ReConPatch:
         if not self.config.represent:
             return None, []
         with self.timings_("training"):
-            return train(_as_tensor(p).to(self.device), self.config, log, each_epoch)
+            return train(as_tensor(p).to(self.device), self.config, log, each_epoch)
 
     @classmethod
     def assemble(
@@ -196,7 +196,7 @@ class ReConPatch:
         self.f_, self.history_, self.refiner_ = f, history, None
         with self.timings_("representation"):
             represented = torch.empty(n, patches, c.dim, device=self.device)
-            for i, part in enumerate(_as_tensor(p)):
+            for i, part in enumerate(as_tensor(p)):
                 represented[i] = self.represent_patches(part)
                 drop_pages(p)
         with self.timings_("coreset"):
@@ -298,7 +298,7 @@ class ReConPatch:
         for start in range(0, n, batch):
             part = slice(start, min(start + batch, n))
             with self.timings_("features"):
-                p = _as_tensor(p_of(part))
+                p = as_tensor(p_of(part))
             with self.timings_("scoring"):
                 s = self.score_patches(self.represent_patches(p))
                 found = score_maps(s, c.image_size, c.blur) if maps or refined else None
@@ -436,7 +436,7 @@ def drop_pages(p: np.ndarray) -> None:
         p._mmap.madvise(mmap.MADV_DONTNEED)
 
 
-def _as_tensor(p: np.ndarray) -> Tensor:
+def as_tensor(p: np.ndarray) -> Tensor:
     """A memory-mapped or plain array as a tensor over the same memory, read only by agreement."""
     import warnings
 

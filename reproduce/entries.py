@@ -20,7 +20,7 @@ from rcp.config import Config
 from rcp.coreset import coreset_size
 from rcp.data import Dataset, Transform, load_dataset, load_images
 from rcp.data.perturb import Perturbation, PerturbedTransform
-from rcp.detector import Prediction, ReConPatch, Timings, resolve_device
+from rcp.detector import Prediction, ReConPatch, Timings, as_tensor, resolve_device
 from rcp.model import train
 from rcp.patches import PatchExtractor
 from rcp.paths import require_disk
@@ -174,7 +174,7 @@ def representation(entry: Entry, data: Dataset, p: np.ndarray, store: Store, tim
             log(f"f from the store, {len(info['history'])} epochs")
             return f, info["history"]
         with timings("training"):
-            f, history = train(torch.from_numpy(np.asarray(p)).to(device), c, log)
+            f, history = train(as_tensor(p).to(device), c, log)
         arrays = {name: value.cpu().numpy() for name, value in f.state_dict().items()}
         store.save("representations", identity, {"history": history}, arrays)
     return f, history

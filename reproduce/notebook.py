@@ -10,12 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_type_hints
 
-from rcp import backbone, data, paths
-from reproduce import entries, paper, tables
-from rcp.config import Config, check_type, nearest
-from rcp.data import categories, draw_demo
+from rcp import backbone
+from rcp.checks import check_type, nearest
+from rcp.config import Config
+from rcp.data import categories
+from rcp.paths import data_root
+from reproduce import paper
+from reproduce.demo import draw_demo
 from reproduce.entries import Entry
-from reproduce.store import Store
+from reproduce.provenance import commit, device_name, versions
+from reproduce.run import Grid, Result, shard_of
+from reproduce.store import Store, runs_root
 
 # What a profile stands for where a parameter is left empty.
 PROFILES = {
@@ -26,7 +31,7 @@ PROFILES = {
 # Where BTAD is the data set: Table 7's backbone.
 ON_BTAD = {"demo": {}, "paper": {"backbone": "wide_resnet101_2"}}
 
-DEMO_GROUPS = {"object": ("circuit", "gear"), "texture": ("fabric",)}
+DEMO_GROUPS = {"object": ("gear",), "texture": ("fabric",)}
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class Settings:
         for name, value in defaults.items():
             if not getattr(self, name):
                 object.__setattr__(self, name, value)
-        experiment.shard_of([], self.shard)
+        shard_of([], self.shard)
         if not self.render_only:
             backbone.check(self.backbone, self.weights)
         if self.dataset == "none":
@@ -76,22 +81,20 @@ class Settings:
         object.__setattr__(self, "categories", tuple(self.categories) or tuple(there))
 
     def _default_data(self) -> Path:
-        if self.profile == "demo":
-            if self.dataset == "btad":
-                return data.draw_demo_btad(paths.runs_root() / "demo-btad")
-            return draw_demo(paths.runs_root() / "demo-data")
-        argument, holds = {"mvtec": ("data_root", "bottle, cable, ..."), "btad": ("btad_root", "01, 02, 03")}[
-            self.dataset
-        ]
-        if not (root := paths.data_root() / self.dataset).is_dir():
+        if self.profile == "demo":  # the same drawn images stand in for BTAD
+            return draw_demo(runs_root() / "demo-data")
+        holds = {"mvtec": ("data_root", "bottle, cable, ..."), "btad": ("btad_root", "01, 02, 03")}
+        argument, names = holds[self.dataset]
+        if not (root := data_root() / self.dataset).is_dir():
+            fetch = f"python -m reproduce download {self.dataset}"
             raise FileNotFoundError(
-                f"{argument}: no {root}; name the folder that holds {holds}, or fetch it with: python -m reproduce download {self.dataset}"
+                f"{argument}: no {root}; name the folder that holds {names}, or fetch it with: {fetch}"
             )
         return root
 
     @property
     def store(self) -> Store:
-        return Store(paths.runs_root())
+        return Store(runs_root())
 
     @property
     def label(self) -> str:
@@ -100,14 +103,14 @@ class Settings:
 
     def label_of(self, tasks: Iterable) -> str:
         """What a table or figure of these tasks says about where its numbers come from: what their entries in fact are."""
-        entries = [entry for task in tasks for entry in getattr(task, "members", (task,))]
-        configs = [entry.config for entry in entries] or [self.config(seed=seed) for seed in self.seeds]
-        categories_ = list(dict.fromkeys(entry.category for entry in entries)) or self.categories
+        single = [entry for task in tasks for entry in getattr(task, "members", (task,))]
+        configs = [entry.config for entry in single] or [self.config(seed=seed) for seed in self.seeds]
+        categories_ = list(dict.fromkeys(entry.category for entry in single)) or self.categories
         backbones = " + ".join(dict.fromkeys(c.backbone for c in configs))
         weights = ", ".join(dict.fromkeys(Path(c.weights).stem for c in configs))
         epochs = _epochs_in_words({(c.epochs, c.image_size): None for c in configs})
         if self.profile == "demo":
-            images = "drawn images" if Path(self.data_root).parent == paths.runs_root() else self.data_root
+            images = "drawn images" if Path(self.data_root).parent == runs_root() else self.data_root
             return f"Demo: {images}, {backbones} with weights {weights}, {epochs}. The numbers are not the paper's."
         n = len({c.seed for c in configs})
         few = ", ".join(categories_) if len(categories_) <= 3 else f"{len(categories_)} categories"
@@ -178,7 +181,7 @@ class Settings:
         return Config.build(**(base | changes))
 
     def entries(self, configs: Sequence[Config], **changes) -> list[Entry]:
-        """Every config for every category and seed; ``changes`` go to :class:`reproduce.entries.Cell`."""
+        """Every config for every category and seed; ``changes`` go to :class:`reproduce.entries.Entry`."""
         return [
             Entry(dataclasses.replace(config, seed=seed), self.data_root, category, **changes)
             for category in self.categories
@@ -187,24 +190,26 @@ class Settings:
         ]
 
     def out(self, name: str) -> Path:
-        """Where a table or figure of this run goes: beside the executed notebooks."""
-        folder = paths.runs_root() / "reproduce" / self.profile
+        """Where a table or figure of this run goes: beside the executed notebooks; a shard, which is not the whole, has its own folder."""
+        folder = runs_root() / "reproduce" / self.profile
+        if self.shard != "1/1":
+            folder /= f"shard-{self.shard.replace('/', '-of-')}"
         folder.mkdir(parents=True, exist_ok=True)
         return folder / name
 
 
 def settings(names: dict, dataset: str = "mvtec") -> Settings:
-    """Checked settings from a notebook's ``globals()``; call it in the entry after the parameters.
+    """Checked settings from a notebook's ``globals()``; call it in the cell after the parameters.
 
     dataset: which data the notebook is about: "mvtec", "btad" (all its categories) or "none".
 
-    The parameters are the names assigned in the entry that declares ``profile``, and those that papermill injected after it:
+    The parameters are the names assigned in the cell that declares ``profile``, and those that papermill injected after it:
     papermill itself only warns of an unknown one, so it is refused here, before any work. A notebook's own parameters are
     plain variables; only those that :class:`Settings` knows are in what is returned.
     """
     sources = list(names.get("In", []))
-    declared = next((_assigned(s) for s in sources if "profile" in _assigned(s)), [])
-    injected = [name for s in sources if s.lstrip().startswith("# Parameters") for name in _assigned(s)]
+    declared = next((assigned(s) for s in sources if "profile" in assigned(s)), [])
+    injected = [name for s in sources if s.lstrip().startswith("# Parameters") for name in assigned(s)]
     shared = [f.name for f in dataclasses.fields(Settings)]
     valid = declared or shared
     for name in injected:
@@ -219,8 +224,8 @@ def plain(value):
     return tuple(value) if isinstance(value, list) else value
 
 
-def _assigned(source: str) -> list[str]:
-    """Names that an entry assigns at its top level; none where it is not plain Python."""
+def assigned(source: str) -> list[str]:
+    """Names that a cell assigns at its top level; none where it is not plain Python."""
     try:
         body = ast.parse(source).body
     except SyntaxError:
@@ -286,19 +291,21 @@ def _epochs_in_words(trained: Iterable[tuple[int, int]]) -> str:
     return ", ".join([at[0].replace(" ", f" {unit} ", 1), *at[1:]])
 
 
-def report(grid: experiment.Grid, entries: Sequence, say=print) -> None:
-    """How much of a grid is there, which entries are missing, and which categories have no AUROC, and why."""
+def report(grid: Grid, entries: Sequence, say=print) -> None:
+    """How many of these entries are there, which are missing, and which categories have no image AUROC, and why."""
     say(f"{len(grid.results)} of {len(entries)} entries are there")
     for entry in grid.missing:
         say(f"missing: {entry.category} {entry.method} seed {entry.config.seed} {entry.config}")
-    for category, why in tables.reasons(grid).items():
-        say(f"{category}: undefined, left out of the means ({why})")
+    undefined = {e.category: r.metrics.get("undefined", {}).get("image_auroc") for e, r in grid.pairs()}
+    for category, why in undefined.items():
+        if why:
+            say(f"{category}: undefined, left out of the means ({why})")
 
 
-def provenance(results: Sequence[experiment.Result], entries: int) -> str:
+def provenance(results: Sequence[Result], entries: int) -> str:
     """A few lines on where a grid's numbers come from: entries done, commit, versions, devices, hours, seeds.
 
-    Cells that are one stored result (all seeds of a PatchCore) count once.
+    Entries that are one stored result (all seeds of a PatchCore) count once.
     """
     if not results:
         return f"0 of {entries} entries done."
@@ -308,16 +315,15 @@ def provenance(results: Sequence[experiment.Result], entries: int) -> str:
     hours = sum(sum(info["seconds"].values()) for info in infos) / 3600
     commits, devices = (", ".join(sorted({info[name] for info in infos})) for name in ("commit", "device"))
     seeds = ", ".join(map(str, sorted({info["config"]["seed"] for info in infos})))
-    versions = _versions(infos[0]["versions"])
     same = f" ({len(once)} results, the others are the same)" if len(once) < len(results) else ""
-    done = f"{len(results)} of {entries} entries done{same}; commit {commits}; {versions}; {devices}"
+    done = f"{len(results)} of {entries} entries done{same}; commit {commits}; {_versions(infos[0]['versions'])}; {devices}"
     return textwrap.fill(f"{done}; {hours:.2f} hours of computing; seeds {seeds}", 100)
 
 
 def environment(device) -> str:
     """One line on where this session's numbers come from: commit, versions, device."""
-    return f"commit {experiment.commit()}; {_versions(experiment.versions())}; {experiment.device_name(device)}"
+    return f"commit {commit()}; {_versions(versions())}; {device_name(device)}"
 
 
-def _versions(versions: dict[str, str]) -> str:
-    return ", ".join(f"{name} {versions[name]}" for name in ("rcp", "torch", "torchvision", "faiss-gpu", "adamp"))
+def _versions(of: dict[str, str]) -> str:
+    return ", ".join(f"{name} {of[name]}" for name in ("rcp", "torch", "torchvision", "faiss-gpu", "adamp"))

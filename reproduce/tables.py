@@ -8,16 +8,15 @@ import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from rcp.metrics import UndefinedMetric, paired_bootstrap
+from rcp.metrics import paired_bootstrap
 from reproduce import paper
 
-METRICS = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro": "AU-PRO", "d_prime": "d′"}
-AUROC = ("image_auroc", "pixel_auroc")
-_TITLES = METRICS | {
+METRICS = {
+    "image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro": "AU-PRO", "d_prime": "d′",
     "position_r2": "R² of the position", "star": "highest point on the defect, %", "inference_ms": "ms an image",
     "iqr_ms": "interquartile range, ms", "images_per_second": "images/s", "peak_memory_mib": "peak memory, MiB",
-    "bank_entries": "bank entries",
 }  # fmt: skip
+AUROC = ("image_auroc", "pixel_auroc")
 _DIGITS = {"position_r2": 4}  # decimals shown; 2 where not named
 COLUMNS = [
     "metric", "setting", "kind", "row", "n", "left_out", "why", "mean", "spread", "seeds", "of", "published", "difference",
@@ -61,7 +60,8 @@ def compare(
         A category's published value is its own. So is a mean's where it is over all categories of the printed average, or where the
         paper prints no categories; else it is the mean of the printed values of the same categories.
     """
-    metrics, by = [metric] if isinstance(metric, str) else metric, ["method", *(name for name in by if name != "method")]
+    metrics = [metric] if isinstance(metric, str) else metric
+    by = ["method", *(name for name in by if name != "method")]
     rows = []
     for name in metrics if len(frame) else ():
         methods = max(f["method"].nunique() for f in (frame, printed) if f is not None)
@@ -183,10 +183,8 @@ def _minus(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
 
 def one_at_a_time(frame: pd.DataFrame, varied: str, **defaults) -> pd.DataFrame:
     """The rows in which all but one of the named hyper-parameters are at their defaults, by ascending value of that one."""
-    if frame.empty:
-        return frame
-    at_default = [frame[name] == value for name, value in defaults.items() if name != varied]
-    return frame[np.all(at_default, axis=0)].sort_values(varied, kind="stable")
+    at_default = [frame[name] == value for name, value in defaults.items() if name != varied and len(frame)]
+    return frame[np.all(at_default, axis=0)].sort_values(varied, kind="stable") if len(frame) else frame
 
 
 def paired(grid, by: Sequence[str] = ()) -> pd.DataFrame:
@@ -213,14 +211,11 @@ def paired(grid, by: Sequence[str] = ()) -> pd.DataFrame:
         for kind, row, (names,) in _parts(list(both), {}, set()):
             some = [both[c] for c in names if c not in undefined]
             three = [(g["labels"], np.array(g["ReConPatch"]), np.array(g["PatchCore"])) for g in some]
-            try:
-                interval = paired_bootstrap(three)
-            except UndefinedMetric:
-                interval = (np.nan, np.nan, np.nan)
+            interval = paired_bootstrap(three) if some else [np.nan] * 3
+            left_out = {c: undefined[c] for c in names if c in undefined}
             about = {"metric": "image_auroc", "setting": setting, "kind": kind, "row": row, "n": len(some)}
-            left_out = [c for c in names if c in undefined]
-            about |= {"left_out": ", ".join(left_out), "why": "; ".join(filter(None, (undefined[c] for c in left_out)))}
-            about |= {"seeds": min((len(g["ReConPatch"]) for g in some), default=0)}
+            about |= {"left_out": ", ".join(left_out), "why": "; ".join(filter(None, left_out.values()))}
+            about["seeds"] = min((len(g["ReConPatch"]) for g in some), default=0)
             rows.append(about | dict(zip(("mean", "low", "high"), (100 * v for v in interval), strict=True)))
     table = pd.DataFrame(rows, columns=[*COLUMNS, "low", "high"])
     return table.assign(of=table["seeds"].max())
@@ -234,32 +229,20 @@ def bank_memory(frame: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     sizes = []
     for (method, dim), part in frame.groupby(["method", "dim"], sort=False) if len(frame) else ():
         eq_s1 = (part["dim"] * (part["coreset_ratio"] * part["patches"]).astype(int) * 4).mean()
-        names = {setting_name({"method": method, "dim": dim}), setting_name({"dim": dim})}
-        sizes += [{"setting": n, "method": method, "dim": dim, "measured": part["bank_bytes"].mean(), "eq_s1": eq_s1} for n in names]
+        sizes.append((setting_name({"method": method, "dim": dim}), method, dim, part["bank_bytes"].mean(), eq_s1))
     found = rows.merge(pd.DataFrame(sizes, columns=["setting", "method", "dim", "measured", "eq_s1"]), on="setting")
     return found.assign(megabytes=found["measured"] / 1e6)
 
 
-def averages_again() -> pd.DataFrame:
-    """Every printed average that can be computed from printed rows; rows as of :func:`compare`, mean is the recomputed one.
+def checked(found: pd.DataFrame) -> pd.DataFrame:
+    """Printed numbers computed again (columns table, item, printed, recomputed, note) as rows of :func:`compare`.
 
-    why: not empty where they differ by more than rounding explains.
+    mean is the recomputed number, why the note.
     """
-    rows = [
-        {"metric": r["metric"], "setting": f"Table {r['table']}: {r['setting']}, {r['category']}", "kind": "all", "row": "all",
-         "why": "more than rounding explains" if r["off"] else "", "mean": r["recomputed"], "published": r["printed"]}
-        for r in paper.averages()
-    ]  # fmt: skip
-    found = pd.DataFrame(rows, columns=COLUMNS)
-    return found.assign(difference=found["mean"] - found["published"])
-
-
-def contradictions() -> pd.DataFrame:
-    """:func:`reproduce.paper.inconsistencies` as rows of :func:`compare`: mean is the recomputed number, why the note."""
-    found = paper.inconsistencies()
-    where = [f"{'' if t == 'text' else 'Table '}{t}: {item}" for t, item in zip(found["table"], found["item"], strict=True)]
-    rows = found.assign(metric="", setting=where, kind="all", row="all", mean=found["recomputed"], published=found["printed"])
-    return rows.assign(why=found["note"], difference=rows["mean"] - rows["published"]).reindex(columns=COLUMNS)
+    of = found["table"].map(lambda name: "text: " if name == "text" else f"Table {name}: ")
+    rows = found.assign(metric="", setting=of + found["item"], kind="all", row="all", left_out="", why=found["note"])
+    rows = rows.assign(mean=found["recomputed"], published=found["printed"])
+    return rows.assign(difference=rows["mean"] - rows["published"]).reindex(columns=COLUMNS)
 
 
 # ---- what is shown and written ----
@@ -284,19 +267,18 @@ def readable(rows: pd.DataFrame) -> pd.DataFrame:
     table: dict = {}
     settings_alone, several = (rows["kind"] == "all").all(), rows[["setting", "metric"]].nunique() > 1
     for r in rows.to_dict("records"):
-        title, digits = _TITLES.get(r["metric"], r["metric"]), _DIGITS.get(r["metric"], 2)
+        title, digits = METRICS.get(r["metric"], r["metric"]), _DIGITS.get(r["metric"], 2)
         without = f" (without {r['left_out']})" if r["left_out"] and r["kind"] != "category" else ""
         if settings_alone:
             line, column = r["setting"], title + without
         else:
             line = _line(r) + without
             column = ", ".join([r["setting"]] * several["setting"] + [title] * several["metric"]) or r["setting"]
-        found = {"ours": _ours(r, digits), "published": "", "difference": ""}
-        if not np.isnan(r["published"]):
-            found["published"] = f"{r['published']:.{digits}f}"
-            found["difference"] = "" if np.isnan(r["difference"]) else f"{r['difference']:+.{digits}f}"
-        if "low" in r:
-            found["95 % interval"] = "" if np.isnan(r["low"]) else f"[{r['low']:+.{digits}f}, {r['high']:+.{digits}f}]"
+        found = {"ours": _ours(r, digits)}
+        for name, sign in (("published", ""), ("difference", "+")):
+            found[name] = "" if np.isnan(r[name]) else f"{r[name]:{sign}.{digits}f}"
+        if not np.isnan(r.get("low", np.nan)):
+            found["95 % interval"] = f"[{r['low']:+.{digits}f}, {r['high']:+.{digits}f}]"
         table.setdefault(line, {}).update({(column, name): text for name, text in found.items()})
     if not table:
         return pd.DataFrame({"": ["nothing is computed yet"]})
@@ -305,11 +287,9 @@ def readable(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _line(r: Mapping) -> str:
-    if r["kind"] == "category":
-        return r["row"]
-    if r["kind"] == "group":
-        return f"mean of {r['n']} {r['row']}{'s' if r['n'] > 1 else ''}"
-    return "mean of the two groups" if r["kind"] == "groups" else f"mean of all {r['n']}"
+    group = f"mean of {r['n']} {r['row']}{'s' if r['n'] > 1 else ''}"
+    names = {"category": r["row"], "group": group, "groups": "mean of the two groups"}
+    return names.get(r["kind"], f"mean of all {r['n']}")
 
 
 def _ours(r: Mapping, digits: int = 2) -> str:
@@ -323,8 +303,9 @@ def _ours(r: Mapping, digits: int = 2) -> str:
 def in_words(rows: pd.DataFrame) -> str:
     """What the rows say of the means over all categories: a sentence for each metric, or for each setting.
 
-    Settings alone: the best here and in the paper, and how far the settings differ beside the spread over seeds. With categories: each
-    setting beside the paper, and of two settings which one is above in how many categories. Of :func:`paired`: whether the interval leaves zero out.
+    Settings alone: the best here and in the paper, and how far the settings differ beside the spread over seeds. With
+    categories: each setting beside the paper, and of two settings in how many categories the second is above the first.
+    Of :func:`paired`: whether the interval leaves zero out.
     """
     means = rows[rows["kind"] == "all"].dropna(subset="mean")
     if means.empty:
@@ -333,16 +314,16 @@ def in_words(rows: pd.DataFrame) -> str:
     if "low" in rows:
         found = [_interval_in_words(r) for r in means.to_dict("records")]
     elif several:
-        found = [_best_in_words(_TITLES.get(m, m), part) for m, part in means.groupby("metric", sort=False)]
+        found = [_best_in_words(METRICS.get(m, m), part) for m, part in means.groupby("metric", sort=False)]
     else:
         found = [_beside_in_words(r) for r in means.to_dict("records")]
-        found += [_above_in_words(_TITLES.get(m, m), part) for m, part in rows.groupby("metric", sort=False)]
+        found += [_above_in_words(METRICS.get(m, m), part) for m, part in rows.groupby("metric", sort=False)]
     return "\n".join(filter(None, found))
 
 
 def _interval_in_words(r: Mapping) -> str:
     beyond = "more than the draw of the test images explains" if r["low"] > 0 or r["high"] < 0 else "zero is within"
-    return f"{r['setting']}: {_TITLES[r['metric']]} {r['mean']:+.2f} [{r['low']:+.2f}, {r['high']:+.2f}], {beyond}."
+    return f"{r['setting']}: {METRICS[r['metric']]} {r['mean']:+.2f} [{r['low']:+.2f}, {r['high']:+.2f}], {beyond}."
 
 
 def _best_in_words(title: str, part: pd.DataFrame) -> str:
@@ -351,11 +332,13 @@ def _best_in_words(title: str, part: pd.DataFrame) -> str:
     if len(published):
         words += f" (in the paper {part.loc[published.idxmax(), 'setting']} with {published.max():.2f})"
     words += f"; settings differ by {np.ptp(part['mean']):.2f} from best to worst"
-    return words + ("." if part["spread"].isna().all() else f", seeds by up to ± {part['spread'].max():.2f} within one.")
+    return words + (
+        "." if part["spread"].isna().all() else f", seeds by up to ± {part['spread'].max():.2f} within one."
+    )
 
 
 def _beside_in_words(r: Mapping) -> str:
-    words = f"{r['setting']}: {_TITLES.get(r['metric'], r['metric'])} {_ours(r, _DIGITS.get(r['metric'], 2))}"
+    words = f"{r['setting']}: {METRICS.get(r['metric'], r['metric'])} {_ours(r, _DIGITS.get(r['metric'], 2))}"
     if np.isnan(r["difference"]):
         return f"{words}."
     away = f"{abs(r['difference']):.2f} {'above' if r['difference'] > 0 else 'below'}"
@@ -402,9 +385,23 @@ def gather(run: Path, csv: Path) -> None:
 
 def markdown(rows: pd.DataFrame) -> str:
     """The rows as a Markdown table. See :func:`readable`."""
-    text = readable(rows.dropna(axis=1, how="all").reindex(columns=[*COLUMNS, *(c for c in ("low", "high") if rows.get(c, pd.Series()).notna().any())]))
-    return text
+    text = readable(rows)
+    heads = ["", *(c[0] if c[1] == "ours" else f"{c[0]}: {c[1]}" for c in text)]
+    lines = [
+        heads,
+        ["---"] * len(heads),
+        *([name, *row] for name, row in zip(text.index, text.to_numpy(), strict=True)),
+    ]
+    return "".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
 def views(csv: Path, folder: Path) -> list[Path]:
-    """Writes ITEM.md for every item of a CSV as :func:`gather` makes it."""
+    """Writes ITEM.md into the folder for every item of a CSV that :func:`gather` made, and returns the files."""
+    files = []
+    for item, rows in read(csv).groupby("item", sort=False):
+        parts = [f"# {item}\n"]
+        for (table, label), part in rows.groupby(["table", "label"], sort=False):
+            parts.append("\n".join(filter(None, (f"## {table}\n", f"*{label}*\n" * bool(label), markdown(part)))))
+        files.append(folder / f"{item}.md")
+        files[-1].write_text("\n".join(parts))
+    return files

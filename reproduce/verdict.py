@@ -1,14 +1,13 @@
 """One line per table or figure for the index: is it reproduced?"""
 
 import json
-from collections.abc import Sequence
-from typing import NamedTuple
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from reproduce.notebook import Settings
-from reproduce.tables import OVERALL, PAPER_15, TWO_GROUPS
+from reproduce.tables import METRICS
 
 TOLERANCE = 0.1
 D_PRIME_TOLERANCE = 0.3  # half of what lies between the two that the paper prints: no value agrees with both
@@ -22,107 +21,56 @@ a group, and a mean that had to leave a category out are shown, not judged. Two 
 points ({D_PRIME_TOLERANCE} for d′) or two standard deviations of ours over seeds, whichever is more."""
 
 
-class Comparison(NamedTuple):
-    """One of our numbers beside the printed one, NaN where there is none to judge by; spread is over seeds, NaN for one."""
-
-    what: str
-    ours: float
-    spread: float
-    published: float
-    tolerance: float = TOLERANCE
-
-    @property
-    def agrees(self) -> bool:
-        return abs(self.ours - self.published) <= max(self.tolerance, 2 * np.nan_to_num(self.spread))
-
-    def __str__(self) -> str:
-        spread = "" if np.isnan(self.spread) else f" ± {self.spread:.2f}"
-        beside = "–" if np.isnan(self.published) else f"{self.published:.2f}"
-        return f"{self.what} {self.ours:.2f}{spread} (paper {beside})"
-
-
-def of_averages(table: pd.DataFrame) -> list[Comparison]:
-    """The comparisons in what :func:`reproduce.tables.averages` gives."""
-    found = []
-    for metric in dict.fromkeys(c[0] for c in table.columns):
-        for name, row in table[metric].iterrows() if len(table) else ():
-            printed = _of_whole(metric, row[PAPER_15])
-            found.append(Comparison(f"{metric}, {name}:", row["mean"], row["spread"], printed))
-    return found
-
-
-def of_table_5(table: pd.DataFrame, what: str) -> list[Comparison]:
-    """The comparisons of the overall means in what :func:`reproduce.tables.table_5` or ``table_7`` gives."""
-    found = []
-    for source in dict.fromkeys(c[0] for c in table.columns if c[0] != "published"):
-        overall = [i for i in table.index if i.startswith(OVERALL.format(""))][-1]
-        row = table.loc[overall, source]
-        name = f"{what}, {source.removeprefix('rcp ')}:"
-        found.append(Comparison(name, row["mean"], row["spread"], _of_whole(overall, row["mean"] - row["difference"])))
-    return found
-
-
-def of_table_4(found: dict[str, pd.DataFrame]) -> list[Comparison]:
-    """The comparisons of both kinds of mean in what :func:`reproduce.tables.table_4` gives for each method."""
-    return [
-        Comparison(f"{method}, {what}, {name}:", *table.loc[name, [("rcp", what), ("rcp", f"± {what}")]],
-                   _of_whole(name, table.loc[name, ("published", what)]))
-        for method, table in found.items()
-        for name in table.index if name.startswith((OVERALL.format(""), TWO_GROUPS))
-        for what in ("without", "with", "drop")
-    ]  # fmt: skip
-
-
-def _of_whole(name: str, published: float) -> float:
-    """No published value for a mean that leaves a category out: the printed one does not."""
-    return np.nan if "(without " in name else published
-
-
 def changed(**parameters: tuple) -> list[str]:
     """A notebook's own parameters, name=(value, the paper's), in words where they differ; an empty one is the profile's."""
-    return [
-        f"{name} {value} instead of {papers}"
-        for name, (value, papers) in parameters.items()
-        if value and value != papers
-    ]
+    return [f"{name} {value} instead of {of}" for name, (value, of) in parameters.items() if value and value != of]
 
 
-def verdict(
-    settings: Settings,
-    item: str,
-    comparisons: Sequence[Comparison] | None,
-    also: str = "",
-    missing: Sequence = (),
-    departures: Sequence[str] = (),
-    categories: Sequence[str] | None = None,
-) -> str:
+def verdict(settings: Settings, item: str, rows, also="", missing=(), departures=(), categories=None) -> str:
     """Writes ``ITEM.verdict.json`` beside the executed notebooks, for the index, and returns it as a sentence (see RULE).
 
     Args:
-        comparisons: all numbers of the item; those that are undefined on either side are not judged. None where the paper
-            prints no number that ours could be held against.
+        rows: all of the item, a DataFrame as of :func:`reproduce.tables.compare`. None where the paper prints no number that ours could
+            be held against.
         also: a figure in words.
         missing: entries that are not computed; with any, nothing is judged. Or words on a part of the item that is not there.
         departures: of the notebook's own parameters, as :func:`changed` gives them.
         categories: those that the item is of; all of the data set where None.
     """
-    judged = [c for c in comparisons or () if np.isfinite(c.ours) and np.isfinite(c.published)]
-    agree, departures = sum(c.agrees for c in judged), [*settings.departures(categories), *departures]
+    candidates = [] if rows is None else _candidates(rows)
+    judged = [r for r in candidates if np.isfinite(r["difference"])]
+    agree, departures = sum(map(_agrees, judged)), [*settings.departures(categories), *departures]
     parts, entries = ([m for m in missing if isinstance(m, str) == of_words] for of_words in (True, False))
-    if entries or departures or (comparisons is not None and not judged):
+    if entries or departures or (rows is not None and not judged):
         state = "not run"
-    elif comparisons is None:
+    elif rows is None:
         state = "computed in part" if parts else "computed"
     else:
         state = "reproduced" if agree == len(judged) else "partly" if agree else "not"
-    words = [f"{agree} of {len(judged)} numbers agree"] if state in ("reproduced", "partly", "not") else []
-    words += [f"{len(entries)} entries are missing"] if entries else []
-    words += parts
-    words += [f"in another setting ({'; '.join(departures)})"] if departures else []
-    shown = judged or [c for c in comparisons or () if np.isfinite(c.ours)]
-    words += [str(c) for c in shown[:4]] + ([f"and {len(shown) - 4} more"] if len(shown) > 4 else [])
-    words += [also] if also else []
-    return _write(settings, item, state, "; ".join(words))
+    shown = judged or [r for r in candidates if np.isfinite(r["mean"])]
+    words = [f"{agree} of {len(judged)} numbers agree" * (state in ("reproduced", "partly", "not"))]
+    words += [f"{len(entries)} entries are missing" * bool(entries), *parts]
+    words += [f"in another setting ({'; '.join(departures)})" * bool(departures), *map(_in_words, shown[:4])]
+    words += [f"and {len(shown) - 4} more" * (len(shown) > 4), also.replace("\n", " ")]
+    return _write(settings, item, state, "; ".join(filter(None, words)))
+
+
+def _candidates(rows: pd.DataFrame) -> list[dict]:
+    """What could be judged: means of all categories that leave none out, d′ of each category."""
+    kinds = np.where(rows["metric"] == "d_prime", "category", "all")
+    return rows[(rows["kind"] == kinds) & (rows["left_out"] == "")].to_dict("records")
+
+
+def _agrees(r: dict) -> bool:
+    tolerance = D_PRIME_TOLERANCE if r["metric"] == "d_prime" else TOLERANCE
+    return abs(r["difference"]) <= max(tolerance, 2 * np.nan_to_num(r["spread"]))
+
+
+def _in_words(r: dict) -> str:
+    spread = "" if np.isnan(r["spread"]) else f" ± {r['spread']:.2f}"
+    beside = "–" if np.isnan(r["published"]) else f"{r['published']:.2f}"
+    of = f", {r['row']}" if r["kind"] == "category" else ""
+    return f"{METRICS[r['metric']]}, {r['setting']}{of}: {r['mean']:.2f}{spread} (paper {beside})"
 
 
 def note(settings: Settings, item: str, words: str) -> str:
@@ -131,7 +79,19 @@ def note(settings: Settings, item: str, words: str) -> str:
 
 
 def _write(settings: Settings, item: str, state: str, words: str) -> str:
-    settings.out(f"{item}.verdict.json").write_text(
-        json.dumps({"item": item, "state": state, "words": words}, indent=1)
-    )
+    found = {"item": item, "state": state, "words": words}
+    settings.out(f"{item}.verdict.json").write_text(json.dumps(found, indent=1))
     return f"{state}: {words}"
+
+
+def check(folder: str | Path) -> list[str]:
+    """A line for each item of a run's folder that was run in the paper's setting and is not, or only partly, reproduced.
+
+    Raises:
+        FileNotFoundError: no verdicts there, so that nothing was checked.
+    """
+    files = sorted(Path(folder).glob("*.verdict.json"))
+    if not files:
+        raise FileNotFoundError(f"folder: expected *.verdict.json of a finished run, found none in {folder}")
+    found = [json.loads(file.read_text()) for file in files]
+    return [f"{v['item']}: {v['state']}: {v['words']}" for v in found if v["state"] in ("partly", "not")]

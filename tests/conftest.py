@@ -36,6 +36,6 @@ def shared_weights() -> Path:
 @pytest.fixture(scope="session")
 def demo_root(tmp_path_factory) -> Path:
     """The demo set in MVTec layout."""
-    from rcp.data import draw_demo
+    from reproduce.demo import draw_demo
 
     return draw_demo(tmp_path_factory.mktemp("demo"))

@@ -1,7 +1,6 @@
-"""Checked downloads of data sets: resumable, hashed before they are opened, unpacked safely."""
+"""Checked downloads of data sets: hashed before they are opened, unpacked safely."""
 
 import os
-import shutil
 import stat
 import tarfile
 import tempfile
@@ -12,13 +11,9 @@ from pathlib import Path
 
 import pooch
 import requests
-from tqdm.auto import tqdm
 
 from rcp.checks import nearest
-from rcp.paths import data_root
-
-CHUNK = 1 << 16  # bytes; what a broken connection loses at most
-TIMEOUT = 30  # seconds without a byte
+from rcp.paths import data_root, require_disk
 
 
 @dataclass(frozen=True)
@@ -68,19 +63,17 @@ REGISTRY = {
 }
 
 
-def _need_safe_extraction() -> None:
-    if not hasattr(tarfile, "data_filter"):  # Python 3.11.4 brought it
-        raise OSError("this Python cannot unpack archives safely: use 3.11.4 or later, or unpack the archive by hand")
-
-
 def download(name: str, root: str | Path | None = None, registry: Mapping[str, Source] = REGISTRY) -> Path:
     """Fetch, check and unpack a data set into ``root/name``; returns that folder, at once if it already holds anything.
 
     root: default `paths.data_root()`. An archive placed in ``root`` by hand is used once its hash is checked. It stays
-    there and may be deleted afterwards. Called again, a broken download goes on where it stopped.
+    there and may be deleted afterwards. A broken download starts again from its first byte: on a bad line, place the
+    archive by hand.
 
-    Errors: ValueError for an unknown name, a wrong hash (the file is set aside), an unsafe archive; ConnectionError for
-    a failed download (page, url, hash, how to place it by hand); OSError for a full disk (needed and free).
+    Raises:
+        ValueError: an unknown name, a wrong hash (the file is set aside), an archive that is unsafe or damaged.
+        ConnectionError: the download failed (names page, url, hash, and how to place the archive by hand).
+        OSError: a full disk (needed and free), or a Python that cannot unpack safely.
     """
     if name not in registry:
         raise ValueError(f"unknown data set {name!r}; expected one of {', '.join(registry)}.{nearest(name, registry)}")
@@ -88,83 +81,40 @@ def download(name: str, root: str | Path | None = None, registry: Mapping[str, S
     folder, archive = root / name, root / source.archive
     if folder.is_dir() and any(folder.iterdir()):
         return folder
-    _need_safe_extraction()
+    if not hasattr(tarfile, "data_filter"):  # Python 3.11.4 brought it
+        raise OSError("this Python cannot unpack archives safely: use 3.11.4 or later, or unpack the archive by hand")
     root.mkdir(parents=True, exist_ok=True)
     print(f"{name}: licence {source.licence}, {source.page}", flush=True)
-    file = archive if archive.exists() else _fetch(source, archive)
-    _check_hash(file, source, archive)
-    file.replace(archive)
-    _unpack(archive, folder)
+    by_hand = f"Fetch it from {source.page}, place it at {archive} and call again; expected {source.known_hash}"
+    part = archive if archive.exists() else archive.with_name(f"{archive.name}.part")
+    if part != archive:
+        try:
+            _fetch(source.url, part)
+        except requests.RequestException as error:
+            raise ConnectionError(f"download of {source.url} failed: {error}. {by_hand}") from error
+    algorithm, expected = source.known_hash.split(":")
+    found = pooch.file_hash(str(part), alg=algorithm)
+    if found.lower() != expected.lower():
+        aside = part.replace(archive.with_name(f"{archive.name}.wrong-hash"))
+        raise ValueError(
+            f"{source.archive} is not the expected file: {source.known_hash} expected, {algorithm}:{found} found; "
+            f"set aside as {aside}. {by_hand}"
+        )
+    _unpack(part.replace(archive), folder)
     print(f"{name}: unpacked into {folder}; {archive} is no longer needed", flush=True)
     return folder
 
 
-def _by_hand(source: Source, archive: Path) -> str:
-    return f"Fetch it from {source.page}, place it at {archive} and call again; expected {source.known_hash}"
-
-
-def _check_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise OSError(f"not enough disk space in {folder}: {needed:,} bytes needed, {free:,} free")
-
-
-def _check_hash(file: Path, source: Source, archive: Path) -> None:
-    algorithm, expected = source.known_hash.split(":")
-    found = pooch.file_hash(str(file), alg=algorithm)
-    if found.lower() != expected.lower():
-        aside = archive.with_name(f"{archive.name}.wrong-hash")
-        file.replace(aside)
-        raise ValueError(
-            f"{source.archive} is not the expected file: {source.known_hash} expected, {algorithm}:{found} found; "
-            f"set aside as {aside}. {_by_hand(source, archive)}"
-        )
-
-
-def _fetch(source: Source, archive: Path) -> Path:
-    """Download into ``ARCHIVE.part``, after the bytes that are already there; returns that file, complete."""
-    part = archive.with_name(f"{archive.name}.part")
+def _fetch(url: str, file: Path) -> None:
+    """Download into ``file``; nothing is left of it where that fails."""
+    headers = {"Accept-Encoding": "identity"}  # an archive's own bytes, not what a server makes of them on the way
+    length = int(requests.head(url, headers=headers, allow_redirects=True, timeout=30).headers.get("Content-Length", 0))
+    require_disk(file.parent, 2 * length, f"{file.stem} and its content")  # images hardly shrink in an archive
     try:
-        # A broken connection is taken up again as long as the file grows.
-        while not _fetch_rest(source.url, part):
-            pass
-    except requests.RequestException as error:
-        kept = f" {part.stat().st_size:,} bytes are kept in {part}: call again to go on." if part.exists() else ""
-        raise ConnectionError(f"download of {source.url} failed: {error}.{kept} {_by_hand(source, archive)}") from error
-    return part
-
-
-def _fetch_rest(url: str, part: Path) -> bool:
-    """One request for what is missing; True when the file is complete, False when it broke off after some progress."""
-    start = had = part.stat().st_size if part.exists() else 0
-    # identity: a server that compresses on the way would make byte positions meaningless.
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
-    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
-        if response.status_code == 416:  # nothing after our last byte: complete, or longer than the file there
-            if response.headers.get("Content-Range") == f"bytes */{start}":
-                return True
-            part.unlink()
-            return False
-        response.raise_for_status()
-        if not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-            start = 0  # the server sends the whole file
-        length = int(response.headers.get("Content-Length", 0))
-        _check_space(part.parent, length + (start + length))  # images hardly shrink: unpacked, about as much again
-        with (
-            open(part, "ab" if start else "wb") as file,
-            tqdm(
-                initial=start, total=start + length or None, unit="B", unit_scale=True, desc=part.stem, disable=None
-            ) as bar,
-        ):
-            try:
-                for chunk in response.iter_content(CHUNK):
-                    file.write(chunk)
-                    bar.update(len(chunk))
-            except requests.RequestException:
-                if file.tell() <= had:
-                    raise
-                return False
-    return True
+        pooch.HTTPDownloader(progressbar=True, chunk_size=1 << 16, headers=headers)(url, str(file), None)
+    except BaseException:
+        file.unlink(missing_ok=True)
+        raise
 
 
 def _unpack(archive: Path, folder: Path) -> None:
@@ -180,21 +130,3 @@ def _unpack(archive: Path, folder: Path) -> None:
         if len(visible) == 1 and visible[0].is_dir():
             inside = visible[0]
         os.replace(inside, folder)
-
-
-def _untar(archive: Path, folder: Path) -> None:
-    _check_space(folder, archive.stat().st_size)
-    with tarfile.open(archive) as tar:
-        tar.extractall(folder, filter="data")  # refuses links and paths out of the folder, and devices
-
-
-def _unzip(archive: Path, folder: Path) -> None:
-    with zipfile.ZipFile(archive) as zipped:
-        _check_space(folder, sum(member.file_size for member in zipped.infolist()))
-        for member in zipped.infolist():
-            target = os.path.realpath(folder / member.filename)
-            if not target.startswith(os.path.realpath(folder) + os.sep):
-                raise zipfile.BadZipFile(f"{member.filename!r} would land outside its folder, at {target}")
-            if stat.S_ISLNK(member.external_attr >> 16):
-                raise zipfile.BadZipFile(f"{member.filename!r} is a link")
-        zipped.extractall(folder)

@@ -9,8 +9,8 @@ from typing import Literal, get_type_hints
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
-from rcp.config import check_type
-from rcp.data import Transform
+from rcp.checks import check_type
+from rcp.data.images import Transform
 
 
 @dataclass(frozen=True, kw_only=True)

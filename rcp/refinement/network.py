@@ -33,9 +33,8 @@ class RefinementNet(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         size = maps.shape[1]
         z = ((maps - self.center) / self.deviation)[:, None]
-        coarse = _resized(
-            z / self.how.outlier, -(-size // self.how.stride)
-        )  # of the order of 1 where there is a defect
+        # what enters the blocks is of the order of 1 where there is a defect
+        coarse = _resized(z / self.how.outlier, -(-size // self.how.stride))
         found = _resized(self.head(self.blocks(coarse)), size)
         return (found + self.slope * z + self.offset)[:, 0]
 

@@ -9,14 +9,7 @@ import numpy as np
 
 from rcp.checks import check_fields, check_names, require
 from rcp.paths import data_root
-from rcp.refinement.simulation import (
-    DRAWN,
-    Simulation,
-    check_side,
-    draw_textures,
-    load_textures,
-    texture_files,
-)
+from rcp.refinement.simulation import DRAWN, Simulation, check_side, draw_textures, load_textures, texture_files
 
 # No options: what changed nothing for the better that was measured, each with its value.
 FIXED = {
@@ -88,14 +81,14 @@ class RefinementConfig:
             fixed, why = FIXED[name]
             given = values.pop(name)
             require(f"refine: {name}", given == fixed, f"{fixed!r}, for it is no option: {why}", given)
-        own = {f.name for f in dataclasses.fields(cls)} - {"simulation"}
+        own = {f.name for f in dataclasses.fields(cls)}
         of_simulation = {f.name for f in dataclasses.fields(Simulation)} - {"seed"}
-        check_names("refine: unknown option", values, sorted(own | of_simulation | {"simulation"}))
-        base = values.pop("simulation", None) or Simulation(kind="structure")
-        base = base if isinstance(base, Simulation) else Simulation(**_tuples(base))
+        check_names("refine: unknown option", values, sorted(own | of_simulation))
         values = _tuples(values)
-        simulation = dataclasses.replace(base, **{n: v for n, v in values.items() if n in of_simulation})
-        return cls(simulation=simulation, **{n: v for n, v in values.items() if n in own})
+        base = values.pop("simulation", None) or {"kind": "structure"}
+        base = base if isinstance(base, Simulation) else Simulation(**_tuples(base))
+        changes = {name: values.pop(name) for name in of_simulation & set(values)}
+        return cls(simulation=dataclasses.replace(base, **changes), **values)
 
     @classmethod
     def of(cls, given: "RefinementConfig | dict | bool | None") -> "RefinementConfig | None":
@@ -106,9 +99,8 @@ class RefinementConfig:
         """
         if given is None or given is False or isinstance(given, cls):
             return given or None
-        require(
-            "refine", given is True or isinstance(given, dict), "True, a Refinement or a dict of its options", given
-        )
+        fits = given is True or isinstance(given, dict)
+        require("refine", fits, "True, a Refinement or a dict of its options", given)
         return cls.build(**({} if given is True else given))
 
     def asdict(self) -> dict:
@@ -117,15 +109,12 @@ class RefinementConfig:
 
     def identity(self) -> dict:
         """What a training depends on: the options, and the textures by their names and sizes, not by where they lie."""
-        return self.asdict() | {"textures": self.textures_identity()}
-
-    def textures_identity(self) -> str | None:
-        """What the textures are, by their names and sizes, not where; None where the simulation needs none."""
-        if self.simulation.kind == "structure" or self.textures == "drawn":
-            return self.textures if self.simulation.kind != "structure" else None
-        files = texture_files(self._textures_root())
-        listed = "\n".join(f"{file.parent.name}/{file.name} {file.stat().st_size}" for file in files)
-        return hashlib.blake2b(listed.encode(), digest_size=12).hexdigest()
+        textures = None if self.simulation.kind == "structure" else self.textures
+        if textures not in (None, "drawn"):
+            files = texture_files(self._textures_root())
+            listed = "\n".join(f"{file.parent.name}/{file.name} {file.stat().st_size}" for file in files)
+            textures = hashlib.blake2b(listed.encode(), digest_size=12).hexdigest()
+        return self.asdict() | {"textures": textures}
 
     def _textures_root(self) -> Path:
         return Path(self.textures or data_root() / "dtd")

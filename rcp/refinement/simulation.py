@@ -87,10 +87,10 @@ def simulate(
     """
     check_side(images.shape[1], simulation)
     if simulation.kind != "structure":
-        if textures is None or not len(textures):
-            raise ValueError(f"textures: kind={simulation.kind!r} needs images of textures (DTD), got none")
-        if textures.shape[1:] != images.shape[1:]:
-            raise ValueError(f"textures: expected images of the shape {images.shape[1:]}, got {textures.shape[1:]}")
+        there = textures is not None and len(textures) > 0
+        require("textures", there, f"images of textures (DTD) for kind={simulation.kind!r}", textures)
+        same = textures.shape[1:] == images.shape[1:]
+        require("textures", same, f"images of the shape {images.shape[1:]}", textures.shape[1:])
     numbers = range(len(images)) if numbers is None else numbers
     out, masks = images.copy(), np.zeros(images.shape[:3], bool)
 
@@ -116,10 +116,8 @@ def simulate(
 
 def check_side(side: int, simulation: Simulation) -> None:
     """Raises ValueError where images of ``side`` pixels are smaller than the grid of "structure"."""
-    if side < simulation.grid:
-        raise ValueError(
-            f"images: expected at least {simulation.grid} px a side for a grid of {simulation.grid} cells, got {side}"
-        )
+    cells = simulation.grid
+    require("images", side >= cells, f"at least {cells} px a side for a grid of {cells} cells", side)
 
 
 def perlin(side: int, rows: int, columns: int, rng: np.random.Generator) -> np.ndarray:
@@ -144,20 +142,18 @@ def _cells(side: int, cells: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _mask(rng: np.random.Generator, image: np.ndarray, simulation: Simulation) -> np.ndarray:
     """Thresholded, turned Perlin noise within the object, where one is found: (S, S) bool; empty if none fell on it."""
-    side = len(image)
-    allowed = foreground(image, simulation.tolerance, simulation.plain) if simulation.foreground else None
-    if allowed is not None and not allowed.any():
-        allowed = None
+    side, allowed = len(image), np.True_
+    if simulation.foreground and (found := foreground(image, simulation.tolerance, simulation.plain)).any():
+        allowed = found
     scales = int(np.log2(min(simulation.finest, side))) + 1
     for _ in range(TRIES):
         rows, columns = 2 ** rng.integers(scales, size=2)
         noise = Image.fromarray(perlin(side, int(rows), int(columns), rng))
-        mask = np.asarray(noise.rotate(rng.uniform(-90, 90), Image.Resampling.BILINEAR)) > simulation.threshold
-        if allowed is not None:
-            mask &= allowed
+        turned = np.asarray(noise.rotate(rng.uniform(-90, 90), Image.Resampling.BILINEAR))
+        mask = (turned > simulation.threshold) & allowed
         if mask.any():
-            return mask
-    return np.zeros((side, side), bool)
+            break
+    return mask
 
 
 def foreground(image: np.ndarray, tolerance: float = 25, plain: float = 12) -> np.ndarray:
@@ -199,12 +195,10 @@ def _texture(rng: np.random.Generator, textures: np.ndarray) -> np.ndarray:
 def _permuted(rng: np.random.Generator, image: np.ndarray, grid: int) -> np.ndarray:
     """The image's grid cells in another order: (S, S, 3). What a side is too long for stays in its place."""
     cell = len(image) // grid
-    out = image.copy()
-    whole = (
-        image[: cell * grid, : cell * grid].reshape(grid, cell, grid, cell, 3).swapaxes(1, 2).reshape(-1, cell, cell, 3)
-    )
-    mixed = whole[rng.permutation(grid * grid)].reshape(grid, grid, cell, cell, 3).swapaxes(1, 2)
-    out[: cell * grid, : cell * grid] = mixed.reshape(cell * grid, cell * grid, 3)
+    side, out = cell * grid, image.copy()
+    cells = image[:side, :side].reshape(grid, cell, grid, cell, 3).swapaxes(1, 2)
+    mixed = cells.reshape(-1, cell, cell, 3)[rng.permutation(grid * grid)].reshape(cells.shape)
+    out[:side, :side] = mixed.swapaxes(1, 2).reshape(side, side, 3)
     return out
 
 
@@ -215,12 +209,11 @@ def texture_files(root: str | Path) -> list[Path]:
         FileNotFoundError: no such folder; names the command that fetches DTD.
         ValueError: a folder without images.
     """
-    root = Path(root)
-    if not root.is_dir():
+    if not Path(root).is_dir():
         raise FileNotFoundError(
-            f"textures: no folder {root}; name DTD's, or fetch it with: python -m reproduce download dtd"
+            f"textures: no folder {root}; name DTD's, or fetch it: python -m reproduce download dtd"
         )
-    found = sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    found = sorted(path for path in Path(root).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not found:
         raise ValueError(f"textures: no images in {root}; looked for {', '.join(IMAGE_SUFFIXES)} in it and below")
     return found

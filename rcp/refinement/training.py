@@ -54,10 +54,9 @@ def train(
     simulation = dataclasses.replace(how.simulation, seed=how.simulation.seed + how.seed)
     simulate(images[:1], simulation, textures)  # what is wrong with them is said before any work
     _say_without_object(images, simulation, names)
-    center, deviation = normal[0], how.beta * normal[1] or 1.0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(how.seed)
-        net = RefinementNet(how, center, deviation)
+        net = RefinementNet(how, center=normal[0], deviation=how.beta * normal[1] or 1.0)
     net = net.to(device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(net.parameter_groups(), momentum=how.momentum, weight_decay=how.weight_decay)
     batches = -(-len(images) // how.batch_size)
@@ -80,9 +79,8 @@ def train(
             anomalous += int(masks.any((1, 2)).sum())
         mean, seconds = torch.stack(losses).mean().item(), round(time.perf_counter() - started, 3)
         if not math.isfinite(mean):
-            raise FloatingPointError(
-                f"loss of the refinement is {mean} at epoch {epoch + 1}; likely cause: a learning rate that is too high"
-            )
+            likely = "likely cause: a learning rate that is too high"
+            raise FloatingPointError(f"loss of the refinement is {mean} at epoch {epoch + 1}; {likely}")
         rows.append({"epoch": epoch + 1, "loss": mean, "anomalous": anomalous / len(images), "seconds": seconds})
         _save(checkpoint, net, optimizer, how, rows)
         log(f"refinement epoch {epoch + 1:>3}/{how.epochs}  loss {mean:.5f}  {seconds:.1f} s")
@@ -106,8 +104,7 @@ def _save(checkpoint, net: RefinementNet, optimizer: torch.optim.Optimizer, how:
     if checkpoint is None:
         return
     tensors = {f"network.{name}": value for name, value in net.state_dict().items()}
-    for i, parameter in enumerate(net.parameters()):
-        tensors[f"momentum.{i}"] = optimizer.state[parameter]["momentum_buffer"]
+    tensors |= {f"momentum.{i}": optimizer.state[p]["momentum_buffer"] for i, p in enumerate(net.parameters())}
     header = {"format": "rcp-refinement-checkpoint-1", "how": json.dumps(how.identity()), "rows": json.dumps(rows)}
     checkpoint = Path(checkpoint)
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
@@ -125,10 +122,8 @@ def _resume(checkpoint, net: RefinementNet, optimizer: torch.optim.Optimizer, ho
     except SafetensorError as error:
         aside = Path(checkpoint).with_suffix(".damaged")
         os.replace(checkpoint, aside)
-        logger.warning(
-            "checkpoint: %s is damaged (%s); it is set aside as %s, and the training starts anew",
-            checkpoint, error, aside.name,
-        )  # fmt: skip
+        words = "checkpoint: %s is damaged (%s); it is set aside as %s, and the training starts anew"
+        logger.warning(words, checkpoint, error, aside.name)
         return []
     same = header.get("how") == json.dumps(how.identity())
     require("checkpoint", same, f"one of the training {how}; remove it to start anew", str(checkpoint))

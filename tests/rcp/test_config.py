@@ -1,5 +1,6 @@
 """Hyper-parameters: defaults are the paper's, and a wrong one is refused with the argument, what was expected, what came."""
 
+import dataclasses
 import inspect
 import re
 
@@ -12,19 +13,23 @@ def test_defaults_are_the_papers_single_model():
     c = Config()
     assert (c.backbone, c.layers, c.patch_size, c.dim, c.coreset_ratio) == ("wide_resnet50_2", (2, 3), 3, 512, 0.01)
     assert (c.epochs, c.lr, c.weight_decay, c.k, c.margin, c.alpha) == (120, 1e-5, 1e-2, 5, 1.0, 0.5)
-    assert (c.resize, c.image_size, c.k_half) == (256, 224, 2)
+    assert (c.resize, c.image_size) == (256, 224)
 
 
 def test_every_hyper_parameter_is_documented_with_its_provenance_and_in_the_signature():
-    doc = inspect.getdoc(Config)
-    described = dict(re.findall(r"^\s+(\w+): (.+)$", doc, re.M))
-    signature = inspect.signature(ReConPatch).parameters
-    for name in Config.names():
-        assert name in described, f"{name} is not in the docstring"
-        if name not in ("represent", "device", "seed", "weights"):
-            assert re.search(r"\[(P|I|\?)\]", described[name]), f"{name} has no provenance mark"
-        if name != "represent":
-            assert signature[name].default == getattr(Config(), name)
+    doc, signature = inspect.getdoc(Config), inspect.signature(ReConPatch).parameters
+    for field in dataclasses.fields(Config):
+        assert f"{field.name}: {field.metadata['meaning']}" in doc
+        if field.name not in ("represent", "device", "seed", "calibration_folds"):
+            assert re.search(r"\[(P|I|\?)\]", field.metadata["meaning"]), f"{field.name} has no provenance mark"
+        if field.name != "represent":
+            assert signature[field.name].default == field.default
+
+
+def test_what_is_no_option_any_more_keeps_its_value_and_says_why():
+    assert Config.build(gate=True, half_k="floor", squared=False) == Config()
+    with pytest.raises(ValueError, match=r"gate: expected True, for it is no option: Eq\. 2 is zero unless"):
+        Config.build(gate=False)
 
 
 @pytest.mark.parametrize(
@@ -34,14 +39,17 @@ def test_every_hyper_parameter_is_documented_with_its_provenance_and_in_the_sign
         ({"margin": -0.5}, "margin: expected 0 or more, got -0.5"),
         ({"k": 64, "batch_size": 64}, "k: expected fewer than batch_size=64 patches, got 64"),
         ({"k": 1}, "k: expected 2 or more"),
-        ({"coreset_ratio": 0.0}, "coreset_ratio: expected a share of the patches, above 0 and at most 1, got 0.0"),
+        ({"coreset_ratio": 0.0}, "coreset_ratio: expected a number above 0, got 0.0"),
         ({"coreset_ratio": 1.5}, "coreset_ratio: expected a share"),
         ({"patch_size": 4}, "patch_size: expected an odd number, got 4"),
         ({"alpha": 2}, "alpha: expected a share from 0"),
+        ({"alpha": -1}, "alpha: expected 0 or more"),
+        ({"gamma": 1.5}, "gamma: expected a momentum"),
+        ({"projection": 0}, "projection: expected a number above 0"),
         ({"layers": (0, 2)}, "layers: expected hierarchy levels from 1 such as (2, 3), got (0, 2)"),
         ({"layers": "2,3"}, "layers: expected hierarchy levels"),
         ({"epochs": "120"}, "epochs: expected int, got '120' (str)"),
-        ({"gate": 1}, "gate: expected bool, got 1 (int)"),
+        ({"normalize_teacher": 1}, "normalize_teacher: expected bool, got 1 (int)"),
         ({"lr": float("nan")}, "lr: expected a finite number, got nan"),
         ({"coreset_start": "men"}, "coreset_start: expected one of 'mean', 'random', got 'men'. Did you mean 'mean'?"),
         ({"margni": 1.0}, "unknown hyper-parameter 'margni'. Did you mean 'margin'?"),
@@ -58,7 +66,7 @@ def test_patchcore_and_reconpatch_differ_by_one_switch():
     small = {"backbone": "resnet18", "weights": "random:0"}
     with_f, without = ReConPatch(**small).config.asdict(), PatchCore(**small).config.asdict()
     assert {name for name in with_f if with_f[name] != without[name]} == {"represent"}
-    with pytest.raises(ValueError, match="represent: PatchCore is the detector with represent=False"):
+    with pytest.raises(ValueError, match="represent: expected False of a PatchCore, got True"):
         PatchCore(**small, represent=True)
 
 

@@ -1,15 +1,18 @@
 """The Python interface, on drawn images and a backbone of random weights: fit, predict, save, load, and what is refused."""
 
+import json
 import re
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from rcp import PatchCore, ReConPatch
 from rcp.data import load_dataset
 from rcp.detector import resolve_device
+from rcp.refinement.training import read_tensors
 
 SMALL = {
     "backbone": "resnet18",
@@ -100,6 +103,30 @@ def _decoded(detector, paths):
     return load_images(paths, detector.transform)
 
 
+def test_a_detector_is_assembled_from_f_and_p(fitted, data):
+    p = fitted.extractor(_decoded(fitted, data.train[:8]))
+    again = ReConPatch.assemble(fitted.config, fitted.f_, p, fitted.history_)
+    assert type(again) is ReConPatch and again.history_ == fitted.history_
+    np.testing.assert_array_equal(again.predict(data.test[:3]).scores, fitted.predict(data.test[:3]).scores)
+    patchcore = ReConPatch.assemble(fitted.config.replace(represent=False), None, p)
+    assert type(patchcore) is PatchCore and patchcore.f_ is None
+
+
+def test_a_file_with_dropped_options_still_loads(fitted, data, tmp_path):
+    """As an earlier version wrote it: how f was trained no longer matters, how it scores does."""
+    fitted.save(tmp_path / "now.rcp")
+    header, tensors = read_tensors(tmp_path / "now.rcp")
+    config = json.loads(header["config"])
+    config["batch_pictures"] = config.pop("batch_images")
+    old = config | {"bias": True, "gate": False, "half_k": "ceil", "pairs": "N", "squared": False, "cosine": "epoch"}
+    save_file(tensors, tmp_path / "old.rcp", header | {"config": json.dumps(old)})
+    loaded = ReConPatch.load(tmp_path / "old.rcp")
+    np.testing.assert_array_equal(loaded.predict(data.test[:2]).scores, fitted.predict(data.test[:2]).scores)
+    save_file(tensors, tmp_path / "squared.rcp", header | {"config": json.dumps(old | {"squared": True})})
+    with pytest.raises(ValueError, match="squared: expected False, for it is no option"):
+        ReConPatch.load(tmp_path / "squared.rcp")
+
+
 def test_training_scores_are_held_out(data):
     """With two folds an image is scored against the other fold's images only: its copy there gives 0, itself does not."""
     a, b, c = data.train[0], data.train[1], data.train[2]
@@ -123,7 +150,7 @@ def test_a_half_precision_bank_of_features_changes_scores_little(data):
     np.testing.assert_allclose(half, single, rtol=0.02)
 
 
-def test_a_image_scores_the_same_alone_and_in_any_batch(data, fitted):
+def test_an_image_scores_the_same_alone_and_in_any_batch(data, fitted):
     """From its features on to the last bit, on a CPU; the CNN's own sums may be ordered by the size of its batch."""
     features = fitted.extractor(_decoded(fitted, data.test))
     together = fitted.predict_features(features)
@@ -167,11 +194,11 @@ def test_what_fit_and_predict_refuse(tmp_path, data):
 
 
 def test_a_bad_image_is_named_before_any_feature_is_computed(tmp_path, data, monkeypatch):
-    (tmp_path / "not_a_image.png").write_text("hello")
+    (tmp_path / "not_an_image.png").write_text("hello")
     detector = ReConPatch(**SMALL)
     monkeypatch.setattr(type(detector.extractor), "__call__", lambda *_a, **_k: pytest.fail("features were computed"))
-    with pytest.raises(ValueError, match=r"not_a_image\.png"):
-        detector.fit([*data.train[:3], tmp_path / "not_a_image.png"])
+    with pytest.raises(ValueError, match=r"not_an_image\.png"):
+        detector.fit([*data.train[:3], tmp_path / "not_an_image.png"])
 
 
 def test_nan_features_name_the_image_and_the_cause(data):

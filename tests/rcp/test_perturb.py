@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rcp.data.perturb import Perturbation, PerturbedTransform
 from rcp.data import Transform, load_dataset, load_images
+from rcp.data.perturb import Perturbation, PerturbedTransform
 
 NOTHING = {"rotation": 0.0, "translation": 0.0, "brightness": 0.0, "contrast": 0.0, "blur": 0.0}
 SMALL = Transform(resize=64, image_size=56)

@@ -15,9 +15,18 @@ from rcp.fast.features import PatchAggregator
 from rcp.patches import aggregate, pool
 from rcp.scoring import MemoryBank, nearest_entries, patch_scores
 
-KINDS = "random, clusters, duplicates, constant, grid, huge norm, far offset, one outlier, small D, isotropic".split(
-    ", "
-)
+KINDS = [
+    "random",
+    "clusters",
+    "duplicates",
+    "constant",
+    "grid",
+    "huge norm",
+    "far offset",
+    "one outlier",
+    "small D",
+    "isotropic",
+]
 
 
 def patches(kind, n=1500):

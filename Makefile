@@ -5,7 +5,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup reproduce grid test lab doctor lint notebooks lock clean
+.PHONY: help setup reproduce grid test lab doctor lint size notebooks lock clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -25,14 +25,14 @@ UV = UV_PYTHON=$(PY) $(PY) -m uv --system-certs
 
 # Passed on only where given, on the command line or in the environment.
 KNOWN := PROFILE DATA BTAD WEIGHTS BACKBONE CATEGORIES EPOCHS SEEDS DEVICE SHARD RENDER_ONLY
-OPTIONS = $(if $(PROFILE),--profile $(PROFILE)) $(if $(DATA),--data-root "$(DATA)") $(if $(BTAD),--btad-root "$(BTAD)") \
-	$(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(BACKBONE),--backbone $(BACKBONE)) $(if $(CATEGORIES),--categories $(CATEGORIES)) \
-	$(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(DEVICE),--device $(DEVICE)) $(if $(SHARD),--shard $(SHARD)) \
+OPTIONS = $(if $(PROFILE),--profile "$(PROFILE)") $(if $(DATA),--data-root "$(DATA)") $(if $(BTAD),--btad-root "$(BTAD)") \
+	$(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(BACKBONE),--backbone "$(BACKBONE)") $(if $(CATEGORIES),--categories $(CATEGORIES)) \
+	$(if $(EPOCHS),--epochs "$(EPOCHS)") $(if $(SEEDS),--seeds $(SEEDS)) $(if $(DEVICE),--device "$(DEVICE)") $(if $(SHARD),--shard "$(SHARD)") \
 	$(if $(filter-out 0 false no,$(RENDER_ONLY)),--render-only)
 # The same for the workflow, which takes them as settings of its own.
-SETTINGS = $(if $(PROFILE),profile=$(PROFILE)) $(if $(DATA),data_root="$(DATA)") $(if $(BTAD),btad_root="$(BTAD)") $(if $(WEIGHTS),weights="$(WEIGHTS)") \
-	$(if $(BACKBONE),backbone=$(BACKBONE)) $(if $(CATEGORIES),categories="$(CATEGORIES)") $(if $(EPOCHS),epochs=$(EPOCHS)) \
-	$(if $(SEEDS),seeds="$(SEEDS)") $(if $(DEVICE),device=$(DEVICE)) $(if $(RCP_RUNS),runs="$(RCP_RUNS)")
+SETTINGS = $(if $(PROFILE),profile="$(PROFILE)") $(if $(DATA),data_root="$(DATA)") $(if $(BTAD),btad_root="$(BTAD)") $(if $(WEIGHTS),weights="$(WEIGHTS)") \
+	$(if $(BACKBONE),backbone="$(BACKBONE)") $(if $(CATEGORIES),categories="$(CATEGORIES)") $(if $(EPOCHS),epochs="$(EPOCHS)") \
+	$(if $(SEEDS),seeds="$(SEEDS)") $(if $(DEVICE),device="$(DEVICE)") $(if $(RCP_RUNS),runs="$(RCP_RUNS)")
 
 # A mistyped option would silently run something else.
 KNOWN += PYTHON
@@ -64,15 +64,16 @@ $(STAMP): requirements.lock pyproject.toml
 			"HTTPS_PROXY, SSL_CERT_FILE), or too little room ($$(df -Ph . | awk 'NR == 2 {print $$4}') free here, about 8 GB needed)." \
 			"Then run the same command again; if it fails still, rm -rf $(VENV) first"; exit 1; }
 	@$(PY) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@echo "$(CURDIR)" > "$$($(PY) -c 'import site; print(site.getsitepackages()[0])')/rcp-project.pth" # reproduce is no part of the package
 	@touch $@
 
 reproduce: $(STAMP) ## run every notebook through papermill and index the results; resumes (see the options below)
-	@echo "reproduce: every notebook through papermill, profile $(or $(PROFILE),demo); finished cells are not computed again"
-	@$(PY) -m rcp reproduce $(OPTIONS) || { echo "reproduce: failed; the reason stands above. What is finished is kept:" \
+	@echo "reproduce: every notebook through papermill, profile $(or $(PROFILE),demo); finished entries are not computed again"
+	@$(PY) -m reproduce reproduce $(OPTIONS) || { echo "reproduce: failed; the reason stands above. What is finished is kept:" \
 		"mend the cause (make doctor says what is missing) and run the same command again"; exit 1; }
 
-grid: $(STAMP) $(GRID_STAMP) ## the same grid cell by cell through Snakemake on this machine (clusters: workflow/README.md)
-	@echo "grid: every cell a job of its own; finished ones are not computed again"
+grid: $(STAMP) $(GRID_STAMP) ## the same in shards through Snakemake on this machine (clusters: workflow/README.md)
+	@echo "grid: shards of the grids, one after another; what is finished is not computed again"
 	@$(GRID)/bin/snakemake --snakefile workflow/Snakefile --workflow-profile workflow/profiles/local $(if $(strip $(SETTINGS)),--config $(SETTINGS)) || { \
 		echo "grid: failed; the log of each failed job is named above. What is finished is kept: run the same command again"; exit 1; }
 
@@ -84,11 +85,11 @@ $(GRID_STAMP): requirements-grid.lock $(STAMP)
 		$(GRID)/bin/python -m pip install --quiet --require-hashes -r requirements-grid.lock
 	@touch $@
 
-# One pytest run, so that its summary covers all and stands last. nbval-lax compares only cells marked # NBVAL_CHECK_OUTPUT.
+# One pytest run, so that its summary covers all and stands last. nbval-lax compares only cells with the tag nbval-check-output.
 test: $(STAMP) $(GRID_STAMP) ## all tests, and every notebook in the demo profile (nbval)
 	@echo "test: tests/, then $(words $(NOTEBOOKS)) notebooks in the demo profile"
 	@$(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=900 tests $(NOTEBOOKS) || { \
-		echo "test: failed. Run one again with: $(PY) -m pytest tests/test_NAME.py -k WORD -x --showlocals" \
+		echo "test: failed. Run one again with: $(PY) -m pytest tests/rcp/test_NAME.py -k WORD -x --showlocals" \
 			"(a notebook: add --nbval-lax and its path). If nothing can be imported: rm -rf $(VENV), then make test"; exit 1; }
 
 lab: $(STAMP) ## open JupyterLab on notebooks/00_start_here.ipynb
@@ -97,16 +98,19 @@ lab: $(STAMP) ## open JupyterLab on notebooks/00_start_here.ipynb
 
 doctor: $(STAMP) ## print device, versions, data, weights, disk, and what the paper profile still needs
 	@echo "doctor: what is here, and what is missing"
-	@$(PY) -m rcp doctor
+	@$(PY) -m reproduce doctor
 
 lint: $(STAMP) ## check style and format (ruff, notebooks too)
 	@echo "lint: ruff over modules, tests and notebooks"
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check . || { \
 		echo "lint: failed; mend with: $(VENV)/bin/ruff check --fix . && $(VENV)/bin/ruff format ."; exit 1; }
 
-notebooks: $(STAMP) ## execute in place, in the demo profile, the notebooks whose code or rcp has changed (before committing)
-	@echo "notebooks: executing what is older than its code"
-	@$(PY) -m rcp execute $(NOTEBOOKS)
+size: ## print the code lines of rcp, reproduce and tests
+	@python3 tests/size.py
+
+notebooks: $(STAMP) ## execute in place, in the demo profile, the notebooks whose own cells have changed (before committing)
+	@echo "notebooks: executing what is older than its cells"
+	@$(PY) -m reproduce execute $(NOTEBOOKS)
 
 lock: $(STAMP) ## resolve requirements.lock anew (maintainers; needs the package index)
 	@echo "lock: resolving pyproject.toml and its extra test; the torch, torchvision and faiss of the published run stay"

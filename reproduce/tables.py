@@ -72,7 +72,7 @@ def compare(
             named = by if methods > 1 or len(by) == 1 else by[1:]
             about = {"metric": name, "setting": setting_name({column: where[column] for column in named}), "of": seeds}
             values = scale * part.astype({name: float}).pivot(index="seed", columns="category", values=name)
-            published = _published(printed, where, name)
+            published = pd.Series(dtype=float) if printed is None else _published(printed, where, name)
             rows += [about | _row(values, published, reasons, *which) for which in parts]
     found = pd.DataFrame(rows, columns=COLUMNS)
     return found.assign(difference=found["mean"] - found["published"])
@@ -117,10 +117,8 @@ def _row(values: pd.DataFrame, published: pd.Series, reasons: dict, kind: str, r
     }  # fmt: skip
 
 
-def _published(printed: pd.DataFrame | None, where: Mapping, metric: str) -> pd.Series:
+def _published(printed: pd.DataFrame, where: Mapping, metric: str) -> pd.Series:
     """What is printed for one setting, by category (also "object", "texture", "average")."""
-    if printed is None:
-        return pd.Series(dtype=float)
     found = printed[printed["metric"] == metric]
     for column, value in where.items():
         if column in found:
@@ -265,15 +263,14 @@ def readable(rows: pd.DataFrame) -> pd.DataFrame:
     Ours is mean ± spread over seeds. Published, difference and 95 % interval have columns where there is one.
     """
     table: dict = {}
-    settings_alone, several = (rows["kind"] == "all").all(), rows[["setting", "metric"]].nunique() > 1
+    settings_alone, several = (rows["kind"] == "all").all(), [rows[c].nunique() > 1 for c in ("setting", "metric")]
     for r in rows.to_dict("records"):
         title, digits = METRICS.get(r["metric"], r["metric"]), _DIGITS.get(r["metric"], 2)
         without = f" (without {r['left_out']})" if r["left_out"] and r["kind"] != "category" else ""
-        if settings_alone:
-            line, column = r["setting"], title + without
-        else:
+        line, column = r["setting"], title + without
+        if not settings_alone:
             line = _line(r) + without
-            column = ", ".join([r["setting"]] * several["setting"] + [title] * several["metric"]) or r["setting"]
+            column = ", ".join([r["setting"]] * several[0] + [title] * several[1]) or r["setting"]
         found = {"ours": _ours(r, digits)}
         for name, sign in (("published", ""), ("difference", "+")):
             found[name] = "" if np.isnan(r[name]) else f"{r[name]:{sign}.{digits}f}"

@@ -11,8 +11,8 @@ from matplotlib.colors import to_rgba
 from PIL import Image
 
 from rcp import PatchCore, ReConPatch, metrics
-from reproduce.figures import plots
 from rcp.config import Config
+from reproduce.figures import plots
 
 
 def words(figure):

@@ -1,0 +1,168 @@
+"""The store: atomic, shared by processes, never trusting what is damaged; and entries that travel in one file."""
+
+import multiprocessing
+import zipfile
+from collections import namedtuple
+
+import numpy as np
+import pytest
+
+from rcp import paths
+from rcp.paths import require_disk
+from reproduce.__main__ import main
+from reproduce.store import Store, key_of
+
+ARRAYS = {"scores": np.arange(3, dtype=np.float32), "labels": np.array([0, 1, 1])}
+ONE = {"a": 1}
+
+
+def saved(root, identity=ONE, **info) -> Store:
+    store = Store(root)
+    store.save("entries", identity, info, ARRAYS)
+    return store
+
+
+def computed(store, compute, shape=(4, 2), dtype="float16"):
+    """Features as :mod:`reproduce.entries` computes them: once, whoever asks first."""
+    with store.locked("features", ONE):
+        if (found := store.open_array(ONE)) is None:
+            with store.new_array(ONE, shape, dtype) as out:
+                compute(out)
+            found = store.open_array(ONE)
+    return found
+
+
+def test_an_entry_comes_back_as_it_went_in(tmp_path):
+    assert Store(tmp_path).load("entries", ONE) is None
+    info, arrays = saved(tmp_path, metrics={"image_auroc": 0.5}).load("entries", ONE)
+    assert info["metrics"] == {"image_auroc": 0.5} and info["identity"] == ONE
+    assert all(np.array_equal(arrays[n], ARRAYS[n]) and arrays[n].dtype == ARRAYS[n].dtype for n in ARRAYS)
+    assert key_of({"a": 1, "b": [2, 3]}) == key_of({"b": [2, 3], "a": 1}) != key_of({"a": 1, "b": [3, 2]})
+    with pytest.raises(ValueError, match="Out of range float"):
+        saved(tmp_path / "other", x=float("nan"))
+    assert not list(tmp_path.glob("other/entries/*"))
+
+
+@pytest.mark.parametrize("damage", ["truncated json", "truncated npz", "other scores", "missing file", "pickled"])
+def test_a_damaged_entry_is_set_aside_with_a_warning(tmp_path, damage):
+    store = saved(tmp_path)
+    folder = store.folder("entries", ONE)
+    if damage == "truncated json":
+        (folder / "result.json").write_text((folder / "result.json").read_text()[:20])
+    elif damage == "truncated npz":
+        (folder / "arrays.npz").write_bytes((folder / "arrays.npz").read_bytes()[:50])
+    elif damage == "missing file":
+        (folder / "arrays.npz").unlink()
+    else:
+        other = ARRAYS["scores"] + 1 if damage == "other scores" else np.array([object()], dtype=object)
+        np.savez(folder / "arrays.npz", **ARRAYS | {"scores": other})
+    with pytest.warns(UserWarning, match=r"damaged store entry .* set aside"):
+        assert store.load("entries", ONE) is None
+    assert not folder.exists() and list(tmp_path.glob("entries/.damaged-*"))
+    assert saved(tmp_path).load("entries", ONE) is not None
+
+
+def test_a_store_of_an_earlier_version_is_refused(tmp_path):
+    (tmp_path / "cells").mkdir()
+    with pytest.raises(ValueError, match=r"is of an earlier rcp \(it holds cells/\)"):
+        Store(tmp_path)
+
+
+def test_features_are_computed_once_memory_mapped_and_read_only(tmp_path):
+    store, calls = Store(tmp_path), []
+
+    def compute(out):
+        calls.append(1)
+        out[:] = 7
+
+    def killed(out):
+        out[:1] = 1
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        computed(store, killed)
+    assert store.open_array(ONE) is None and not list(tmp_path.glob("features/.*/"))
+    for _ in range(2):
+        found = computed(store, compute)
+    assert len(calls) == 1 and isinstance(found, np.memmap) and not found.flags.writeable and (found == 7).all()
+    file = store.folder("features", ONE) / "features.npy"
+    file.write_bytes(file.read_bytes()[:-4])
+    with pytest.warns(UserWarning, match="damaged"):
+        assert computed(store, lambda out: out.fill(2)).tolist() == [[2.0, 2.0]] * 4
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    store = Store(tmp_path)
+    left = store.folder("features", ONE).parent / f".{key_of(ONE)}.killed"
+    left.mkdir(parents=True)
+    computed(store, lambda out: out.fill(3))
+    assert not left.exists()
+
+
+def test_no_disk_space_names_needed_and_free(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(paths.shutil, "disk_usage", lambda _path: usage(10, 0, 2 * 10**9))
+    with pytest.raises(OSError, match=r"no disk space in .*: features need 5\.00 GB, 2\.00 GB are free"):
+        require_disk(tmp_path / "not" / "yet", 5 * 10**9, "features")
+    with pytest.raises(OSError, match="no disk space"):
+        computed(Store(tmp_path), lambda _out: pytest.fail("computed"), (10**6, 1024), "float32")
+
+
+def _append(root, log):
+    def compute(out):
+        with open(log, "a") as file:
+            file.write("computed\n")
+        out[:] = 5
+
+    computed(Store(root), compute, (200, 200))
+
+
+def test_several_processes_compute_features_once(tmp_path):
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=_append, args=(tmp_path, tmp_path / "log")) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(30)
+    assert [w.exitcode for w in workers] == [0] * 4
+    assert (tmp_path / "log").read_text() == "computed\n"
+
+
+def test_packed_entries_travel(tmp_path, capsys):
+    for i in range(3):
+        saved(tmp_path / "gpu", {"a": i}, n=i)
+    store, file = saved(tmp_path / "laptop", {"a": 2}, n=2), tmp_path / "entries.zip"
+    assert main(["pack", str(file), "--runs", str(tmp_path / "gpu")]) == 0
+    assert main(["unpack", str(file), "--runs", str(tmp_path / "laptop")]) == 0
+    assert "2 of 3 entries are new" in capsys.readouterr().out
+    for i in range(3):
+        info, arrays = store.load("entries", {"a": i})
+        assert info["n"] == i and np.array_equal(arrays["scores"], ARRAYS["scores"])
+    assert store.unpack(file) == (0, 3)
+    assert main(["pack", str(file), "--runs", str(tmp_path / "empty")]) == 1
+    assert "has no finished entries" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", ["no zip", "absent", "outside", "damaged", "another key"])
+def test_a_file_that_pack_did_not_write_is_refused_whole(tmp_path, how):
+    saved(tmp_path / "gpu").pack(file := tmp_path / "entries.zip")
+    with zipfile.ZipFile(file) as packed:
+        contents = {name: packed.read(name) for name in packed.namelist()}
+    if how == "another key":
+        contents = {name.replace(key_of(ONE), key_of({"a": 2})): data for name, data in contents.items()}
+    if how == "outside":
+        contents["../evil.txt"] = b"out"
+    if how == "damaged":
+        contents = {
+            n: d.replace(b'"checksum": "', b'"checksum": "0') if n.endswith("json") else d for n, d in contents.items()
+        }
+    with zipfile.ZipFile(file, "w") as packed:
+        for name, data in contents.items():
+            packed.writestr(name, data)
+    if how == "no zip":
+        file.write_text("text")
+    if how == "absent":
+        file.unlink()
+    with pytest.raises(FileNotFoundError if how == "absent" else ValueError, match=r"unpack: .*entries\.zip"):
+        Store(tmp_path / "laptop").unpack(file)
+    assert not list((tmp_path / "laptop").rglob("*.json")) and not (tmp_path / "evil.txt").exists()

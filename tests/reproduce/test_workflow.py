@@ -1,0 +1,47 @@
+"""The batch in shards through Snakemake's local executor."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SNAKEMAKE = shutil.which(str(ROOT / ".venv-grid" / "bin" / "snakemake")) or shutil.which("snakemake")
+needs_snakemake = pytest.mark.skipif(SNAKEMAKE is None, reason="snakemake is neither in .venv-grid nor on PATH")
+
+
+def snakemake(*options: str, profile: str = "local", **settings) -> subprocess.CompletedProcess:
+    where = ["--snakefile", "workflow/Snakefile", "--workflow-profile", f"workflow/profiles/{profile}"]
+    settings = [f"{name}={value}" for name, value in ({"python": sys.executable} | settings).items()]
+    command = [SNAKEMAKE, *where, *options, "--config", *settings]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+@needs_snakemake
+def test_a_dry_run_names_its_shards_and_unknown_settings_are_refused(tmp_path):
+    plan = snakemake("--dry-run", "--printshellcmds", runs=tmp_path, shards=3, categories="a b", weights="x;touch y")
+    assert plan.returncode == 0, plan.stderr
+    printed = plan.stdout + plan.stderr
+    assert all(f"--shard {i}/3" in printed for i in (1, 2, 3)) and "--render-only" in printed
+    assert "--categories a b" in printed and "--weights 'x;touch y'" in printed
+    mistyped = snakemake("--dry-run", runs=tmp_path, epoch=3)
+    assert mistyped.returncode and "unknown setting epoch; there are: profile" in mistyped.stdout + mistyped.stderr
+
+
+@pytest.mark.slow
+@needs_snakemake
+def test_two_shards_compute_one_table_and_a_last_job_draws_it(tmp_path):
+    ran = snakemake(runs=tmp_path, shards=2, notebooks="table_s4", categories="gear", epochs=1)
+    assert ran.returncode == 0, ran.stdout + ran.stderr + "".join(f.read_text() for f in tmp_path.rglob("*.log"))
+    assert sorted(f.name for f in (tmp_path / "workflow").glob("*-of-2")) == ["1-of-2", "2-of-2"]
+    entries = [
+        json.loads(f.read_text())["config"]
+        for f in (tmp_path / "entries").glob("*/result.json")
+        if "projection" in f.read_text()
+    ]
+    assert {entry["projection"] for entry in entries} == {None, 128}
+    out = tmp_path / "reproduce" / "demo"
+    assert (out / "table_s4.csv").exists() and "table_s4" in (out / "index.html").read_text()

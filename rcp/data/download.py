@@ -1,18 +1,20 @@
 """Checked downloads of data sets: hashed before they are opened, unpacked safely."""
 
+import lzma
 import os
 import stat
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pooch
 import requests
 
-from rcp.checks import nearest
+from rcp.checks import check_names
 from rcp.paths import data_root, require_disk
 
 
@@ -64,68 +66,68 @@ REGISTRY = {
 
 
 def download(name: str, root: str | Path | None = None, registry: Mapping[str, Source] = REGISTRY) -> Path:
-    """Fetch, check and unpack a data set into ``root/name``; returns that folder, at once if it already holds anything.
+    """Fetches, checks and unpacks a data set into ``root/name``; returns that folder, at once if it already holds anything.
 
-    root: default `paths.data_root()`. An archive placed in ``root`` by hand is used once its hash is checked. It stays
-    there and may be deleted afterwards. A broken download starts again from its first byte: on a bad line, place the
+    root: default :func:`rcp.paths.data_root`. An archive placed in ``root`` by hand is used once its hash is checked. It
+    stays there and may be deleted afterwards. A broken download starts again from its first byte: on a bad line, place the
     archive by hand.
 
     Raises:
-        ValueError: an unknown name, a wrong hash (the file is set aside), an archive that is unsafe or damaged.
+        ValueError: an unknown name, a wrong hash, an archive that is unsafe or damaged.
         ConnectionError: the download failed (names page, url, hash, and how to place the archive by hand).
-        OSError: a full disk (needed and free), or a Python that cannot unpack safely.
+        OSError: a full disk (needed and free).
     """
-    if name not in registry:
-        raise ValueError(f"unknown data set {name!r}; expected one of {', '.join(registry)}.{nearest(name, registry)}")
+    check_names("unknown data set", [name], registry)
     source, root = registry[name], data_root(root)
     folder, archive = root / name, root / source.archive
     if folder.is_dir() and any(folder.iterdir()):
         return folder
-    if not hasattr(tarfile, "data_filter"):  # Python 3.11.4 brought it
-        raise OSError("this Python cannot unpack archives safely: use 3.11.4 or later, or unpack the archive by hand")
     root.mkdir(parents=True, exist_ok=True)
     print(f"{name}: licence {source.licence}, {source.page}", flush=True)
     by_hand = f"Fetch it from {source.page}, place it at {archive} and call again; expected {source.known_hash}"
-    part = archive if archive.exists() else archive.with_name(f"{archive.name}.part")
-    if part != archive:
-        try:
-            _fetch(source.url, part)
-        except requests.RequestException as error:
-            raise ConnectionError(f"download of {source.url} failed: {error}. {by_hand}") from error
-    algorithm, expected = source.known_hash.split(":")
-    found = pooch.file_hash(str(part), alg=algorithm)
-    if found.lower() != expected.lower():
-        aside = part.replace(archive.with_name(f"{archive.name}.wrong-hash"))
-        raise ValueError(
-            f"{source.archive} is not the expected file: {source.known_hash} expected, {algorithm}:{found} found; "
-            f"set aside as {aside}. {by_hand}"
-        )
-    _unpack(part.replace(archive), folder)
+    try:
+        _retrieve(source, archive)
+    except requests.RequestException as error:
+        raise ConnectionError(f"download of {source.url} failed: {error}. {by_hand}") from error
+    except ValueError as error:
+        raise ValueError(f"{error} {by_hand}") from None
+    try:
+        _unpack(archive, folder)
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise ValueError(f"{archive} is damaged, or cannot be unpacked safely: {error}") from error
     print(f"{name}: unpacked into {folder}; {archive} is no longer needed", flush=True)
     return folder
 
 
-def _fetch(url: str, file: Path) -> None:
-    """Download into ``file``; nothing is left of it where that fails."""
-    headers = {"Accept-Encoding": "identity"}  # an archive's own bytes, not what a server makes of them on the way
-    length = int(requests.head(url, headers=headers, allow_redirects=True, timeout=30).headers.get("Content-Length", 0))
-    require_disk(file.parent, 2 * length, f"{file.stem} and its content")  # images hardly shrink in an archive
-    try:
-        pooch.HTTPDownloader(progressbar=True, chunk_size=1 << 16, headers=headers)(url, str(file), None)
-    except BaseException:
-        file.unlink(missing_ok=True)
-        raise
+def _retrieve(source: Source, archive: Path) -> None:
+    if archive.exists():  # pooch would fetch another one in its place
+        algorithm, expected = source.known_hash.split(":")
+        if (found := pooch.file_hash(str(archive), alg=algorithm)) != expected:
+            raise ValueError(f"{archive} is not the expected file: its {algorithm} is {found}; remove it.")
+        return
+    as_it_is = {"Accept-Encoding": "identity"}  # an archive's own bytes, not what a server makes of them on the way
+    head = requests.head(source.url, headers=as_it_is, allow_redirects=True, timeout=30)
+    length = int(head.headers.get("Content-Length", 0))
+    require_disk(archive.parent, 2 * length, f"{archive.name} and its content")  # images hardly shrink in an archive
+    fetch = pooch.HTTPDownloader(progressbar=True, headers=as_it_is)
+    pooch.retrieve(source.url, source.known_hash, archive.name, archive.parent, downloader=fetch)
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    """Unpack beside ``folder`` and rename last; an archive's single top folder is left out (BTAD, DTD)."""
+    """Unpacks beside ``folder`` and renames last; an archive's single top folder is left out (BTAD, DTD)."""
+    require_disk(folder.parent, archive.stat().st_size, f"the content of {archive.name}")
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
         inside = Path(scratch) / folder.name
-        inside.mkdir()
-        try:
-            (_unzip if zipfile.is_zipfile(archive) else _untar)(archive, inside)
-        except (tarfile.TarError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{archive} cannot be unpacked safely: {error}") from error
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as packed:
+                for member in packed.infolist():
+                    path = PurePosixPath(member.filename)
+                    if path.is_absolute() or ".." in path.parts or stat.S_ISLNK(member.external_attr >> 16):
+                        raise zipfile.BadZipFile(f"{member.filename} is a link, or lies outside the folder")
+                packed.extractall(inside)
+        else:
+            with tarfile.open(archive) as packed:
+                packed.extractall(inside, filter="data")  # refuses what lies outside the folder
         visible = [path for path in inside.iterdir() if not path.name.startswith((".", "__MACOSX"))]
         if len(visible) == 1 and visible[0].is_dir():
             inside = visible[0]

@@ -60,20 +60,22 @@ def reproduce(
     """
     files = [_found(given) for given in notebooks] or _of_project()
     sources = [nbformat.read(file, as_version=4) for file in files]
-    check_names("unknown parameter", parameters, sorted(set().union(*map(_declared, sources))))
+    declared = [_declared(source) for source in sources]
+    check_names("unknown parameter", parameters, sorted(set().union(*declared)))
     parameters = _absolute(parameters)
     settings = Settings(**{n: plain(v) for n, v in parameters.items() if n in Settings.__dataclass_fields__})
     workers = os.cpu_count() or 1 if settings.render_only else 2 if settings.profile == "demo" else 1
 
     def job(i: int) -> Outcome:
         where = f"[{i + 1}/{len(files)}] {files[i].stem}"
-        given = {n: v for n, v in parameters.items() if n in _declared(sources[i])}
+        given = {n: v for n, v in parameters.items() if n in declared[i]}
         log = sys.stdout if workers == 1 else None  # lines of several notebooks would mix
-        outcome = _run(files[i], sources[i], given, settings, force, log, lambda words: say(where + words))
+        outcome = _run(files[i], sources[i], declared[i], given, settings, force, log, lambda words: say(where + words))
         if outcome.seconds is not None:
             say(f"{where}: {outcome.error.splitlines()[-1] if outcome.error else f'{outcome.seconds:.0f} s'}")
         return outcome
 
+    code_of(*MODULES)  # found once, here: Python 3.11 cannot parse in two threads at a time
     pool = ThreadPoolExecutor(workers)  # each kernel is a process of its own
     with _threads_of_each(workers), contextlib.chdir(PROJECT):
         try:
@@ -125,10 +127,10 @@ def _threads_of_each(workers: int) -> Iterator[None]:
             del os.environ[name]
 
 
-def _run(file: Path, source: NotebookNode, parameters: dict, settings: Settings, force: bool, log, say) -> Outcome:
+def _run(file: Path, source: NotebookNode, declared: set, parameters: dict, settings, force: bool, log, say) -> Outcome:
     import papermill
 
-    done, declared = Outcome(file.stem, _title(source, file)), _declared(source)
+    done = Outcome(file.stem, _title(source, file))
     computes_alone = settings.render_only and "render_only" not in declared
     if "shard" not in declared:
         if settings.shard.partition("/")[0] != "1":  # the first shard runs what cannot be shared out
@@ -138,7 +140,7 @@ def _run(file: Path, source: NotebookNode, parameters: dict, settings: Settings,
         say(": left as it is")
         return done
     out, stamp = settings.out(file.name), settings.out(f".{file.stem}.json")
-    version = {} if settings.render_only else _version(source, parameters, settings)
+    version = {} if settings.render_only else _version(source, declared, parameters, settings)
     if version and not force and out.exists() and stamp.exists() and json.loads(stamp.read_text()) == version:
         say(": up to date")
         return done
@@ -178,9 +180,8 @@ def _title(source: NotebookNode, file: Path) -> str:
     return next((line.lstrip("# ") for line in lines if line.startswith("# ")), file.stem)
 
 
-def _version(source: NotebookNode, parameters: dict, settings: Settings) -> dict:
+def _version(source: NotebookNode, declared: set, parameters: dict, settings: Settings) -> dict:
     """What an executed notebook depends on: its cells, its parameters, code, and the content of data and weights."""
-    declared = _declared(source)
     digest = hashlib.blake2b((cells_hash(source) + code_of(*MODULES)).encode(), digest_size=12)
     for file in sorted((ROOT / "reproduce" / "paper").glob("*.csv")):
         digest.update(file.read_bytes())

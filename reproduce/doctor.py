@@ -7,8 +7,9 @@ import torch
 
 from rcp import backbone, paths
 from rcp.data import REGISTRY, categories
-from reproduce.entries import device_name, versions
+from reproduce.provenance import device_name, versions
 from reproduce.notebook import PROFILES
+from reproduce.store import runs_root
 
 PAPER_BACKBONES = ("wide_resnet50_2", "wide_resnet101_2", "resnext101_32x8d", "densenet201")
 
@@ -35,7 +36,7 @@ def report() -> tuple[list[str], list[str]]:
         lines.append(f"weights   {name:17} {'found' if file.exists() else 'not found'} ({file.name})")
         if not file.exists() and name == PROFILES["paper"]["backbone"]:
             missing.append(f"weights of {name}: python -m reproduce weights {name}   (or name a file: WEIGHTS=...)")
-    runs = paths.runs_root()
+    runs = runs_root()
     free = shutil.disk_usage(next(p for p in (runs, *runs.resolve().parents) if p.exists())).free
     lines.append(f"disk      {free / 1e9:.0f} GB free for {runs}")
     if free < 30e9:

@@ -3,7 +3,7 @@
 An entry that several of them need is computed once: the store knows it by what it depends on, not by who asked.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from rcp.data.perturb import Perturbation
 from rcp.refinement import RefinementConfig
@@ -149,31 +149,3 @@ def figure_s4(s: Settings) -> list[Entry]:
 def _models(s: Settings) -> list:
     """The single models, with the dimensions they are published with: PatchCore 1024, ReConPatch 512."""
     return [s.config(represent=False, dim=1024), s.config()]
-
-
-# notebook -> what it computes; the first is its own subject, what follows is shown besides.
-ITEMS = {
-    "table_1": [table_1], "table_2": [table_2], "table_3": [table_3], "table_4": [table_4], "table_5": [table_5],
-    "table_6": [table_6], "table_7": [table_7], "table_s1_s2_s3": [table_s1_s2_s3], "table_s4": [table_s4, figure_s1],
-    "table_s6": [table_s6], "table_s7_s8": [table_s7, table_s8],
-    "figure_3": [figure_3], "figure_4": [table_5], "figure_5": [table_5, figure_s4],
-}  # fmt: skip
-ON_BTAD = (table_7, figure_s4)
-
-
-def entries(item: str, settings: Callable[[str], Settings]) -> list:
-    """All that a notebook computes, by its name, with its own parameters at their defaults.
-
-    settings: those of a data set, "mvtec" or "btad"; they raise where it is missing.
-
-    Raises:
-        ValueError, OSError: the data of the item's own subject are missing. What is shown besides is then left out, as in the notebook.
-    """
-    found = []
-    for grid in ITEMS[item]:
-        try:
-            found += grid(settings("btad" if grid in ON_BTAD else "mvtec"))
-        except (ValueError, OSError):
-            if not found:
-                raise
-    return found

@@ -39,3 +39,11 @@ def demo_root(tmp_path_factory) -> Path:
     from reproduce.demo import draw_demo
 
     return draw_demo(tmp_path_factory.mktemp("demo"))
+
+
+@pytest.fixture(scope="session")
+def small_demo(tmp_path_factory) -> Path:
+    """The same with 6 training images and 6 test images a category."""
+    from reproduce.demo import draw_demo
+
+    return draw_demo(tmp_path_factory.mktemp("small"), train=6, good=2, per_defect=1)

@@ -224,28 +224,13 @@ def bilinear(x, side):
     return out
 
 
-def refiner(state, score_map, distances, image, *, inputs, stride, rates, outlier, skip):
-    """score_map: (S, S), distances: (h · w, dim), image: (S, S, 3) 0 to 255 -> (S, S) log odds of a defect."""
-    size = len(image)
-    side = -(-size // stride)
+def refiner(state, score_map, *, stride, rates, outlier):
+    """score_map: (S, S) -> (S, S) log odds of a defect."""
+    size = len(score_map)
     z = (score_map - state["center"]) / state["deviation"]
-    parts = []
-    for name in inputs.split("+"):
-        if name == "map":
-            part = z[None] / outlier
-        elif name == "features":
-            cells = int(len(distances) ** 0.5)
-            part = distances.T.reshape(-1, cells, cells) / state["deviation"]
-            part = relu(normed(part, state, "of_features"))
-        else:
-            mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-            part = ((image / 255 - mean) / deviation).transpose(2, 0, 1)
-            for i in range(max(1, int(np.log2(stride)))):
-                part = relu(normed(part, state, f"of_image.{i}", stride=2 if stride > 1 else 1))
-        parts.append(bilinear(part, side))
-    x = residual_block(residual_block(np.concatenate(parts), state, "blocks.0"), state, "blocks.1")
-    found = bilinear(atrous_pyramid(x, state, "head", rates), size)[0]
-    return found + (state["slope"] * z if skip else 0) + state["offset"]
+    x = bilinear(z[None] / outlier, -(-size // stride))
+    x = residual_block(residual_block(x, state, "blocks.0"), state, "blocks.1")
+    return bilinear(atrous_pyramid(x, state, "head", rates), size)[0] + state["slope"] * z + state["offset"]
 
 
 def perlin(side, angles):

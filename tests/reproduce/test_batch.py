@@ -1,0 +1,130 @@
+"""The batch runs notebooks through papermill, goes on after a failure, resumes, and indexes; the command line says what is wrong."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+from papermill.exceptions import PapermillExecutionError
+
+from reproduce import __main__ as cli
+from reproduce import batch, notebook
+
+DECLARED = 'profile: str = "demo"\ndata_root: str = ""\nepochs: int = 0\nseeds: list = []\nrender_only: bool = False'
+VERDICT = """import pandas as pd
+from reproduce import notebook, verdict
+settings = notebook.settings(globals())
+row = dict(metric="image_auroc", setting="ReConPatch", kind="all", left_out="", mean=99.0, spread=0.1, published=99.5, difference=-0.5)
+print(verdict.verdict(settings, "table_1", pd.DataFrame([row])), settings.epochs)"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch, small_demo) -> Path:
+    """Where the batch writes in the demo profile."""
+    monkeypatch.setenv("RCP_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setattr(notebook, "draw_demo", lambda _root: small_demo)
+    return tmp_path / "runs" / "reproduce" / "demo"
+
+
+def tiny(folder: Path, name: str, last: str, declared: str = DECLARED, tags: tuple = ()) -> Path:
+    nb = nbformat.v4.new_notebook()
+    nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nb.cells = [
+        nbformat.v4.new_markdown_cell(f"# A title for {name} & others"),
+        nbformat.v4.new_code_cell(declared, metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(last, metadata={"tags": list(tags)}),
+    ]
+    nbformat.write(nb, folder / f"{name}.ipynb")
+    return folder / f"{name}.ipynb"
+
+
+def test_a_batch_goes_on_after_a_failure_resumes_and_indexes(tmp_path, small_demo, folder):
+    given = {"data_root": str(small_demo), "epochs": 3}
+    files = [tiny(tmp_path, "table_1", VERDICT), tiny(tmp_path, "bad", "raise ValueError('the <reason>')")]
+    said: list[str] = []
+    good, bad = batch.reproduce(given, files, say=said.append)
+    assert not good.error and good.seconds > 0 and bad.error == "ValueError: the <reason>"
+    (folder / "table_1_extra.csv").write_text("a,b\n1,2\n")
+    again, bad_again = batch.reproduce(given, files, say=said.append)
+    assert again.seconds is None and bad_again.error, "what is finished is not run again, what failed is"
+    assert "[1/2] table_1: up to date" in said
+    index = (folder / "index.html").read_text()
+    assert index.index('id="verdicts"') < index.index("<h2") and "not the paper" in index and "<reason>" not in index
+    first, second = re.findall(r"<tr><td>.*?</tr>", index)
+    assert "A title for table_1 &amp; others" in first and "99.00 ± 0.10 (paper 99.50)" in first
+    assert 'href="table_1.html"' in first and 'href="table_1_extra.csv"' in first and (folder / "table_1.html").exists()
+    assert "not run" in second and "ValueError: the &lt;reason&gt;" in second
+    changed, _ = batch.reproduce(given | {"seeds": [0]}, files, say=said.append)
+    assert changed.seconds is not None, "other parameters are another run"
+
+
+def test_rendering_computes_nothing(tmp_path, small_demo, folder):
+    without = "\n".join(line for line in DECLARED.splitlines() if "render_only" not in line)
+    files = [tiny(tmp_path, "only", "raise ValueError('it computes')", without), tiny(tmp_path, "drawn", "print(render_only)")]
+    said = []
+    only, drawn = batch.reproduce({"data_root": str(small_demo), "render_only": True}, files, say=said.append)
+    assert only.seconds is None and not only.error and "[1/2] only: left as it is" in said
+    assert drawn.seconds and not drawn.error and "True" in (folder / "drawn.ipynb").read_text()
+    assert not list(folder.glob(".*.json")), "what is only drawn is not ticked off"
+
+
+def test_papermill_alone_refuses_a_mistyped_parameter(tmp_path, small_demo):
+    file, out = str(tiny(tmp_path, "one", VERDICT)), str(tmp_path / "out.ipynb")
+    given = {"data_root": str(small_demo), "epochs": 3}
+    done = papermill.execute_notebook(file, out, given, progress_bar=False)
+    assert done.cells[-1].outputs[0].text.endswith("3\n")
+    with pytest.raises(PapermillExecutionError, match=r"unknown parameter 'epoch'\. Did you mean 'epochs'"):
+        papermill.execute_notebook(file, out, {"epoch": 3}, progress_bar=False)
+
+
+def test_unknown_parameters_are_refused_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(batch, "_run", lambda *_a: pytest.fail("a notebook was run"))
+    file = tiny(tmp_path, "good", "1")
+    with pytest.raises(ValueError, match=r"unknown parameter 'epoch'. Did you mean 'epochs'\?"):
+        batch.reproduce({"epoch": 3}, [file])
+    with pytest.raises(ValueError, match="profile: expected one of"):
+        batch.reproduce({"profile": "papre"}, [file])
+    with pytest.raises(ValueError, match=r"unknown notebook 'tabel_5'. Did you mean 'table_5'\?"):
+        batch.reproduce({}, ["tabel_5"])
+
+
+def test_a_notebook_is_stale_by_its_own_cells_and_keeps_the_outputs_of_checked_ones(tmp_path):
+    file = tiny(tmp_path, "one", "print(epochs)", tags=(batch.CHECKED,))
+    assert batch.stale(file), "never executed"
+    batch.execute(file)
+    nb = nbformat.read(file, as_version=4)
+    assert not batch.stale(file) and nb.cells[-1].outputs[0].text == "0\n"
+    nb.cells[0].source += "\n\nMore words."
+    nbformat.write(nb, file)
+    assert not batch.stale(file)
+    nb.cells[-1].source = "print(epochs + 1)"
+    nbformat.write(nb, file)
+    assert batch.stale(file)
+    failing = tiny(tmp_path, "two", "print(1)\nraise ValueError('the reason')")
+    before = failing.read_bytes()
+    with pytest.raises(Exception, match="the reason"):
+        batch.execute(failing)
+    assert failing.read_bytes() == before
+    batch.execute(tiny(tmp_path, "two", "print(1)"))
+    assert nbformat.read(failing, as_version=4).cells[-1].outputs == [], "not checked, so nothing is kept"
+
+
+def test_command_line_says_what_is_wrong_and_fails(capsys, tmp_path, small_demo):
+    file = tiny(tmp_path, "bad", "raise ValueError('the reason')")
+    assert cli.main(["reproduce", "--data-root", str(small_demo), "--notebooks", str(file)]) == 1
+    assert "failed: bad: ValueError: the reason" in capsys.readouterr().err
+    assert cli.main(["reproduce", "--data-root", str(tmp_path / "absent"), "--notebooks", str(file)]) == 1
+    assert "absent" in capsys.readouterr().err
+    assert cli.main(["download", "mvtek"]) == 1
+    assert "Did you mean 'mvtec'?" in capsys.readouterr().err
+    assert cli.main(["check", str(tmp_path)]) == 1 and "verdict.json" in capsys.readouterr().err
+
+
+def test_doctor_names_what_is_missing_and_how_to_get_it(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("RCP_DATA", str(tmp_path))
+    monkeypatch.setenv("RCP_WEIGHTS", str(tmp_path))
+    assert cli.main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    for part in ("device", "torch", "faiss", "GB free", "reproduce download mvtec", "reproduce weights wide_resnet50_2"):
+        assert part in out

@@ -1,0 +1,184 @@
+"""Notebooks keep to their form, refuse bad parameters before any work, and draw what the store has."""
+
+import ast
+import re
+from pathlib import Path
+
+import matplotlib
+import nbformat
+import pytest
+
+from rcp.config import Config
+from reproduce import batch, grids, notebook, studies, views
+from reproduce.notebook import Settings, settings
+from reproduce.run import run_grid
+from reproduce.store import Store
+
+NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
+DECLARED = 'profile: str = "demo"\ndata_root: str = ""\nepochs: int = 0\nseeds: list = []\nrender_only: bool = False'
+
+
+@pytest.fixture(autouse=True)
+def _own_runs(tmp_path, monkeypatch, small_demo):
+    monkeypatch.setenv("RCP_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setattr(notebook, "draw_demo", lambda _root: small_demo)
+
+
+def after(*sources: str) -> dict:
+    """The names a kernel would hold after these cells."""
+    names: dict = {"In": ["", *sources]}
+    for source in sources:
+        exec(source, names)
+    return names
+
+
+def test_the_demo_profile_needs_nothing(small_demo):
+    s = settings(after(DECLARED))
+    assert (s.profile, s.backbone, s.weights, s.seeds) == ("demo", "resnet18", "random:0", (0,))
+    assert s.data_root == str(small_demo) and set(s.categories) == {"gear", "fabric"}
+    assert "not the paper's" in s.label
+
+
+def test_the_paper_profile_is_the_papers(small_demo, monkeypatch, tmp_path):
+    s = Settings(profile="paper", data_root=str(small_demo))
+    assert s.config() == Config(), "the paper profile is the defaults of Config, which are the paper's"
+    assert s.seeds == (0, 1, 2) and len(s.entries([s.config()])) == 6
+    monkeypatch.setenv("RCP_DATA", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="python -m reproduce download mvtec"):
+        Settings(profile="paper")
+
+
+@pytest.mark.parametrize(
+    ("injected", "message"),
+    [
+        ("epoch = 3", "unknown parameter 'epoch'. Did you mean 'epochs'?"),
+        ("render_only = 'false'", "render_only: expected bool, got 'false' (str)"),
+        ("epochs = '3'", "epochs: expected int, got '3' (str)"),
+        ("seeds = ['0']", "seeds: expected a list of int, got ('0',)"),
+        ("profile = 'papre'", "profile: expected one of 'demo', 'paper', got 'papre'. Did you mean 'paper'?"),
+        ("data_root = 'no/such/folder'", "no/such/folder"),
+    ],
+)
+def test_what_papermill_injects_is_checked(injected, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)):
+        settings(after(DECLARED, "# Parameters\n" + injected))
+
+
+def test_names_of_other_cells_are_no_parameters():
+    assert settings(after(DECLARED, "# Parameters\nepochs = 2", "frame = 3")).epochs == 2
+
+
+def test_what_is_not_there_is_named_with_what_is():
+    with pytest.raises(ValueError, match=r"has no 'gaer'. Did you mean 'gear'\? There are: "):
+        Settings(categories=("gaer",))
+    with pytest.raises(ValueError, match="shard: expected 'i/n'"):
+        Settings(shard="0/4")
+    with pytest.raises(ValueError, match="neither torchvision nor timm has a model 'resnet81'"):
+        Settings(backbone="resnet81")
+
+
+# ---- their form ----
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_form_of_a_notebook(path):
+    nb = nbformat.read(path, as_version=4)
+    code = [c for c in nb.cells if c.cell_type == "code"]
+    assert "parameters" in code[0].metadata.get("tags", []), "the first code cell holds the parameters"
+    typed = r"\w+: \w+ = .+  # .+"
+    assert all(re.match(typed, line) for line in code[0].source.splitlines()), "typed, one a line, with help"
+    assert re.search(r"notebook\.settings\(globals\(\)(, dataset=\"\w+\")?\)", code[1].source)
+    assert len(nb.cells) <= 30 and max(len(c.source.splitlines()) for c in code) <= 15
+    checked = [c for c in code if batch.CHECKED in c.metadata.get("tags", [])]
+    assert all(c.outputs for c in checked), "checked cells are compared with their stored outputs"
+    assert not any(c.outputs for c in code if c not in checked), "no other cell has outputs"
+    assert any(re.search(r"\d", str(c.outputs)) for c in checked), "a number that another score would change"
+    assert not batch.stale(path), "run: make notebooks"
+
+
+# ---- on a store that has nothing, or only a part ----
+
+OF_GRIDS = [path for path in NOTEBOOKS if path.stem.startswith(("table_", "figure_"))]
+PARAMETERS = {"categories": ["gear"], "epochs": 1, "device": "cpu", "seeds": [0, 1]}
+
+
+def shared(root) -> Settings:
+    return Settings(data_root=str(root), **{name: notebook.plain(value) for name, value in PARAMETERS.items()})
+
+
+@pytest.fixture(scope="module")
+def patchcore_only(tmp_path_factory, small_demo):
+    """A store with PatchCore's entries of Tables 4, 5 and 6 and its feature space, and none of ReConPatch."""
+    runs = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RCP_RUNS", str(runs))
+        patch.setattr(studies, "embed", lambda features, *_: features[:, :2])  # UMAP takes long to compile
+        s = shared(small_demo)
+        tasks = [*grids.table_4(s), *grids.table_6(s, {"resnet18": "random:0"}, (160,)), *grids.figure_3(s)]
+        run_grid([task for task in tasks if task.method == "PatchCore"], s.store, log=len)
+    return runs
+
+
+def executed(path: Path, **given) -> dict:
+    """The names after a notebook's code cells, run here as papermill would; what a cell shows is drawn as HTML."""
+    first, *rest = [c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+    given = {name: value for name, value in given.items() if re.search(rf"^{name}:", first, re.M)}
+    injected = "# Parameters\n" + "\n".join(f"{name} = {value!r}" for name, value in given.items())
+    names = {"In": [""], "display": lambda *_: None}
+    for source in (first, injected, *rest):
+        names["In"].append(source)
+        body = ast.parse(source).body
+        last = ast.Expression(body.pop().value) if body and isinstance(body[-1], ast.Expr) else None
+        exec(compile(ast.Module(body, []), path.stem, "exec"), names)
+        shown = last and eval(compile(last, path.stem, "eval"), names)
+        if hasattr(shown, "_repr_html_"):
+            shown._repr_html_()
+    return names
+
+
+@pytest.mark.parametrize("path", OF_GRIDS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("there", ["nothing", "PatchCore only"])
+def test_a_notebook_draws_what_the_store_has(path, there, request, small_demo, monkeypatch, capsys):
+    if there != "nothing":
+        monkeypatch.setenv("RCP_RUNS", str(request.getfixturevalue("patchcore_only")))
+    matplotlib.use("Agg")
+    roots = {"data_root": str(small_demo), "btad_root": str(small_demo)}
+    names = executed(path, render_only=True, **roots, **PARAMETERS)
+    said = capsys.readouterr().out
+    assert "missing: " in said and "not run: " in said and ("0 of" in said or there != "nothing")
+    assert list(names["settings"].out("").glob(f"{path.stem}*.verdict.json"))
+
+
+@pytest.mark.parametrize(
+    ("stem", "given", "words"),
+    [
+        ("table_4", {"perturbed": "test"}, "perturbed test instead of both"),
+        ("table_4", {"ranges": {"blur": 2.0}}, "ranges Perturbation(rotation=10.0"),
+        ("table_6", {"level": "patch"}, "level patch instead of image"),
+        ("table_6", {"image_sizes": [160]}, "image_sizes [160] instead of [320, 480]"),
+        ("table_6", {"members": {"resnet18": "random:0"}}, "members {'resnet18': 'random:0'} instead of"),
+        ("table_7", {"aspect": "squash"}, "aspect squash instead of keep"),
+        ("table_s6", {"batch": 2}, "batch 2 instead of 1"),
+    ],
+)
+def test_an_own_parameter_of_another_value_is_in_the_verdict(stem, given, words, small_demo, capsys):
+    roots = {"data_root": str(small_demo), "btad_root": str(small_demo)}
+    executed(NOTEBOOKS[0].with_name(f"{stem}.ipynb"), render_only=True, **roots, **PARAMETERS, **given)
+    assert words in capsys.readouterr().out.split("in another setting (")[1]
+
+
+def test_a_sheet_shows_one_defect_of_every_category(patchcore_only, small_demo):
+    grid = run_grid(grids.table_5(shared(small_demo)), Store(patchcore_only), render_only=True).where(seed={0})
+    pixels, masks, maps, thresholds, titles = views.one_of_each(grid, "PatchCore", images=False)
+    assert titles == ["gear: broken tooth"] and pixels is None and masks.any()
+    _, _, of, found, _ = views.shown_maps(grid.where(method={"PatchCore"}))
+    assert (maps[0] == of["PatchCore"][0]).all() and thresholds == [found["PatchCore"]]
+    assert any((maps[0] == whole).all() for whole in grid.results[0].maps()), "the same map as among all"
+    assert not len(views.one_of_each(grid, "ReConPatch")[1])
+
+
+def test_where_btad_is_missing_figure_5_and_its_verdict_say_so(small_demo, tmp_path, capsys):
+    roots = {"data_root": str(small_demo), "btad_root": str(tmp_path / "absent")}
+    names = executed(NOTEBOOKS[0].with_name("figure_5.ipynb"), render_only=True, **roots, **PARAMETERS)
+    why = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Figure S4 is not drawn: "))
+    assert "absent" in why and why in names["settings"].out("figure_5.verdict.json").read_text()

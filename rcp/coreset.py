@@ -57,7 +57,7 @@ def greedy_k_center(
     else:
         first = torch.randint(allowed, (), generator=generator).to(x.device)
         first = first if among is None else among.nonzero()[first, 0]
-    if fast.usable() and search.pays(x):
+    if fast.usable() and search.pays(x, count):
         return search.greedy_k_center(x, count, first, among)
     near = torch.full((n,), torch.inf, device=x.device)  # squared distance to the nearest pick
     if among is not None:

@@ -1,6 +1,5 @@
 """Where the paper contradicts itself: printed means and differences derived again, equal settings compared."""
 
-from collections.abc import Iterator
 from itertools import product
 from math import nan, pi, sqrt
 
@@ -77,44 +76,31 @@ def _repeats(frame: pd.DataFrame) -> list[dict]:
     return found
 
 
-def _recomputed(frame: pd.DataFrame) -> Iterator[tuple[pd.Series, float, pd.Series]]:
-    """-> (row of a printed mean, mean of its printed rows, all rows of that setting by category), where all rows are printed."""
+def _averages(frame: pd.DataFrame) -> list[dict]:
+    """Printed means, wherever the rows of the same setting are printed too; the note is empty where they agree."""
+    found = []
     for (dataset, *_), rows in frame.groupby([*_SETTING, "metric"], sort=False):
         by = rows.groupby("category")["value"].first()
         for _, row in rows[rows["category"].isin(_MEANS[dataset])].iterrows():
-            members = list(_MEANS[dataset][row["category"]])
-            if set(members) <= set(by.index):
-                yield row, float(by[members].mean()), by
+            members, note = list(_MEANS[dataset][row["category"]]), ""
+            if not set(members) <= set(by.index):
+                continue
+            if abs(row["value"] - by[members].mean()) > row["slack"]:
+                note = f"mean of the {len(members)} printed classes"
+                if row["augmentation"] == "difference":
+                    note += "; the printed number is the difference of the printed averages, one of which is itself off"
+                elif abs(row["value"] - (by.get("object", nan) + by.get("texture", nan)) / 2) <= row["slack"]:
+                    note += "; the printed number is the mean of the object and the texture mean"
+            found.append(_flag(row, float(by[members].mean()), note))
+    return found
 
 
-def averages() -> list[dict]:
-    """Every printed mean whose rows are printed too: table, setting, category, metric, printed, recomputed, and ``off``.
+def averages() -> pd.DataFrame:
+    """Every printed mean whose rows are printed too; columns as of :func:`inconsistencies`.
 
-    off: they differ by more than 0.01 plus half the last printed digit.
+    The note is empty unless they differ by more than 0.01 plus half the last printed digit.
     """
-    found = []
-    for row, recomputed, _ in _recomputed(_everything()):
-        named = {c: row[c] for c in _SETTING if c not in ("method", "dataset") and row[c] != _DEFAULTS[c]}
-        setting = ", ".join([row["method"], *(f"{name}={value}" for name, value in named.items())])
-        off = bool(abs(row["value"] - recomputed) > row["slack"])
-        where = {"table": row["table"], "setting": setting, "category": row["category"], "metric": row["metric"]}
-        found.append(where | {"printed": row["value"], "recomputed": recomputed, "off": off})
-    return found
-
-
-def _means(frame: pd.DataFrame) -> list[dict]:
-    """Printed means that are not the mean of the printed rows of the same setting, wherever those rows are printed."""
-    found = []
-    for row, recomputed, by in _recomputed(frame):
-        if abs(row["value"] - recomputed) <= row["slack"]:
-            continue
-        note = f"mean of the {len(_MEANS[row['dataset']][row['category']])} printed classes"
-        if row["augmentation"] == "difference":
-            note += "; the printed number is the difference of the printed averages, one of which is itself off"
-        elif abs(row["value"] - (by.get("object", nan) + by.get("texture", nan)) / 2) <= row["slack"]:
-            note += "; the printed number is the mean of the object and the texture mean"
-        found.append(_flag(row, recomputed, note))
-    return found
+    return pd.DataFrame(_averages(_everything())).drop(columns="at")
 
 
 def _two_models(frame: pd.DataFrame) -> list[dict]:
@@ -214,8 +200,8 @@ def inconsistencies() -> pd.DataFrame:
         (printed - recomputed; percent points for AUROC) and note. NaN where the point is not about one number.
     """
     frame, found = _everything(), []
-    for check in (_differences, _repeats, _means):
-        known = check(frame)
+    for check in (_differences, _repeats, _averages):
+        known = [row for row in check(frame) if row["note"]]
         found += known
         frame = frame.drop(index=[row.pop("at") for row in known])
     found += _two_models(_everything()) + _permuted() + _constant() + _wording()

@@ -26,7 +26,7 @@ def form(request):
     """Every test of this file is of both forms."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RCP_FAST", request.param)
-        patch.setattr("rcp.fast.search.pays", lambda _x: True)
+        patch.setattr("rcp.fast.search.pays", lambda *_: True)
         yield
 
 

@@ -137,7 +137,7 @@ def test_pooling_in_two_steps_is_pooling_in_one_where_dimensions_divide():
 def test_selection(kind, threads, plain_and_quick, monkeypatch):
     """Ties included; the GPU's way expands the square, so there each pick is a farthest one to rounding."""
     monkeypatch.setattr(kernels, "threads", lambda: threads)
-    monkeypatch.setattr(search, "pays", lambda _x: True)
+    monkeypatch.setattr(search, "pays", lambda *_: True)
     x, count = torch.from_numpy(patches(kind)[1]), 120
     plain, quick = plain_and_quick(lambda: greedy_k_center(x, count))
     if kind in ("grid", "constant", "far offset", "duplicates"):
@@ -155,7 +155,7 @@ def test_selection(kind, threads, plain_and_quick, monkeypatch):
 
 
 def test_selection_among_some_equals_that_of_a_copy(plain_and_quick, monkeypatch):
-    monkeypatch.setattr(search, "pays", lambda _x: True)
+    monkeypatch.setattr(search, "pays", lambda *_: True)
     x, among = torch.randn(600, 24), torch.arange(600) % 3 != 0
     for how in ({}, {"start": "random", "seed": 4}):
         copied = among.nonzero()[:, 0][greedy_k_center(x[among], 60, **how)]

@@ -114,7 +114,7 @@ def patchcore_only(tmp_path_factory, small_demo):
         patch.setenv("RCP_RUNS", str(runs))
         patch.setattr(studies, "embed", lambda features, *_: features[:, :2])  # UMAP takes long to compile
         s = shared(small_demo)
-        tasks = [*grids.table_4(s), *grids.table_6(s, {"resnet18": "random:0"}, (160,)), *grids.figure_3(s)]
+        tasks = [*grids.table_4(s), *grids.table_6(s, {"resnet18": "random:0"}, (128,)), *grids.figure_3(s)]
         run_grid([task for task in tasks if task.method == "PatchCore"], s.store, log=len)
     return runs
 
@@ -155,7 +155,7 @@ def test_a_notebook_draws_what_the_store_has(path, there, request, small_demo, m
         ("table_4", {"perturbed": "test"}, "perturbed test instead of both"),
         ("table_4", {"ranges": {"blur": 2.0}}, "ranges Perturbation(rotation=10.0"),
         ("table_6", {"level": "patch"}, "level patch instead of image"),
-        ("table_6", {"image_sizes": [160]}, "image_sizes [160] instead of [320, 480]"),
+        ("table_6", {"image_sizes": [128]}, "image_sizes [128] instead of [320, 480]"),
         ("table_6", {"members": {"resnet18": "random:0"}}, "members {'resnet18': 'random:0'} instead of"),
         ("table_7", {"aspect": "squash"}, "aspect squash instead of keep"),
         ("table_s6", {"batch": 2}, "batch 2 instead of 1"),

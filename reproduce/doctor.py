@@ -7,8 +7,8 @@ import torch
 
 from rcp import backbone, paths
 from rcp.data import REGISTRY, categories
-from reproduce.provenance import device_name, versions
 from reproduce.notebook import PROFILES
+from reproduce.provenance import device_name, versions
 from reproduce.store import runs_root
 
 PAPER_BACKBONES = ("wide_resnet50_2", "wide_resnet101_2", "resnext101_32x8d", "densenet201")

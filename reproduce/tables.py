@@ -284,9 +284,9 @@ def readable(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _line(r: Mapping) -> str:
-    group = f"mean of {r['n']} {r['row']}{'s' if r['n'] > 1 else ''}"
+    group = f"mean of {r['n']:.0f} {r['row']}{'s' if r['n'] > 1 else ''}"
     names = {"category": r["row"], "group": group, "groups": "mean of the two groups"}
-    return names.get(r["kind"], f"mean of all {r['n']}")
+    return names.get(r["kind"], f"mean of all {r['n']:.0f}")
 
 
 def _ours(r: Mapping, digits: int = 2) -> str:

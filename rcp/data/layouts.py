@@ -179,9 +179,7 @@ def _check_masks(test: Split) -> None:
         return
     for image, mask in pairs:
         if mask is None or not mask.is_file():
-            raise ValueError(
-                f"no mask for the defective image {image}: looked for {mask or 'its entry in the table'}"
-            )
+            raise ValueError(f"no mask for the defective image {image}: looked for {mask or 'its entry in the table'}")
         size, mask_size = image_size(image), image_size(mask)
         if size != mask_size:
             raise ValueError(
@@ -208,9 +206,7 @@ def _read_tree(folder: Path) -> tuple[Split, Split]:
     train = [(path, "good", None) for source in sources for path in _images(source)]
 
     if unlabelled := _images(folder / "test"):
-        raise ValueError(
-            f"test image without label: {unlabelled[0]}; move it to test/good/ or to test/NAME_OF_DEFECT/"
-        )
+        raise ValueError(f"test image without label: {unlabelled[0]}; move it to test/good/ or to test/NAME_OF_DEFECT/")
     truth_exists = _any_image_below(truth)
     test: list[tuple[Path, str, Path | None]] = []
     for kind in _folders(folder / "test"):

@@ -11,9 +11,7 @@ from collections.abc import Mapping
 from functools import cache
 from numbers import Real
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from rcp.checks import nearest
@@ -21,33 +19,6 @@ from rcp.checks import nearest
 OBJECTS = ("bottle", "cable", "capsule", "hazelnut", "metal_nut", "pill", "screw", "toothbrush", "transistor", "zipper")
 TEXTURES = ("carpet", "grid", "leather", "tile", "wood")
 CATEGORIES = OBJECTS + TEXTURES  # the order of Table 5
-
-
-class Counts(NamedTuple):
-    """Images of one category: training (all normal), normal test and defective test."""
-
-    train: int
-    test_good: int
-    test_defective: int
-
-
-COUNTS = {
-    "bottle": Counts(209, 20, 63),
-    "cable": Counts(224, 58, 92),
-    "capsule": Counts(219, 23, 109),
-    "hazelnut": Counts(391, 40, 70),
-    "metal_nut": Counts(220, 22, 93),
-    "pill": Counts(267, 26, 141),
-    "screw": Counts(320, 41, 119),
-    "toothbrush": Counts(60, 12, 30),
-    "transistor": Counts(213, 60, 40),
-    "zipper": Counts(240, 32, 119),
-    "carpet": Counts(280, 28, 89),
-    "grid": Counts(264, 21, 57),
-    "leather": Counts(245, 32, 92),
-    "tile": Counts(230, 33, 84),
-    "wood": Counts(247, 19, 60),
-}
 
 # The paper's short names of its backbones.
 ABBREVIATIONS = {
@@ -144,33 +115,3 @@ def _valid(column: pd.Series, wanted) -> str:
     closest = min(valid, key=lambda v: abs(v - wanted)) if numeric and valid else None
     near = f" Did you mean {closest}?" if numeric and valid else nearest(wanted, valid)
     return f"{near} Valid: {', '.join(map(str, valid)) or 'none'}"
-
-
-def group_means(values: Mapping[str, float] | pd.Series, objects=OBJECTS, textures=TEXTURES) -> dict[str, float]:
-    """Means of per-category values, in both of the paper's ways.
-
-    Args:
-        values: category -> value; categories may be missing (means are over those given); NaN spreads to its means.
-        objects, textures: which categories form the two groups.
-
-    Returns:
-        object, texture: means of the groups (NaN where no category is given); mean_of_classes: every category counts
-        the same, as in Table 5; mean_of_groups: (object + texture) / 2, as in Table S5's augmented averages.
-
-    Raises:
-        ValueError: no values, or a category of neither group (the nearest is named).
-    """
-    values = dict(values)
-    if not values:
-        raise ValueError("values: expected at least one category, got none")
-    for name in values:
-        if name not in (*objects, *textures):
-            near = nearest(name, (*objects, *textures))
-            raise ValueError(f"values: category {name!r} is neither object nor texture.{near}")
-
-    def mean(names) -> float:
-        given = [float(values[name]) for name in names if name in values]
-        return float(np.mean(given)) if given else float("nan")
-
-    means = {"object": mean(objects), "texture": mean(textures), "mean_of_classes": mean((*objects, *textures))}
-    return means | {"mean_of_groups": (means["object"] + means["texture"]) / 2}

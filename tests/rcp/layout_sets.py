@@ -19,8 +19,12 @@ def _images(demo: Path, category: str):
 
 
 def write_btad(demo: Path, root: Path) -> Path:
-    """01 to 03 with train/ok, test/ok, test/ko, ground_truth/ko: bmp and png are mixed, masks have an extension of their own, 03 is 800 × 600."""
-    products = (("01", "gear", "bmp", "png", (256, 256)), ("02", "fabric", "png", "png", (256, 256)), ("03", "gear", "bmp", "bmp", (800, 600)))
+    """01 to 03 with train/ok, test/{ok,ko}, ground_truth/ko: bmp and png mixed, masks of another extension, 03 is 800 × 600."""
+    products = (
+        ("01", "gear", "bmp", "png", (256, 256)),
+        ("02", "fabric", "png", "png", (256, 256)),
+        ("03", "gear", "bmp", "bmp", (800, 600)),
+    )
     for product, category, extension, of_mask, size in products:
         for i, (split, kind, _, image, mask) in enumerate(_images(demo, category)):
             folder = root / product / split / ("ok" if kind == "good" else "ko")
@@ -28,16 +32,20 @@ def write_btad(demo: Path, root: Path) -> Path:
             image.resize(size).save(folder / f"{i:04d}.{'bmp' if product == '02' and i % 3 == 2 else extension}")
             if mask:
                 (root / product / "ground_truth" / "ko").mkdir(parents=True, exist_ok=True)
-                mask.resize(size, Image.Resampling.NEAREST).save(root / product / "ground_truth" / "ko" / f"{i:04d}.{of_mask}")
+                mask.resize(size, Image.Resampling.NEAREST).save(
+                    root / product / "ground_truth" / "ko" / f"{i:04d}.{of_mask}"
+                )
     return root
 
 
 def write_visa(demo: Path, root: Path) -> Path:
-    """split_csv/1cls.csv and CLASS/Data/{Images,Masks}/{Normal,Anomaly}: JPEG named .JPG; a mask's values are the number of its kind, not 255."""
+    """split_csv/1cls.csv, CLASS/Data/{Images,Masks}/{Normal,Anomaly}; JPEG named .JPG; a mask holds the number of its kind, not 255."""
     rows = [("object", "split", "label", "image", "mask")]
     for category in ("gear", "fabric"):
         for i, (split, kind, number, image, mask) in enumerate(_images(demo, category)):
-            folder, place = ("Normal", "") if kind == "good" else ("Anomaly", f"{category}/Data/Masks/Anomaly/{i:03d}.png")
+            folder, place = (
+                ("Normal", "") if kind == "good" else ("Anomaly", f"{category}/Data/Masks/Anomaly/{i:03d}.png")
+            )
             name = f"{category}/Data/Images/{folder}/{i:04d}.JPG"
             for file in filter(None, (name, place)):
                 (root / file).parent.mkdir(parents=True, exist_ok=True)

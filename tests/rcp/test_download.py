@@ -191,7 +191,9 @@ def test_not_an_archive(server, tmp_path):
 def test_full_disk(server, tmp_path, monkeypatch):
     registry = serve(server, tar_bytes(TREE))
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=250_000))
-    with pytest.raises(OSError, match=r"no disk space in .*: set.tar.gz and its content need 0.00 GB, 0.00 GB are free"):
+    with pytest.raises(
+        OSError, match=r"no disk space in .*: set.tar.gz and its content need 0.00 GB, 0.00 GB are free"
+    ):
         download("mine", tmp_path, registry)
     assert not server.requests and not list(tmp_path.iterdir())
 

@@ -9,7 +9,14 @@ from rcp import PatchCore
 from rcp.data import Transform, categories, load_dataset, load_images
 from rcp.metrics import evaluate
 
-SMALL = {"backbone": "resnet18", "weights": "random:0", "resize": 64, "image_size": 64, "dim": 64, "coreset_ratio": 0.05}
+SMALL = {
+    "backbone": "resnet18",
+    "weights": "random:0",
+    "resize": 64,
+    "image_size": 64,
+    "dim": 64,
+    "coreset_ratio": 0.05,
+}
 
 
 @pytest.fixture(scope="module")

@@ -75,31 +75,6 @@ def test_aupro_is_the_literal_integral(case, limit):
     assert aupro(masks, maps, limit) == pytest.approx(literal_aupro(masks, maps, limit), abs=1e-12)
 
 
-def test_aupro_is_the_literal_integral_on_smooth_maps_of_real_size(rng):
-    maps = ndimage.gaussian_filter(rng.random((6, 64, 64)), (0, 4, 4)).astype(np.float32).round(3)
-    masks = ndimage.gaussian_filter(rng.random((6, 64, 64)), (0, 3, 3)) > 0.53
-    masks[:2] = False
-    assert ndimage.label(masks[3], structure=np.ones((3, 3)))[1] > 1
-    maps += 0.02 * masks
-    assert aupro(masks, maps) == pytest.approx(literal_aupro(masks, maps, 0.3), abs=1e-12)
-
-
-def test_aupro_over_all_rates_of_one_region_is_the_pixel_auroc(rng):
-    masks = np.zeros((3, 16, 16), bool)
-    masks[1, 4:9, 3:12] = True
-    maps = rng.integers(0, 50, masks.shape).astype(np.float32) + 9 * masks
-    assert aupro(masks, maps, limit=1) == pytest.approx(pixel_auroc(masks, maps), abs=1e-12)
-
-
-def test_aupro_weighs_regions_not_pixels():
-    """One region of 9 pixels found whole, one of 1 pixel missed: one half, not nine tenths."""
-    masks = np.zeros((1, 10, 10), bool)
-    masks[0, :3, :3] = masks[0, 8, 8] = True
-    maps = np.ones((1, 10, 10), np.float32)
-    maps[0, :3, :3], maps[0, 8, 8] = 2, 0
-    assert aupro(masks, maps) == pytest.approx(0.5 * 1 + 0.5 * 0)
-
-
 def test_aupro_joins_pixels_that_touch_at_a_corner():
     """Three pixels on a diagonal, two found, and one alone, missed: (2/3 + 0) / 2 with 8 neighbours, 2/4 with 4."""
     masks = np.zeros((1, 9, 9), bool)
@@ -153,16 +128,6 @@ def test_auroc_is_scikit_learns(pixels, images):
         assert auroc(labels, scores) == pytest.approx(roc_auc_score(labels.ravel(), scores.ravel()), abs=1e-12)
 
 
-@pytest.mark.parametrize("digits", [7, 2])
-def test_auroc_is_scikit_learns_on_maps_of_real_size(rng, digits):
-    """Hardly a tie in float32, then hardly a score without; unscaled, and far from zero."""
-    masks = ndimage.gaussian_filter(rng.random((8, 96, 96)), (0, 3, 3)) > 0.54
-    maps = (rng.normal(size=masks.shape) + masks).round(digits).astype(np.float32)
-    for values in (maps, -maps, 1e6 + maps, 1e-30 * maps):
-        reference = roc_auc_score(masks.ravel(), values.ravel())
-        assert pixel_auroc(masks, values) == pytest.approx(reference, abs=1e-12)
-
-
 def literal_f1(labels, found):
     hits, alarms, missed = (found & labels).sum(), (found & ~labels).sum(), (~found & labels).sum()
     return 2 * hits / (2 * hits + alarms + missed)
@@ -184,23 +149,11 @@ def test_f1_threshold_is_the_lowest_of_equal_f1():
     assert f1_threshold([1, 0, 0, 1], [3, 2, 2, 1]) == (1, pytest.approx(2 / 3))
 
 
-def test_f1_threshold_of_maps_is_that_of_their_pixels(rng):
-    masks = rng.random((3, 12, 12)) > 0.8
-    maps = (rng.random(masks.shape) + masks).astype(np.float32)
-    assert f1_threshold(masks, maps) == f1_threshold(masks.ravel(), maps.ravel())
-
-
 def test_normal_threshold_solves_eq_11():
     scores = np.array([1, 2, 3, 4, 100], np.float32)  # median 3, deviations 2 1 0 1 97: MAD 1, their mean 20.2
     assert normal_threshold(scores) == pytest.approx(3 + 3.5 * 1.4826)
     threshold = normal_threshold(scores, z=2, beta=1.25)
     assert (threshold - 3) / (1.25 * 1) == pytest.approx(2)
-
-
-def test_normal_threshold_flags_few_gaussian_scores(rng):
-    """1.4826 MAD estimates σ, so z = 2 leaves 2.3 % of a normal distribution above."""
-    scores = rng.normal(5, 0.3, 200_000)
-    assert (scores > normal_threshold(scores, z=2)).mean() == pytest.approx(0.0228, abs=0.002)
 
 
 @thorough
@@ -218,11 +171,6 @@ def test_d_prime_is_eq_12(case):
     expected = abs(mean_a - mean_n) / ((var_a + var_n) / 2) ** 0.5
     assert d_prime(normal, defective) == pytest.approx(expected)
     assert d_prime(defective, normal) == pytest.approx(expected)
-
-
-def test_d_prime_can_divide_by_n_minus_one():
-    assert d_prime([0, 2], [5, 9]) == pytest.approx(6 / np.sqrt((1 + 4) / 2))
-    assert d_prime([0, 2], [5, 9], ddof=1) == pytest.approx(6 / np.sqrt((2 + 8) / 2))
 
 
 @pytest.mark.parametrize(
@@ -374,14 +322,6 @@ def test_evaluate_rates_the_normal_threshold(case):
     assert report["normal_threshold_true_positive_rate"] == pytest.approx(3 / 5)
 
 
-def test_evaluate_does_not_change_its_input(case):
-    prediction, split, masks = case
-    before = prediction.scores.copy(), prediction.maps.copy(), masks.copy()
-    evaluate(prediction, split)
-    for kept, now in zip(before, (prediction.scores, prediction.maps, masks), strict=True):
-        np.testing.assert_array_equal(kept, now)
-
-
 @pytest.mark.parametrize("only, missing, rate", [(0, "defective", "true"), (1, "normal", "false")])
 def test_evaluate_one_class_only(case, only, missing, rate):
     prediction, split, masks = case
@@ -423,14 +363,6 @@ def test_evaluate_counts_masks_that_the_crop_removed(case):
     assert report["pixel_auroc"] == pixel_auroc(masks, prediction.maps)
 
 
-def test_evaluate_all_masks_removed_by_the_crop(case):
-    prediction, split, masks = case
-    masks[:] = False
-    report = evaluate(prediction, split)
-    assert_undefined(report, PIXEL_NAMES, "all 5 defective images are empty after the crop")
-    assert report["n_masks_cropped_away"] == 5
-
-
 def test_evaluate_without_training_scores(case):
     prediction, split, _ = case
     names = {name for name in NAMES if name.startswith("normal_threshold")}
@@ -439,14 +371,6 @@ def test_evaluate_without_training_scores(case):
         report = evaluate(prediction, split)
         assert_undefined(report, names, "")
         assert "training" in report["undefined"]["normal_threshold"]
-
-
-def test_evaluate_equal_scores_have_no_d_prime(case):
-    prediction, split, _ = case
-    prediction.scores = np.full(10, 0.3, np.float32)
-    report = evaluate(prediction, split)
-    assert_undefined(report, {"d_prime"}, "spread")
-    assert report["image_auroc"] == 0.5
 
 
 @pytest.mark.parametrize("what", ["scores", "maps"])

@@ -153,7 +153,7 @@ def test_a_resumed_training_ends_where_an_uninterrupted_one_does(images, tmp_pat
 def test_a_checkpoint_of_another_training_is_refused_and_a_damaged_one_set_aside(images, tmp_path, caplog):
     file = tmp_path / "checkpoint.safetensors"
     trained(images, quick(epochs=1), checkpoint=file)
-    with pytest.raises(ValueError, match="checkpoint: expected one of the training .*; remove it to start anew"):
+    with pytest.raises(ValueError, match=r"checkpoint: expected one of the training .*; remove it to start anew"):
         trained(images, quick(epochs=2), checkpoint=file)
     file.write_bytes(file.read_bytes()[:50])
     _, rows = trained(images, quick(epochs=1), checkpoint=file)

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rcp.refinement.simulation import Simulation, draw_textures, foreground, load_textures, perlin, simulate, without_object
+from rcp.refinement.simulation import (
+    Simulation,
+    draw_textures,
+    foreground,
+    load_textures,
+    perlin,
+    simulate,
+    without_object,
+)
 
 TEXTURES = draw_textures(4, 64, seed=1)
 
@@ -72,9 +80,7 @@ def test_draws_follow_seed_epoch_and_number_alone(images):
     ):
         assert not np.array_equal(other[1], masks)
     half = (
-        simulate(np.repeat(images, 20, 0), Simulation(foreground=False, anomalous=0.5), TEXTURES)[1]
-        .any((1, 2))
-        .mean()
+        simulate(np.repeat(images, 20, 0), Simulation(foreground=False, anomalous=0.5), TEXTURES)[1].any((1, 2)).mean()
     )
     assert half == pytest.approx(0.5, abs=0.12)
 

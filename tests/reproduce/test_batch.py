@@ -61,7 +61,10 @@ def test_a_batch_goes_on_after_a_failure_resumes_and_indexes(tmp_path, small_dem
 
 def test_rendering_computes_nothing(tmp_path, small_demo, folder):
     without = "\n".join(line for line in DECLARED.splitlines() if "render_only" not in line)
-    files = [tiny(tmp_path, "only", "raise ValueError('it computes')", without), tiny(tmp_path, "drawn", "print(render_only)")]
+    files = [
+        tiny(tmp_path, "only", "raise ValueError('it computes')", without),
+        tiny(tmp_path, "drawn", "print(render_only)"),
+    ]
     said = []
     only, drawn = batch.reproduce({"data_root": str(small_demo), "render_only": True}, files, say=said.append)
     assert only.seconds is None and not only.error and "[1/2] only: left as it is" in said
@@ -126,5 +129,12 @@ def test_doctor_names_what_is_missing_and_how_to_get_it(capsys, monkeypatch, tmp
     monkeypatch.setenv("RCP_WEIGHTS", str(tmp_path))
     assert cli.main(["doctor"]) == 0
     out = capsys.readouterr().out
-    for part in ("device", "torch", "faiss", "GB free", "reproduce download mvtec", "reproduce weights wide_resnet50_2"):
+    for part in (
+        "device",
+        "torch",
+        "faiss",
+        "GB free",
+        "reproduce download mvtec",
+        "reproduce weights wide_resnet50_2",
+    ):
         assert part in out

@@ -76,7 +76,9 @@ def test_ablation_draws_ours_and_the_published_for_each_table_also_an_empty_one(
 
 def test_bank_memory_is_auroc_against_megabytes():
     about = {"metric": "image_auroc", "spread": 0.1, "published": 99.5}
-    rows = [about | {"method": m, "megabytes": x, "mean": 99 - x} for m in ("PatchCore", "ReConPatch") for x in (2.0, 1.0)]
+    rows = [
+        about | {"method": m, "megabytes": x, "mean": 99 - x} for m in ("PatchCore", "ReConPatch") for x in (2.0, 1.0)
+    ]
     axis = figures.bank_memory(pd.DataFrame(rows)).axes[0]
     drawn = set(axis.get_legend_handles_labels()[1])
     assert axis.get_xscale() == "log" and {"PatchCore, ours", "ReConPatch, published"} <= drawn
@@ -157,7 +159,9 @@ def test_refined_maps_end_in_a_roc_where_there_is_a_defect():
 
 
 def test_training_curve_draws_the_rows():
-    rows = [{"epoch": e, "loss": 3.0 * e, "omega_p_05": 0.1, "omega_p_50": 0.5 / e, "omega_p_95": 0.9} for e in (1, 2, 3)]
+    rows = [
+        {"epoch": e, "loss": 3.0 * e, "omega_p_05": 0.1, "omega_p_50": 0.5 / e, "omega_p_95": 0.9} for e in (1, 2, 3)
+    ]
     loss, omega = figures.training_curve(rows).axes
     assert loss.lines[0].get_xydata().tolist() == [[1, 3], [2, 6], [3, 9]]
     assert np.allclose(omega.lines[0].get_ydata(), [0.5, 0.25, 0.5 / 3])

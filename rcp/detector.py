@@ -447,10 +447,7 @@ def as_tensor(p: np.ndarray) -> Tensor:
 
 _DEFAULTS = {f.name: f.default for f in dataclasses.fields(Config)}
 _SIGNATURE = inspect.Signature(
-    [
-        inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=v)
-        for n, v in [*_DEFAULTS.items(), ("refine", None)]
-        if n != "represent"
-    ]
-)
+    [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=v) for n, v in [*_DEFAULTS.items(), ("refine", None)]
+    if n != "represent" ]
+)  # fmt: skip
 ReConPatch.__signature__ = PatchCore.__signature__ = _SIGNATURE  # so that help() and editors show every argument

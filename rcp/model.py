@@ -158,17 +158,12 @@ def _row(epoch: int, losses: Tensor, omega_p: Tensor, seconds: float) -> dict:
     off_diagonal = omega_p[~torch.eye(len(omega_p), dtype=torch.bool, device=omega_p.device)]
     low, middle, high = (
         off_diagonal[:: max(1, len(off_diagonal) // 200_000)]
-        .quantile(torch.tensor([0.05, 0.5, 0.95], device=omega_p.device))
-        .tolist()
-    )
+        .quantile(torch.tensor([0.05, 0.5, 0.95], device=omega_p.device)) .tolist()
+    )  # fmt: skip
     return {
-        "epoch": epoch,
-        "loss": losses.mean().item(),
-        "omega_p_05": low,
-        "omega_p_50": middle,
-        "omega_p_95": high,
+        "epoch": epoch, "loss": losses.mean().item(), "omega_p_05": low, "omega_p_50": middle, "omega_p_95": high,
         "seconds": round(seconds, 3),
-    }
+    }  # fmt: skip
 
 
 def _line(row: dict, epochs: int) -> str:

@@ -86,10 +86,9 @@ class Entry:
         c = self.config
         return {
             "config": c.upto(stage) | {"weights": backbone.weights_identity(c.backbone, c.weights)},
-            "data": data.fingerprint(),
-            "perturbation": {name: _described(self.perturbation_of(name)) for name in splits},
+            "data": data.fingerprint(), "perturbation": {name: _described(self.perturbation_of(name)) for name in splits},
             "code": code_upto(stage),
-        }
+        }  # fmt: skip
 
     def compute(self, store: Store, log: Log) -> tuple[dict, dict]:
         """-> (info for JSON, arrays). Nothing is stored but features and f, which other entries may share."""
@@ -100,12 +99,10 @@ class Entry:
             measured = metrics.evaluate(prediction, data.test)
         held_out, on_gpu = fitted.train_patch_scores_, fitted.device.type == "cuda"
         info = _info(self, fitted, data, measured) | {
-            "bank": list(fitted.bank_.entries.shape),
-            "bank_bytes": fitted.bank_.entries.nbytes,
-            "history": fitted.history_,
+            "bank": list(fitted.bank_.entries.shape), "bank_bytes": fitted.bank_.entries.nbytes, "history": fitted.history_,
             "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated(fitted.device) if on_gpu else 0,
             "train_statistics": {},
-        }
+        }  # fmt: skip
         arrays = {"scores": prediction.scores, "labels": data.test.labels, "patch_scores": prediction.patch_scores}
         if held_out is not None:
             arrays["train_scores"] = fitted.train_scores_
@@ -305,13 +302,12 @@ class Ensemble(OfAnEntry):
             maps = [score_maps(torch.from_numpy(p), c.image_size, c.blur) for p in patches]
         scores, maps = np.mean(images, 0), np.mean(maps, 0)
         info = {
-            "config": c.asdict(),
-            "data": results[0].info["data"],
+            "config": c.asdict(), "data": results[0].info["data"],
             "members": [r.info["config"]["backbone"] for r in results],
             "metrics": metrics.evaluate(Prediction(scores, maps, self.transform("test"), None), data.test),
             "seconds": {"members": sum(sum(r.info["seconds"].values()) for r in results)},
             "device": results[0].info["device"],
-        }
+        }  # fmt: skip
         shared = {"patch_scores": np.mean(patches, 0)} if len({p.shape for p in patches}) == 1 else {}
         return info, {"scores": scores, "labels": data.test.labels} | shared
 

@@ -127,10 +127,9 @@ class Settings:
         btad = self.dataset == "btad"
         expected = PROFILES["paper"] | (ON_BTAD["paper"] if btad else {})
         found = [
-            f"{name} {getattr(self, name)} instead of {expected[name]}"
-            for name in ("backbone", "epochs")
+            f"{name} {getattr(self, name)} instead of {expected[name]}" for name in ("backbone", "epochs")
             if getattr(self, name) != expected[name]
-        ]
+        ]  # fmt: skip
         if tag_of(self.backbone, self.weights) != expected["weights"] and not found:
             file = "from the file " if Path(self.weights).is_file() else ""
             found.append(f"weights {file}{Path(self.weights).name} instead of {expected['weights']}")
@@ -180,10 +179,8 @@ class Settings:
         """Every config for every category and seed; ``changes`` go to :class:`reproduce.entries.Entry`."""
         return [
             Entry(dataclasses.replace(config, seed=seed), self.data_root, category, **changes)
-            for category in self.categories
-            for config in configs
-            for seed in self.seeds
-        ]
+            for category in self.categories for config in configs for seed in self.seeds
+        ]  # fmt: skip
 
     def out(self, name: str) -> Path:
         """Where a table or figure of this run goes: beside the executed notebooks; a shard, which is not the whole, has its own folder."""

@@ -19,11 +19,9 @@ ROOT = Path(__file__).resolve().parents[1]  # of both packages
 
 # The modules whose functions make a stage's result; what they import is found, not listed.
 MODULES = {
-    "features": ("rcp.data.layouts", "rcp.patches"),
-    "training": ("rcp.model",),
-    "bank": ("rcp.coreset",),
+    "features": ("rcp.data.layouts", "rcp.patches"), "training": ("rcp.model",), "bank": ("rcp.coreset",),
     "scores": ("rcp.detector", "rcp.metrics"),
-}
+}  # fmt: skip
 # Declarations and messages: the values of hyper-parameters are in an identity by themselves.
 NO_CODE = ("rcp.checks", "rcp.config", "rcp.paths")
 

@@ -83,10 +83,9 @@ def run(task, store: Store | None = None, log: Callable[[str], None] = logger.in
         info, arrays = task.compute(store, log)
         info |= {
             "started": started.isoformat(timespec="seconds"),
-            "process_peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            "versions": versions(),
+            "process_peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "versions": versions(),
             "commit": commit(),
-        }
+        }  # fmt: skip
         store.save("entries", identity, info, arrays)
     return Result(info, arrays, computed=True)
 

@@ -26,11 +26,8 @@ def _about(task: OfAnEntry, detector: ReConPatch, metrics: dict) -> dict:
     seconds = {stage: round(seconds, 3) for stage, seconds in detector.timings_.items()}
     device = device_name(detector.device)
     return {
-        "config": task.config.asdict(),
-        "device": device,
-        "seconds": seconds,
-        "metrics": metrics | {"undefined": {}},
-    }
+        "config": task.config.asdict(), "device": device, "seconds": seconds, "metrics": metrics | {"undefined": {}},
+    }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -137,12 +134,9 @@ class InferenceTime(OfAnEntry):
             for stage, a, m, b in zip(seconds, low, median, high, strict=True)
         }
         found = {
-            "inference_ms": 1e3 * median[0] / self.batch,
-            "iqr_ms": 1e3 * (high[0] - low[0]) / self.batch,
-            "images_per_second": self.batch / median[0],
-            "peak_memory_bytes": peak,
-            "stages": spread,
-        }
+            "inference_ms": 1e3 * median[0] / self.batch, "iqr_ms": 1e3 * (high[0] - low[0]) / self.batch,
+            "images_per_second": self.batch / median[0], "peak_memory_bytes": peak, "stages": spread,
+        }  # fmt: skip
         return _about(self, detector, found) | {"bank": list(detector.bank_.entries.shape)}, seconds
 
 
@@ -158,12 +152,10 @@ def inference_seconds(detector, images: np.ndarray, warm_ups: int = 10, iteratio
     """
     c, extractor = detector.config, detector.extractor
     stages = {
-        "backbone": extractor.maps,
-        "features": extractor.patches,
-        "f": detector.represent_patches,
+        "backbone": extractor.maps, "features": extractor.patches, "f": detector.represent_patches,
         "search": detector.score_patches,
         "map": lambda s: (image_scores(s.flatten(1)).cpu(), score_maps(s, c.image_size, c.blur)),
-    }
+    }  # fmt: skip
     size = images_at_a_time(detector.device)
     mark, between = _clock(detector.device)
     seconds = np.zeros((warm_ups + iterations, 1 + len(stages)))

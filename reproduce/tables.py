@@ -385,10 +385,8 @@ def markdown(rows: pd.DataFrame) -> str:
     text = readable(rows)
     heads = ["", *(c[0] if c[1] == "ours" else f"{c[0]}: {c[1]}" for c in text)]
     lines = [
-        heads,
-        ["---"] * len(heads),
-        *([name, *row] for name, row in zip(text.index, text.to_numpy(), strict=True)),
-    ]
+        heads, ["---"] * len(heads), *([name, *row] for name, row in zip(text.index, text.to_numpy(), strict=True)),
+    ]  # fmt: skip
     return "".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 

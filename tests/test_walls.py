@@ -19,15 +19,7 @@ def test_rcp_imports_nothing_of_reproduce_and_fast_nothing_of_rcp():
 
 def test_importing_rcp_needs_nothing_of_notebooks_and_tables():
     heavy = (
-        "papermill",
-        "seaborn",
-        "pandas",
-        "nbconvert",
-        "nbformat",
-        "jupyter_client",
-        "IPython",
-        "matplotlib",
-        "reproduce",
-    )
+        "papermill", "seaborn", "pandas", "nbconvert", "nbformat", "jupyter_client", "IPython", "matplotlib", "reproduce",
+    )  # fmt: skip
     code = f"import rcp, sys; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

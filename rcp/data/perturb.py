@@ -51,13 +51,10 @@ class Perturbation:
         rng = np.random.default_rng([self.seed, zlib.crc32(name.encode())])
         rotation, dx, dy, brightness, contrast = rng.uniform(-1, 1, 5)
         return {
-            "rotation": self.rotation * rotation,
-            "dx": self.translation * dx,
-            "dy": self.translation * dy,
-            "brightness": 1 + self.brightness * brightness,
-            "contrast": 1 + self.contrast * contrast,
+            "rotation": self.rotation * rotation, "dx": self.translation * dx, "dy": self.translation * dy,
+            "brightness": 1 + self.brightness * brightness, "contrast": 1 + self.contrast * contrast,
             "blur": self.blur * rng.uniform(),
-        }
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -15,21 +15,10 @@ _MEANS = {
 }
 # What a blank or absent setting means when numbers of different tables are compared: the paper's single model.
 _DEFAULTS = {
-    "dataset": "mvtec",
-    "method": "",
-    "backbone": "WRN-50",
-    "image_size": 224,
-    "layers": "2+3",
-    "patch_size": 3,
-    "dim": 512,
-    "coreset_ratio": 0.01,
-    "k": 5,
-    "margin": 1.0,
-    "alpha": 0.5,
-    "projection_layer": "with",
-    "augmentation": "without",
+    "dataset": "mvtec", "method": "", "backbone": "WRN-50", "image_size": 224, "layers": "2+3", "patch_size": 3, "dim": 512,
+    "coreset_ratio": 0.01, "k": 5, "margin": 1.0, "alpha": 0.5, "projection_layer": "with", "augmentation": "without",
     "refinement": "without",
-}
+}  # fmt: skip
 _SETTING = list(_DEFAULTS)
 
 
@@ -146,11 +135,10 @@ def pixel_column_evidence(method: str = "ReConPatch", backbone: str = "WRN-50") 
     return {
         "spearman": float(others[method, backbone].median()),
         "spearman_patchcore": float(rank.loc[(method, backbone), ("PatchCore", "WRN-50")]),
-        "others_patchcore": float(others["PatchCore", "WRN-50"].min()),
-        "gap": float(np.abs(this - patchcore).mean()),
+        "others_patchcore": float(others["PatchCore", "WRN-50"].min()), "gap": float(np.abs(this - patchcore).mean()),
         "gap_sorted": float(np.abs(np.sort(this) - np.sort(patchcore)).mean()),
         "gap_shifted": float(min(np.abs(column - patchcore).mean() for column in shifted)),
-    }
+    }  # fmt: skip
 
 
 def _pixel_columns() -> pd.DataFrame:

@@ -7,14 +7,12 @@ and 5, Figure 4's d′, and PatchCore's 1024 dimensions in Tables 4, 5 and S5 (T
 equals their average).
 """
 
-from collections.abc import Mapping
 from functools import cache
-from numbers import Real
 from pathlib import Path
 
 import pandas as pd
 
-from rcp.checks import nearest
+from rcp.checks import check_names
 
 OBJECTS = ("bottle", "cable", "capsule", "hazelnut", "metal_nut", "pill", "screw", "toothbrush", "transistor", "zipper")
 TEXTURES = ("carpet", "grid", "leather", "tile", "wood")
@@ -22,11 +20,9 @@ CATEGORIES = OBJECTS + TEXTURES  # the order of Table 5
 
 # The paper's short names of its backbones.
 ABBREVIATIONS = {
-    "wide_resnet50_2": "WRN-50",
-    "wide_resnet101_2": "WRN-101",
-    "resnext101_32x8d": "RNext-101",
+    "wide_resnet50_2": "WRN-50", "wide_resnet101_2": "WRN-101", "resnext101_32x8d": "RNext-101",
     "densenet201": "DenseN-201",
-}
+}  # fmt: skip
 
 
 def abbreviated(backbones: str) -> str:
@@ -68,10 +64,7 @@ def table(name: str | int) -> pd.DataFrame:
         ValueError: no such table; the message lists the names.
     """
     name = str(name)
-    if name not in _FILES:
-        raise ValueError(
-            f"table: the paper has no table {name!r}.{nearest(name, _FILES)} Expected one of {', '.join(_FILES)}"
-        )
+    check_names("the paper has no table", [name], _FILES)
     return _read(name).copy()
 
 
@@ -79,39 +72,18 @@ def published(name: str | int, /, **where) -> float:
     """The one number of a table with the given settings: ``published(2, method="PatchCore", dim=64)``; NaN for "-".
 
     Raises:
-        ValueError: a column or value that is not there (the message names the nearest and lists the valid ones), more
-            than one row left (it names the settings that still differ), or a table whose numbers are not available.
+        ValueError: a column or value that is not there (the message names the nearest and lists the valid ones), not
+            exactly one row left, or a table whose numbers are not available.
     """
     name, frame = str(name), table(name)
     if name in NOT_AVAILABLE:
         raise ValueError(f"table {name}: {NOT_AVAILABLE[name]}")
     for column, wanted in where.items():
-        if column not in frame:
-            raise ValueError(
-                f"table {name} has no column {column!r}.{nearest(column, frame)} Valid: {', '.join(frame)}"
-            )
+        check_names(f"table {name} has no column", [column], list(frame))
         match = frame[(frame[column] == wanted).fillna(False)]
         if match.empty:
-            said = f"no row with {column}={wanted!r}{_among(where, column)}"
-            raise ValueError(f"table {name}: {said}.{_valid(frame[column], wanted)}")
+            check_names(f"table {name} has no {column}", [wanted], frame[column].dropna().unique().tolist())
         frame = match
-    if len(frame) > 1:
-        settings = frame.drop(columns=["printed", "value"])
-        several = [c for c in settings if settings[c].nunique(dropna=False) > 1]
-        differ = "; ".join(f"{c} ({', '.join(map(str, settings[c].unique()))})" for c in several)
-        raise ValueError(f"table {name}: {len(frame)} rows match {where}; they differ in {differ}")
+    if len(frame) != 1:
+        raise ValueError(f"table {name}: {len(frame)} rows match {where}, expected one")
     return float(frame["value"].iloc[0])
-
-
-def _among(where: Mapping, column: str) -> str:
-    """The conditions that were already met when ``column`` was not."""
-    met = list(where.items())[: list(where).index(column)]
-    return f" among those with {', '.join(f'{c}={v!r}' for c, v in met)}" if met else ""
-
-
-def _valid(column: pd.Series, wanted) -> str:
-    valid = column.dropna().unique().tolist()
-    numeric = isinstance(wanted, Real) and all(isinstance(v, Real) for v in valid)
-    closest = min(valid, key=lambda v: abs(v - wanted)) if numeric and valid else None
-    near = f" Did you mean {closest}?" if numeric and valid else nearest(wanted, valid)
-    return f"{near} Valid: {', '.join(map(str, valid)) or 'none'}"

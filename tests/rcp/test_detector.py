@@ -15,16 +15,9 @@ from rcp.detector import resolve_device
 from rcp.refinement.training import read_tensors
 
 SMALL = {
-    "backbone": "resnet18",
-    "weights": "random:0",
-    "resize": 64,
-    "image_size": 64,
-    "dim": 64,
-    "projection": 16,
-    "epochs": 2,
-    "batch_size": 128,
-    "coreset_ratio": 0.1,
-}
+    "backbone": "resnet18", "weights": "random:0", "resize": 64, "image_size": 64, "dim": 64, "projection": 16, "epochs": 2,
+    "batch_size": 128, "coreset_ratio": 0.1,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

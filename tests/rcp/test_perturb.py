@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rcp.data import Transform, load_dataset, load_images
+from rcp.data import Transform, load_dataset
 from rcp.data.perturb import Perturbation, PerturbedTransform
 
 NOTHING = {"rotation": 0.0, "translation": 0.0, "brightness": 0.0, "contrast": 0.0, "blur": 0.0}
@@ -29,12 +29,6 @@ def image(tmp_path):
     Image.fromarray(pixels).save(folder / "000.png")
     Image.fromarray((pixels[..., 0] > 100).astype(np.uint8) * 255).save(truth / "000_mask.png")
     return folder / "000.png", truth / "000_mask.png"
-
-
-def test_ranges_of_nothing_change_nothing(image):
-    path, mask = image
-    assert np.array_equal(only().image(path), SMALL.image(path))
-    assert np.array_equal(only().mask(mask, path), SMALL.mask(mask, path))
 
 
 def test_each_kind_does_what_its_name_says(image):
@@ -88,16 +82,6 @@ def test_draws_follow_seed_and_name_and_nothing_else(demo_root, tmp_path):
     assert (columns.min(0) < [-5, -0.02, -0.02, 0.9, 0.9, 0.3]).all() and (
         columns.max(0) > [5, 0.02, 0.02, 1.1, 1.1, 0.7]
     ).all()
-
-
-def test_a_data_set_is_read_with_it(demo_root):
-    test = load_dataset(demo_root, category="gear").test
-    transform = PerturbedTransform.of(Transform(), Perturbation())
-    images, masks = load_images(test.paths, transform), test.load_masks(transform)
-    plain = test.load_masks(Transform())
-    assert images.shape == (len(test), 224, 224, 3)
-    areas = masks[test.labels == 1].sum((1, 2)) / plain[test.labels == 1].sum((1, 2))
-    assert np.median(areas) == pytest.approx(1, abs=0.05) and not masks[test.labels == 0].any()
 
 
 @pytest.mark.parametrize(

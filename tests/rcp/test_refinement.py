@@ -8,7 +8,6 @@ import pytest
 import torch
 from literal import focal_and_l1 as literal_focal_and_l1
 from literal import refiner as literal_refiner
-from PIL import Image
 from torch import nn
 
 from rcp import PatchCore, ReConPatch
@@ -77,14 +76,6 @@ def test_it_starts_as_the_map_itself_and_every_weight_learns():
     groups = network.parameter_groups()
     assert {id(p) for g in groups for p in g["params"]} == {id(p) for p in network.parameters()}
     assert [g["lr"] for g in groups] == [0.1, 0.01]
-
-
-def test_the_same_map_in_any_batch():
-    network, maps = RefinementNet(quick()).eval(), np.random.default_rng(0).random((6, SIDE, SIDE), np.float32)
-    nn.init.normal_(network.head.out.weight)
-    whole = network.refine(maps)
-    assert whole.dtype == np.float32 and whole.min() >= 0 and whole.max() <= 1
-    np.testing.assert_allclose(network.refine(maps[3:4])[0], whole[3], atol=1e-6)
 
 
 @pytest.mark.parametrize(("gamma", "focal", "l1"), [(4.0, 1.0, 1.0), (0.0, 1.0, 0.0), (2.0, 0.3, 2.0)])
@@ -158,23 +149,6 @@ def test_a_checkpoint_of_another_training_is_refused_and_a_damaged_one_set_aside
     file.write_bytes(file.read_bytes()[:50])
     _, rows = trained(images, quick(epochs=1), checkpoint=file)
     assert "is damaged" in caplog.text and file.with_suffix(".damaged").stat().st_size == 50 and len(rows) == 1
-
-
-def test_a_checkpoint_goes_on_where_the_textures_moved_and_not_where_they_are_others(images, tmp_path):
-    here, file = tmp_path / "here", tmp_path / "checkpoint.safetensors"
-    (here / "dots").mkdir(parents=True)
-    for i in range(2):
-        Image.fromarray(images[i]).save(here / "dots" / f"{i}.png")
-
-    def of(folder):
-        how = quick(kind="texture", textures=str(folder), epochs=1)
-        return trained(images, how, textures=how.load_textures(SIDE), checkpoint=file)[1]
-
-    rows, there = of(here), here.rename(tmp_path / "there")
-    assert of(there) == rows, "nothing was trained again, or its seconds would differ"
-    (there / "dots" / "0.png").unlink()
-    with pytest.raises(ValueError, match="checkpoint: expected one of the training"):
-        of(there)
 
 
 def test_images_without_an_object_before_a_plain_background_are_named_before_any_work(images, caplog):

@@ -49,24 +49,6 @@ def test_texture_blends_a_texture_in_and_structure_the_images_own_cells(images):
         assert all(image[y : y + 16, x : x + 16].tobytes() in cells for y, x in inside)
 
 
-def test_a_mixture_has_both_kinds(images):
-    whole = {"foreground": False, "opacity": (1.0, 1.0)}
-    kinds = {
-        kind: simulate(images, Simulation(kind=kind, **whole), TEXTURES)[0]
-        for kind in ("texture", "structure", "mixture")
-    }
-    black = simulate(images, Simulation(**whole), np.zeros_like(TEXTURES))[0]
-    textured = (black != kinds["mixture"]).any((1, 2, 3))  # only a texture changes with the textures
-    assert 0 < textured.sum() < len(images)
-
-
-def test_opacity_is_the_share_that_is_blended_in():
-    black, white = np.zeros((6, 64, 64, 3), np.uint8), np.full((1, 64, 64, 3), 255, np.uint8)
-    out, masks = simulate(black, Simulation(kind="texture", foreground=False, opacity=(0.15, 0.4)), white)
-    values = out[masks].max(1) / 255
-    assert values.min() >= 0.145 and values.max() <= 0.405 and len(np.unique(values)) >= 4, "drawn for each image"
-
-
 def test_draws_follow_seed_epoch_and_number_alone(images):
     how = Simulation(foreground=False, seed=3)
     out, masks = simulate(images, how, TEXTURES)

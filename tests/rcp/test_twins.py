@@ -16,17 +16,9 @@ from rcp.patches import aggregate, pool
 from rcp.scoring import MemoryBank, nearest_entries, patch_scores
 
 KINDS = [
-    "random",
-    "clusters",
-    "duplicates",
-    "constant",
-    "grid",
-    "huge norm",
-    "far offset",
-    "one outlier",
-    "small D",
+    "random", "clusters", "duplicates", "constant", "grid", "huge norm", "far offset", "one outlier", "small D",
     "isotropic",
-]
+]  # fmt: skip
 
 
 def patches(kind, n=1500):

@@ -74,17 +74,6 @@ def test_ablation_draws_ours_and_the_published_for_each_table_also_an_empty_one(
     assert {t.get_text() for t in figure.legends[0].get_texts()} == {"published", "ours"}
 
 
-def test_bank_memory_is_auroc_against_megabytes():
-    about = {"metric": "image_auroc", "spread": 0.1, "published": 99.5}
-    rows = [
-        about | {"method": m, "megabytes": x, "mean": 99 - x} for m in ("PatchCore", "ReConPatch") for x in (2.0, 1.0)
-    ]
-    axis = figures.bank_memory(pd.DataFrame(rows)).axes[0]
-    drawn = set(axis.get_legend_handles_labels()[1])
-    assert axis.get_xscale() == "log" and {"PatchCore, ours", "ReConPatch, published"} <= drawn
-    assert axis.lines[0].get_xdata().tolist() == [1.0, 2.0]
-
-
 def test_feature_space_has_a_panel_per_space_and_a_key():
     positions = np.stack(np.meshgrid(np.arange(4), np.arange(4), indexing="ij"), -1).reshape(-1, 2)
     shown = {"PatchCore": np.random.default_rng(0).normal(size=(16, 2)), "epoch 1": positions.astype(float)}
@@ -156,17 +145,6 @@ def test_refined_maps_end_in_a_roc_where_there_is_a_defect():
     figure = figures.refined_maps(None, masks, {"A": maps, "B": maps}, {}, ["hole", "good"])
     rocs = np.array(figure.axes).reshape(4, 2)[3]
     assert [[len(line.get_xdata()) > 0 for line in axis.lines] for axis in rocs] == [[True] * 2, [False] * 2]
-
-
-def test_training_curve_draws_the_rows():
-    rows = [
-        {"epoch": e, "loss": 3.0 * e, "omega_p_05": 0.1, "omega_p_50": 0.5 / e, "omega_p_95": 0.9} for e in (1, 2, 3)
-    ]
-    loss, omega = figures.training_curve(rows).axes
-    assert loss.lines[0].get_xydata().tolist() == [[1, 3], [2, 6], [3, 9]]
-    assert np.allclose(omega.lines[0].get_ydata(), [0.5, 0.25, 0.5 / 3])
-    band = omega.collections[0].get_paths()[0].get_extents()
-    assert np.allclose([band.x0, band.x1, band.y0, band.y1], [1, 3, 0.1, 0.9])
 
 
 def test_figure_2_has_equal_pairwise_and_different_contextual_similarity():

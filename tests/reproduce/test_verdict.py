@@ -1,8 +1,6 @@
 """The index's one line per item: never better than what was computed."""
 
-import hashlib
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -123,22 +121,3 @@ def test_a_run_is_checked_by_what_was_run_in_the_papers_setting(settings):
         "b: partly: 1 of 2 numbers agree",
         "c: not: 0 of 1 numbers agree",
     ]
-
-
-def test_published_weights_in_a_file_are_the_published_weights(demo_root, tmp_path, monkeypatch, settings):
-    content = b"as if it were the published file"
-    digits = hashlib.sha256(content).hexdigest()[:8]
-    url = f"https://example.net/models/wide_resnet50_2-{digits}.pth"
-    tags = [SimpleNamespace(name="IMAGENET1K_V1", url=url)]
-    monkeypatch.setattr("torchvision.models.get_model_weights", lambda _name: tags)
-    for name, written, departures in [
-        (f"wide_resnet50_2-{digits}.pth", content, []),
-        (f"mine-{digits}.pth", content + b"!", [f"weights from the file mine-{digits}.pth instead of IMAGENET1K_V1"]),
-        ("mine-0000abcd.pth", content, ["weights from the file mine-0000abcd.pth instead of IMAGENET1K_V1"]),
-        ("mine.pth", content, ["weights from the file mine.pth instead of IMAGENET1K_V1"]),
-    ]:
-        (tmp_path / name).write_bytes(written)
-        other = Settings(profile="paper", data_root=str(demo_root), weights=str(tmp_path / name))
-        assert other.departures() == departures
-    file = tmp_path / f"wide_resnet50_2-{digits}.pth"
-    assert notebook.by_tag({"wide_resnet50_2": str(file)}) == {"wide_resnet50_2": "IMAGENET1K_V1"}

@@ -123,7 +123,7 @@ def test_textures_are_read_from_a_folder_or_drawn(tmp_path, shared_data):
     [
         (
             lambda p: simulate(p, Simulation(kind="texture")),
-            "textures: kind='texture' needs images of textures (DTD), got none",
+            "textures: expected images of textures (DTD) for kind='texture', got None",
         ),
         (
             lambda p: simulate(p, Simulation(), TEXTURES[:, :32]),

@@ -275,4 +275,4 @@ def test_on_each_demo_category_both_methods_tell_defects_apart():
     grid = run_grid(settings.entries([settings.config(represent=r) for r in (False, True)]), settings.store, log=len)
     frame = grid.frame()
     assert len(frame) == 4 and set(frame["category"]) == {"gear", "fabric"}
-    assert (frame["image_auroc"] > 0.55).all() and (frame["pixel_auroc"] > 0.8).all(), frame["image_auroc"]
+    assert (frame["image_auroc"] > 0.7).all() and (frame["pixel_auroc"] > 0.8).all(), frame["image_auroc"]

@@ -101,11 +101,6 @@ def test_success(server, tmp_path, capsys, pack, name, algorithm):
     assert download("mine", tmp_path / "data", registry) == folder and len(server.requests) == 1
 
 
-def test_several_top_folders_stay(server, tmp_path):
-    files = {"bottle/train/good/0.png": b"a", "cable/train/good/0.png": b"b", "license.txt": b"c"}
-    assert contents(download("mine", tmp_path, serve(server, tar_bytes(files)))) == files
-
-
 def test_broken_connection_leaves_nothing_and_starts_again(server, tmp_path):
     registry = serve(server, tar_bytes(TREE))
     server.breaks = [70_000]

@@ -73,14 +73,6 @@ def test_training_repeats_itself_and_says_one_line_per_epoch():
         assert not torch.allclose(f.weight, Representation(16, config).f.weight)
 
 
-def test_training_lowers_the_loss_of_a_fixed_target():
-    """With γ = 1 the teacher never moves, so Eq. 7 is an ordinary objective and must fall."""
-    groups = torch.randn(5, 16, generator=torch.Generator().manual_seed(1)).repeat(20, 4, 1) * 3  # five in each image
-    features = groups + fake_features(n=20) * 0.5
-    _, rows = train(features, Config(**SMALL | {"lr": 1e-2}, epochs=10, gamma=1.0), len)
-    assert rows[-1]["loss"] < rows[0]["loss"] * 0.97
-
-
 @pytest.mark.parametrize("fast", ["0", "1"])
 @pytest.mark.parametrize("kind", ["constant", "huge norm"])
 def test_training_stays_finite(fast, kind, monkeypatch):

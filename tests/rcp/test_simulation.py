@@ -67,15 +67,6 @@ def test_draws_follow_seed_epoch_and_number_alone(images):
     assert half == pytest.approx(0.5, abs=0.12)
 
 
-def test_perlin_noise_is_smooth_zero_at_its_nodes_and_in_range():
-    rng = np.random.default_rng(0)
-    fields = np.stack([perlin(128, 8, 4, rng) for _ in range(30)])
-    assert np.abs(fields).max() <= 1 and abs(fields.mean()) < 0.05 and fields.std() > 0.15
-    assert np.abs(np.diff(fields, axis=1)).max() < 0.25, "a cell is 16 rows high"
-    nodes = fields[:, 16::16, 32::32]
-    assert np.abs(nodes).max() < 0.1, "half a pixel from a node"
-
-
 @pytest.mark.parametrize(("side", "rows", "columns"), [(32, 1, 4), (30, 8, 2), (17, 4, 4), (16, 16, 16)])
 def test_perlin_noise_is_the_literal_one(side, rows, columns):
     angles = np.random.default_rng(5).uniform(0, 2 * np.pi, (rows + 1, columns + 1))

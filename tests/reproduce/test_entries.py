@@ -19,7 +19,7 @@ from reproduce import entries as entries_module
 from reproduce.entries import Ensemble, Entry, fit
 from reproduce.notebook import Settings
 from reproduce.provenance import ROOT, code_of, code_upto
-from reproduce.run import load, run, run_grid, shard_of
+from reproduce.run import load, run, run_grid
 from reproduce.store import Store
 
 SMALL = Config(
@@ -219,14 +219,6 @@ def test_a_grid_resumes_shards_and_renders(entry, store, tmp_path):
     frame = grid.frame()
     assert frame["seed"].tolist() == [0, 1, 2] and set(frame["method"]) == {"ReConPatch"}
     assert load(entries[0], fresh).metrics == grid.results[0].metrics
-
-
-def test_shards_are_a_partition():
-    entries = list(range(10))
-    assert sorted(c for i in range(1, 4) for c in shard_of(entries, f"{i}/3")) == entries
-    for wrong in ("0/3", "4/3", "1", "a/b", "1/0", ""):
-        with pytest.raises(ValueError, match="shard: expected 'i/n'"):
-            shard_of(entries, wrong)
 
 
 def test_bad_input_costs_no_features(demo_root, tmp_path, monkeypatch):

@@ -1,6 +1,5 @@
 """Figures: what they say is what the objects hold and what the metrics compute."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -27,15 +26,6 @@ def averages(*means, left_out=""):
 
 def panel_texts(figure):
     return [[t.get_text() for t in axis.texts] for axis in figure.axes]
-
-
-def test_style_leaves_no_trace(scores):
-    before = dict(plt.rcParams)
-    with style.style():
-        assert plt.rcParams["savefig.dpi"] == 180
-    figures.score_histogram({"PatchCore": scores})
-    assert dict(plt.rcParams) == before
-    assert not plt.get_fignums()  # an open figure would be shown twice in a notebook
 
 
 def test_save_writes_the_same_two_files_every_time_with_where_its_numbers_are_from(tmp_path, scores):
@@ -72,16 +62,6 @@ def test_ablation_draws_ours_and_the_published_for_each_table_also_an_empty_one(
     np.testing.assert_array_equal(lines["published"].get_ydata(), [99.5, np.nan])
     assert [t.get_text() for t in figure.axes[1].get_xticklabels()] == ["k 0", "k 1"]
     assert {t.get_text() for t in figure.legends[0].get_texts()} == {"published", "ours"}
-
-
-def test_feature_space_has_a_panel_per_space_and_a_key():
-    positions = np.stack(np.meshgrid(np.arange(4), np.arange(4), indexing="ij"), -1).reshape(-1, 2)
-    shown = {"PatchCore": np.random.default_rng(0).normal(size=(16, 2)), "epoch 1": positions.astype(float)}
-    figure = figures.feature_space(shown, positions, {"epoch 1": "epoch 1: R² 1.000"})
-    assert [axis.get_title() for axis in figure.axes] == ["PatchCore", "epoch 1: R² 1.000", "place in\nthe image"]
-    colours = figure.axes[0].collections[0].get_facecolors()[:, :3]
-    np.testing.assert_allclose(colours, spaces.position_colours(positions), atol=1e-6)
-    assert len(np.unique(colours.round(6), axis=0)) == 16, "no two places share a colour"
 
 
 def test_histogram_titles_are_the_metrics_and_lines_the_thresholds(scores):
@@ -122,21 +102,6 @@ def test_score_maps_mark_ground_truth_threshold_and_maximum():
     assert {image.get_clim() for axis in panels[:, 1] for image in axis.images[1:]} == {(0, 3)}  # rows can be compared
     hidden = figures.score_maps(None, masks, {"A": maps}, {}).axes[0].images[0].get_array()
     assert len(np.unique(hidden)) == 1, "without images there are none"
-
-
-def test_a_sheet_has_an_image_and_a_map_of_each_on_its_own_scale():
-    rng = np.random.default_rng(0)
-    maps, masks = rng.random((3, 16, 16)) * np.array([1, 10, 100])[:, None, None], np.zeros((3, 16, 16), bool)
-    masks[:, 2:5, 2:5] = True
-    titles = ["bottle: hole", "cable: cut", "grid: bent"]
-    figure = figures.score_map_sheet(None, masks, maps, [0.5, None, 50.0], titles, columns=2)
-    panels = np.array(figure.axes).reshape(2, 2, 2)
-    assert [axis.get_title() for axis in panels[:, 0].ravel()] == [*titles, ""]
-    drawn = panels[:, 1].ravel()[:3]
-    assert [axis.images[1].get_clim() for axis in drawn] == [(m.min(), m.max()) for m in maps]
-    stars = [(axis.lines[0].get_ydata()[0], axis.lines[0].get_xdata()[0]) for axis in drawn]
-    assert stars == [np.unravel_index(m.argmax(), m.shape) for m in maps]
-    assert [len(axis.collections) for axis in drawn] == [2, 1, 2], "ground truth, and a threshold where there is one"
 
 
 def test_refined_maps_end_in_a_roc_where_there_is_a_defect():

@@ -71,7 +71,6 @@ def test_numbers_of_the_prose_are_in_the_prose(paper_lines):
 @pytest.mark.parametrize(
     ("name", "where", "value"),
     [
-        ("1", {"coreset_ratio": 0.25, "metric": "pixel_auroc"}, 98.01),
         (2, {"method": "PatchCore", "dim": 64}, 97.75),
         ("3", {"layers": "2+3", "patch_size": 5, "metric": "image_auroc"}, 98.84),
         ("4", {"method": "PatchCore", "augmentation": "difference", "category": "object"}, 9.94),
@@ -79,18 +78,13 @@ def test_numbers_of_the_prose_are_in_the_prose(paper_lines):
         ("5", {"method": "CFLOW-AD", "category": "screw", "metric": "image_auroc"}, 91.89),
         ("5", {**OURS, "image_size": 224, "metric": "pixel_auroc"}, 98.18),
         ("5", {"method": "ReConPatch", "image_size": 480, "category": "pill", "metric": "image_auroc"}, 96.21),
-        ("6", {"method": "PNI", "metric": "pixel_auroc"}, 99.06),
         ("6", {"method": "PatchCore", "image_size": 320, "metric": "image_auroc"}, 99.6),
         ("7", {"method": "RD++", "category": "02", "metric": "image_auroc"}, 90.1),
         ("S1", {"k": 20, "metric": "image_auroc"}, 99.49),
-        ("S2", {"margin": 1.5, "metric": "pixel_auroc"}, 98.05),
-        ("S3", {"alpha": 1.0, "metric": "pixel_auroc"}, 98.12),
         ("S4", {"projection_layer": "without"}, 99.42),
         ("S5", {"method": "ReConPatch", "augmentation": "with", "category": "screw"}, 89.96),
         ("S6", {"method": "ReConPatch"}, 38.09),
         ("S8", {"image_size": 320, "refinement": "with", "metric": "pixel_auroc"}, 98.96),
-        ("F4", {"method": "ReConPatch"}, 4.92),
-        ("text", {"metric": "mad_constant"}, 1.4826),
     ],
 )
 def test_spot_checks(name, where, value):

@@ -9,10 +9,10 @@ from rcp.config import Config
 from rcp.data import load_dataset
 from rcp.metrics import evaluate
 from rcp.refinement import RefinementConfig
-from reproduce import grids, tables, views
+from reproduce import grids
 from reproduce.entries import Ensemble, Entry, Refined
 from reproduce.notebook import Settings
-from reproduce.run import run, run_grid
+from reproduce.run import run
 from reproduce.store import Store, key_of
 
 SMALL = {
@@ -77,17 +77,6 @@ def test_an_ensemble_of_refined_members_is_the_mean_of_their_maps(entry, tmp_pat
     assert Ensemble(members).columns()["refinement"] == "with"
     with pytest.raises(ValueError, match="members: expected all of them refined, or none"):
         Ensemble((entries[0], members[1]))
-
-
-def test_refined_and_unrefined_maps_are_shown_apart(entry, tmp_path):
-    how = {kind: REFINE | {"kind": kind, "epochs": 1, "textures": "drawn"} for kind in ("structure", "mixture")}
-    tasks = [entry, *(Refined(entry, RefinementConfig.build(**of)) for of in how.values())]
-    grid = run_grid(tasks, Store(tmp_path), log=len)
-    _, masks, maps, _, _ = views.shown_maps(grid.where(simulation={"no refinement", "structure"}))
-    assert list(maps) == ["ReConPatch", "refined, structure"] and maps["refined, structure"].max() <= 1
-    np.testing.assert_allclose(maps["ReConPatch"][-1], grid.results[0].maps()[-1])
-    table = tables.compare(grid.frame(), by=["simulation"], metric=["pixel_auroc", "aupro"])
-    assert list(dict.fromkeys(table["setting"])) == ["no refinement", "structure", "mixture"] and len(masks)
 
 
 def test_grids_of_tables_s7_and_s8(demo_root):

@@ -162,16 +162,6 @@ def test_each_drop_stands_beside_the_same_drop_of_the_printed_rows():
     assert at(rows, "groups", setting=settings[2])["published"] == pytest.approx(3.59, abs=0.01)
 
 
-def test_each_seed_has_its_own_drop():
-    values = {
-        a: frame({"ReConPatch": {"bottle": of}}, augmentation=a)
-        for a, of in (("without", [0.99, 0.97]), ("with", [0.90, 0.94]))
-    }
-    rows = tables.compare(tables.drops(pd.concat(values.values())), by=["augmentation"])
-    drop = at(rows, "all", setting="drop")
-    assert (drop["mean"], drop["spread"], drop["seeds"]) == pytest.approx((6, np.std([9, 3], ddof=1), 2))
-
-
 def test_a_gain_is_of_the_same_category_seed_and_size():
     def of(value: float, refinement: str, kind: str, size: int) -> pd.DataFrame:
         return frame({"ReConPatch": {"bottle": [value]}}, refinement=refinement, simulation=kind, image_size=size)

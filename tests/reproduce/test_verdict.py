@@ -81,10 +81,6 @@ def test_with_entries_missing_nothing_is_judged(settings):
     assert said.startswith("not run: 2 entries are missing; image AUROC, k 0: 99.50 (paper 99.56)")
 
 
-def test_what_is_not_about_images_is_checked(settings):
-    assert note(settings, "paper_checks", "16 contradictions") == "checked: 16 contradictions"
-
-
 def test_an_item_without_printed_numbers_is_computed_or_not(settings):
     assert verdict(settings, "figure_3", None, missing=[1]).startswith("not run: 1 entries are missing")
     why = "Figure S4 is not drawn: no data/btad"

@@ -16,9 +16,8 @@ def coreset_size(ratio: float, patches: int) -> int:
     """
     count = int(ratio * patches + 1e-9)  # 0.07 * 100 is 7.000000000000001, but 0.29 * 100 is 28.999999999999996
     if count < 1:
-        raise ValueError(
-            f"coreset_ratio: {ratio} of {patches} patches selects nothing; expected at least {1 / patches:.2g}"
-        )
+        least = f"at least {1 / patches:.2g}"
+        raise ValueError(f"coreset_ratio: {ratio} of {patches} patches selects nothing; expected {least}")
     return count
 
 

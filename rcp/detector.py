@@ -22,13 +22,14 @@ from rcp.checks import require
 from rcp.config import FIXED, Config
 from rcp.coreset import coreset_size, greedy_k_center
 from rcp.data.images import Transform, load_images
+from rcp.maps import center_and_deviation, score_maps
 from rcp.model import train
 from rcp.patches import PatchExtractor, images_at_a_time, pool
 from rcp.paths import require_disk
 from rcp.refinement import training as refinement
 from rcp.refinement.network import RefinementNet
 from rcp.refinement.options import RefinementConfig
-from rcp.scoring import MemoryBank, center_and_deviation, image_scores, patch_scores, score_maps
+from rcp.scoring import MemoryBank, image_scores, patch_scores
 
 
 @dataclass(frozen=True, eq=False)

@@ -150,20 +150,13 @@ def train(
 def _row(epoch: int, losses: Tensor, omega_p: Tensor, seconds: float) -> dict:
     finite = losses.isfinite()
     if not finite.all():
-        step = int((~finite).nonzero()[0]) + 1
-        raise FloatingPointError(
-            f"loss is {losses[step - 1].item()} at epoch {epoch}, step {step} of {len(losses)}; likely cause: a learning rate that is "
-            f"too high, or NaN in the features"
-        )
+        step, cause = int((~finite).nonzero()[0]), "a learning rate that is too high, or NaN in the features"
+        where = f"epoch {epoch}, step {step + 1} of {len(losses)}"
+        raise FloatingPointError(f"loss is {losses[step].item()} at {where}; likely cause: {cause}")
     off_diagonal = omega_p[~torch.eye(len(omega_p), dtype=torch.bool, device=omega_p.device)]
-    low, middle, high = (
-        off_diagonal[:: max(1, len(off_diagonal) // 200_000)]
-        .quantile(torch.tensor([0.05, 0.5, 0.95], device=omega_p.device)) .tolist()
-    )  # fmt: skip
-    return {
-        "epoch": epoch, "loss": losses.mean().item(), "omega_p_05": low, "omega_p_50": middle, "omega_p_95": high,
-        "seconds": round(seconds, 3),
-    }  # fmt: skip
+    some = off_diagonal[:: max(1, len(off_diagonal) // 200_000)]
+    shares = {f"omega_p_{s}": some.quantile(int(s) / 100).item() for s in ("05", "50", "95")}
+    return {"epoch": epoch, "loss": losses.mean().item(), **shares, "seconds": round(seconds, 3)}
 
 
 def _line(row: dict, epochs: int) -> str:

@@ -1,10 +1,8 @@
-"""The memory bank M and the anomaly scores (Sec. 3.3): Eq. 9 to 11, image scores and score maps."""
+"""The memory bank M and the anomaly scores of patches and images (Sec. 3.3): Eq. 9 and 10."""
 
 from functools import cached_property, lru_cache
 
-import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from rcp import fast
@@ -87,45 +85,6 @@ def patch_scores(queries: Tensor, bank: MemoryBank, weighting: str = "patches") 
     return (1 - torch.exp(d - around.logsumexp(1))) * d
 
 
-def center_and_deviation(train_scores: np.ndarray, deviation: str = "median") -> tuple[float, float]:
-    """median and MAD of Eq. 11, over scores of the training set: any shape -> (units of the score, the same).
-
-    deviation: MAD is the "median" or the "mean" absolute deviation from the median. The paper's words say mean; its β = 1.4826
-    is the constant that makes the *median* one a standard deviation of normal scores (the mean's is 1.2533).
-    """
-    require("deviation", deviation in ("median", "mean"), "'median' or 'mean'", deviation)
-    scores = np.asarray(train_scores, np.float64)
-    median = np.median(scores)
-    return float(median), float(getattr(np, deviation)(np.abs(scores - median)))
-
-
-def modified_z_score(scores: np.ndarray, median: float, mad: float, beta: float = 1.4826) -> np.ndarray:
-    """Eq. 11: s̄ = (s - median) / (β · MAD). Any shape -> the same, float32, in standard deviations.
-
-    Raises:
-        ValueError: MAD is 0 (half or more of the training scores are equal), so that Eq. 11 divides by zero.
-    """
-    require("mad", mad > 0, "a deviation above 0 of the training scores (Eq. 11 divides by it)", mad)
-    return ((np.asarray(scores, np.float64) - median) / (beta * mad)).astype(np.float32)
-
-
 def image_scores(scores: Tensor) -> Tensor:
     """Image score = max over patches. scores: (n, h · w) -> (n,)."""
     return scores.amax(1)
-
-
-def score_maps(scores: Tensor, size: int, blur: float) -> np.ndarray:
-    """scores: (n, h, w) -> (n, size, size) float32: bilinear to the crop's size, then a Gaussian of σ ``blur`` pixels.
-
-    Both are linear and act on each axis by itself, so a map is A_h s A_wᵀ.
-    """
-    rows, columns = (_axis_operator(side, size, blur).to(scores) for side in scores.shape[1:])
-    return (rows @ scores @ columns.T).cpu().numpy()
-
-
-@lru_cache
-def _axis_operator(side: int, size: int, blur: float) -> Tensor:
-    """(size, side) float64: bilinear interpolation of one axis, then scipy's Gaussian (4 σ to each side, mirrored at the border)."""
-    units = torch.eye(side, dtype=torch.float64)[None]
-    linear = torch.nn.functional.interpolate(units, size=size, mode="linear", align_corners=False)[0].T.numpy()
-    return torch.from_numpy(gaussian_filter1d(linear, blur, axis=0) if blur else linear)

@@ -4,6 +4,11 @@ import argparse
 import sys
 from pathlib import Path
 
+from rcp.data import download
+from reproduce import batch, doctor, tables, verdict
+from reproduce.demo import draw_demo
+from reproduce.store import Store, runs_root
+
 # A batch's parameters, as notebooks declare them.
 PARAMETERS = {
     "profile": {"help": "demo (default): drawn images, minutes on two cores; paper: the paper's setting"},
@@ -31,8 +36,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _reproduce(o: argparse.Namespace) -> int:
-    from reproduce import batch
-
     given = {name: getattr(o, name) for name in PARAMETERS if getattr(o, name) is not None}
     failed = [outcome for outcome in batch.reproduce(given, o.notebooks or (), force=o.force) if outcome.error]
     for outcome in failed:
@@ -43,55 +46,40 @@ def _reproduce(o: argparse.Namespace) -> int:
 
 
 def _execute(o: argparse.Namespace) -> None:
-    from reproduce import batch
-
     for i, file in enumerate(o.notebooks, 1):
         stale = o.force or batch.stale(file)
-        print(
-            f"[{i}/{len(o.notebooks)}] {file.stem}{' ...' if stale else ': its own cells have not changed'}", flush=True
-        )
+        state = " ..." if stale else ": its own cells have not changed"
+        print(f"[{i}/{len(o.notebooks)}] {file.stem}{state}", flush=True)
         if stale:
             batch.execute(file)
 
 
 def _check(o: argparse.Namespace) -> int:
-    from reproduce import verdict
-
     beyond = verdict.check(o.folder)
     print("\n".join(beyond) or f"{o.folder}: nothing that was run in the paper's setting is beyond tolerance")
     return int(bool(beyond))
 
 
 def _views(o: argparse.Namespace) -> None:
-    from reproduce import tables
-
     print("\n".join(map(str, tables.views(o.csv, o.csv.parent))))
 
 
 def _gather(o: argparse.Namespace) -> None:
-    from reproduce import tables
-
     tables.gather(o.folder, o.csv)
     print(o.csv)
 
 
 def _pack(o: argparse.Namespace) -> None:
-    from reproduce.store import Store, runs_root
-
     print(f"{Store(runs_root(o.runs)).pack(o.file)} entries packed into {o.file}")
 
 
 def _unpack(o: argparse.Namespace) -> None:
-    from reproduce.store import Store, runs_root
-
     store = Store(runs_root(o.runs))
     new, there = store.unpack(o.file)
     print(f"{new} of {there} entries are new in {store.root}")
 
 
 def _doctor(_o: argparse.Namespace) -> None:
-    from reproduce import doctor
-
     lines, missing = doctor.report()
     print("\n".join(lines))
     print("\nmissing for the paper profile:" if missing else "\nthe paper profile has all it needs")
@@ -99,20 +87,14 @@ def _doctor(_o: argparse.Namespace) -> None:
 
 
 def _download(o: argparse.Namespace) -> None:
-    from rcp.data import download
-
     print(download(o.name, o.root))
 
 
 def _weights(o: argparse.Namespace) -> None:
-    from reproduce import doctor
-
     print(doctor.fetch_weights(o.name))
 
 
 def _demo(o: argparse.Namespace) -> None:
-    from reproduce.demo import draw_demo
-
     print(draw_demo(o.root))
 
 
@@ -141,9 +123,8 @@ def _parser() -> argparse.ArgumentParser:
     command("unpack", _unpack, "merge a packed file into the store", ("file", {"type": Path}), runs)
     command("doctor", _doctor, "device, versions, data, weights, disk, and what is missing")
     root = ("--root", {"type": Path, "help": "folder of data sets (default: data/)"})
-    command(
-        "download", _download, "fetch a data set, hash-checked", ("name", {"help": "mvtec, btad, dtd or visa"}), root
-    )
+    name = ("name", {"help": "mvtec, btad, dtd or visa"})
+    command("download", _download, "fetch a data set, hash-checked", name, root)
     command("weights", _weights, "fetch a backbone's ImageNet weights", ("name", {"help": "such as wide_resnet50_2"}))
     command("demo", _demo, "draw the demo set into a folder", ("root", {"type": Path}))
     return parser

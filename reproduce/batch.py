@@ -26,9 +26,7 @@ from reproduce.provenance import ROOT, code_of
 
 CHECKED = "nbval-check-output"  # tag of a cell whose stored output nbval compares
 # What notebooks import: its code, and all that it imports, is what their outputs come from.
-MODULES = tuple(
-    f"reproduce.{name}" for name in ("notebook", "grids", "studies", "tables", "verdict", "figures", "paper")
-)
+MODULES = tuple(f"reproduce.{n}" for n in ("notebook", "grids", "studies", "tables", "verdict", "figures", "paper"))
 
 
 @dataclass(frozen=True)

@@ -21,16 +21,14 @@ def report() -> tuple[list[str], list[str]]:
     memory = f", {torch.cuda.get_device_properties(0).total_memory / 2**30:.0f} GiB" if device.type == "cuda" else ""
     lines.append(f"device    {device_name(device)}{memory}")
     lines.append("versions  " + ", ".join(f"{name} {version}" for name, version in versions().items()))
-    lines.append(f"faiss     {_faiss()}")
     if device.type == "cpu":
         missing.append("a GPU: the paper profile (15 categories x 3 seeds x 120 epochs) takes days on a CPU")
     for name in REGISTRY:
         found = _data(paths.data_root() / name)
         lines.append(f"data      {name:6} {found or 'not found in ' + str(paths.data_root() / name)}")
         if not found and name == "mvtec":
-            missing.append(
-                "MVTec AD: python -m reproduce download mvtec   (or name your copy: make reproduce PROFILE=paper DATA=...)"
-            )
+            own = "(or name your copy: make reproduce PROFILE=paper DATA=...)"
+            missing.append(f"MVTec AD: python -m reproduce download mvtec   {own}")
     for name in PAPER_BACKBONES:
         file = weights_file(name)
         lines.append(f"weights   {name:17} {'found' if file.exists() else 'not found'} ({file.name})")
@@ -40,9 +38,8 @@ def report() -> tuple[list[str], list[str]]:
     free = shutil.disk_usage(next(p for p in (runs, *runs.resolve().parents) if p.exists())).free
     lines.append(f"disk      {free / 1e9:.0f} GB free for {runs}")
     if free < 30e9:
-        missing.append(
-            f"disk: features of 15 categories at 224 px need about 9 GB, at 480 px about 40 GB; {free / 1e9:.0f} GB are free"
-        )
+        needed = "features of 15 categories at 224 px need about 9 GB, at 480 px about 40 GB"
+        missing.append(f"disk: {needed}; {free / 1e9:.0f} GB are free")
     return lines, missing
 
 
@@ -51,15 +48,6 @@ def weights_file(name: str, tag: str = "IMAGENET1K_V1") -> Path:
     from torchvision import models
 
     return paths.weights_root() / Path(models.get_model_weights(name)[tag].url).name
-
-
-def _faiss() -> str:
-    try:
-        import faiss
-    except ImportError as error:
-        return f"absent ({error}); the exact torch search serves, with the same results"
-    gpus = faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0
-    return f"{faiss.__version__}, {faiss.get_compile_options().strip()}, {gpus} GPUs"
 
 
 def _data(root: Path) -> str:

@@ -21,11 +21,11 @@ from rcp.coreset import coreset_size
 from rcp.data import Dataset, Transform, load_dataset, load_images
 from rcp.data.perturb import Perturbation, PerturbedTransform
 from rcp.detector import Prediction, ReConPatch, Timings, as_tensor, resolve_device
+from rcp.maps import center_and_deviation, modified_z_score, score_maps
 from rcp.model import train
 from rcp.patches import PatchExtractor
 from rcp.paths import require_disk
 from rcp.refinement import RefinementConfig
-from rcp.scoring import center_and_deviation, modified_z_score, score_maps
 from reproduce.provenance import code_of, code_upto, device_name
 from reproduce.run import Result, run
 from reproduce.store import Store, runs_root
@@ -265,7 +265,7 @@ class Ensemble(OfAnEntry):
     The statistics of Eq. 11 are those of the members' held-out *training* scores; nothing of the test set is used.
     Refined members (Table S8) are on one scale already: their maps say how likely a pixel is defective.
 
-    level: they are of "image" scores or of "patch" scores. deviation, beta: as :func:`rcp.scoring.center_and_deviation`.
+    level: they are of "image" scores or of "patch" scores. deviation, beta: as :func:`rcp.maps.center_and_deviation`.
     """
 
     members: tuple[Entry, ...] | tuple[Refined, ...]

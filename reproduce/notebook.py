@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, get_type_hints
 
 from rcp import backbone
-from rcp.checks import check_type, nearest
+from rcp.checks import check_names, check_type
 from rcp.config import Config
 from rcp.data import categories
 from rcp.paths import data_root
@@ -56,9 +56,8 @@ class Settings:
     device: str = "auto"
     shard: str = "1/1"
     render_only: bool = False
-    dataset: Literal["mvtec", "btad", "none"] = (
-        "mvtec"  # which of the two roots, or neither; no parameter of a notebook
-    )
+    # Which of the two roots, or neither; no parameter of a notebook.
+    dataset: Literal["mvtec", "btad", "none"] = "mvtec"
 
     def __post_init__(self):
         for name, kind in get_type_hints(type(self)).items():
@@ -75,11 +74,7 @@ class Settings:
         root = self.btad_root if self.dataset == "btad" else self.data_root
         object.__setattr__(self, "data_root", root or str(self._default_data()))
         there = categories(self.data_root)
-        for name in self.categories:
-            if name not in there:
-                raise ValueError(
-                    f"categories: {self.data_root} has no {name!r}.{nearest(name, there)} There are: {', '.join(there)}"
-                )
+        check_names(f"categories: {self.data_root} has no", self.categories, there)
         object.__setattr__(self, "categories", tuple(self.categories) or tuple(there))
 
     def _default_data(self) -> Path:
@@ -89,9 +84,8 @@ class Settings:
         argument, names = holds[self.dataset]
         if not (root := data_root() / self.dataset).is_dir():
             fetch = f"python -m reproduce download {self.dataset}"
-            raise FileNotFoundError(
-                f"{argument}: no {root}; name the folder that holds {names}, or fetch it with: {fetch}"
-            )
+            words = f"name the folder that holds {names}, or fetch it with: {fetch}"
+            raise FileNotFoundError(f"{argument}: no {root}; {words}")
         return root
 
     @property
@@ -127,10 +121,10 @@ class Settings:
             return ["the demo's drawn images and random weights"]
         btad = self.dataset == "btad"
         expected = PROFILES["paper"] | (ON_BTAD["paper"] if btad else {})
+        own = {name: getattr(self, name) for name in ("backbone", "epochs")}
         found = [
-            f"{name} {getattr(self, name)} instead of {expected[name]}" for name in ("backbone", "epochs")
-            if getattr(self, name) != expected[name]
-        ]  # fmt: skip
+            f"{name} {value} instead of {expected[name]}" for name, value in own.items() if value != expected[name]
+        ]
         if tag_of(self.backbone, self.weights) != expected["weights"] and not found:
             file = "from the file " if Path(self.weights).is_file() else ""
             found.append(f"weights {file}{Path(self.weights).name} instead of {expected['weights']}")
@@ -147,11 +141,7 @@ class Settings:
         Raises:
             ValueError: not among the categories of this run; names them and the nearest.
         """
-        if category and category not in self.categories:
-            there = ", ".join(self.categories)
-            raise ValueError(
-                f"category: this run has no {category!r}.{nearest(category, self.categories)} There are: {there}"
-            )
+        check_names("category: this run has no", [category] * bool(category), self.categories)
         return category or (prefer if prefer in self.categories else self.categories[0])
 
     def some_epochs(self, at_epochs: Sequence[int]) -> list[int]:
@@ -206,9 +196,7 @@ def settings(names: dict, dataset: str = "mvtec") -> Settings:
     injected = [name for s in sources if s.lstrip().startswith("# Parameters") for name in assigned(s)]
     shared = [f.name for f in dataclasses.fields(Settings)]
     valid = declared or shared
-    for name in injected:
-        if name not in valid:
-            raise ValueError(f"unknown parameter {name!r}.{nearest(name, valid)} Valid: {', '.join(valid)}")
+    check_names("unknown parameter", injected, valid)
     given = {name: plain(names[name]) for name in valid if name in shared and name in names}
     return Settings(**given | ({"categories": ()} if dataset == "btad" else {}), dataset=dataset)
 
@@ -246,9 +234,7 @@ def built(kind: type, name: str, values: dict):
         ValueError: an unknown key, with the nearest valid one; a value outside its range, from the dataclass.
     """
     valid = [field.name for field in dataclasses.fields(kind)]
-    for key in values:
-        if key not in valid:
-            raise ValueError(f"{name}: unknown key {key!r}.{nearest(key, valid)} Valid: {', '.join(valid)}")
+    check_names(f"{name}: unknown key", values, valid)
     return kind(**values)
 
 

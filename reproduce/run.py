@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from rcp.scoring import score_maps
+from rcp.maps import score_maps
 from reproduce.provenance import commit, versions
 from reproduce.store import Store, runs_root
 

@@ -22,6 +22,8 @@ from filelock import FileLock
 
 from rcp.paths import PROJECT, require_disk, root_of
 
+FILES = ("result.json", "arrays.npz")  # of an entry
+
 
 def runs_root(argument: str | Path | None = None) -> Path:
     """Folder of the store and of executed notebooks (``RCP_RUNS``, default ``runs/``)."""
@@ -46,9 +48,7 @@ class Store:
     def __init__(self, root: str | Path):
         self.root = Path(root)
         if (self.root / "cells").is_dir():
-            raise ValueError(
-                f"the store {self.root} is of an earlier rcp (it holds cells/); remove it, or set RCP_RUNS"
-            )
+            raise ValueError(f"the store {self.root} is of an earlier rcp (has cells/): remove it, or set RCP_RUNS")
 
     def folder(self, kind: str, identity: dict) -> Path:
         return self.root / kind / key_of(identity)
@@ -84,7 +84,7 @@ class Store:
         if not folder.exists():
             return None
         try:
-            return _checked((folder / "result.json").read_bytes(), (folder / "arrays.npz").read_bytes())
+            return _checked(*((folder / name).read_bytes() for name in FILES))
         except Exception as error:  # whatever is wrong with it, it is not used
             self._set_aside(folder, error)
             return None
@@ -136,9 +136,8 @@ class Store:
         except FileNotFoundError:  # another process was faster
             aside.rmdir()
             return
-        warnings.warn(
-            f"damaged store entry {folder} set aside as {aside.name} and computed again ({error})", stacklevel=4
-        )
+        words = f"damaged store entry {folder} set aside as {aside.name} and computed again ({error})"
+        warnings.warn(words, stacklevel=4)
 
     # -- results travel ------------------------------------------------------------------------------------------------
 
@@ -150,7 +149,7 @@ class Store:
         temporary = Path(file).with_name(f".{Path(file).name}.{os.getpid()}")
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as packed:
             for folder in found:
-                for name in ("result.json", "arrays.npz"):
+                for name in FILES:
                     packed.write(folder / name, f"entries/{folder.name}/{name}")
         os.replace(temporary, file)
         return len(found)
@@ -168,18 +167,15 @@ class Store:
             with zipfile.ZipFile(file) as packed:
                 names = packed.namelist()
                 keys = sorted({m[1] for n in names if (m := re.fullmatch(r"entries/([0-9a-f]{24})/result\.json", n))})
-                expected = {f"entries/{k}/{name}" for k in keys for name in ("result.json", "arrays.npz")}
+                expected = {f"entries/{k}/{name}" for k in keys for name in FILES}
                 if foreign := sorted(set(names) ^ expected):
                     raise ValueError(f"{foreign[0]} is missing or does not belong there")
-                found = {
-                    k: _checked(*(packed.read(f"entries/{k}/{n}") for n in ("result.json", "arrays.npz"))) for k in keys
-                }
+                found = {k: _checked(*(packed.read(f"entries/{k}/{n}") for n in FILES)) for k in keys}
         except (zipfile.BadZipFile, ValueError, KeyError) as error:
             raise ValueError(f"unpack: {file} is not what `pack` writes, or is damaged: {error}") from None
+        if foreign := [key for key, (info, _) in found.items() if key != key_of(info["identity"])]:
+            raise ValueError(f"unpack: {file} holds entry {foreign[0]} under another key than its identity's")
         new = 0
-        for key, (info, _) in found.items():
-            if key != key_of(info["identity"]):
-                raise ValueError(f"unpack: {file} holds entry {key} under another key than its identity's")
         for info, arrays in found.values():
             identity = info.pop("identity")
             with self.locked("entries", identity):

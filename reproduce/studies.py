@@ -15,8 +15,9 @@ import torch
 
 from rcp.data import load_images
 from rcp.detector import ReConPatch, resolve_device
+from rcp.maps import score_maps
 from rcp.patches import images_at_a_time
-from rcp.scoring import image_scores, score_maps
+from rcp.scoring import image_scores
 from reproduce.entries import Entry, OfAnEntry, features, fit
 from reproduce.provenance import code_of, device_name
 from reproduce.store import Store
@@ -25,9 +26,8 @@ from reproduce.store import Store
 def _about(task: OfAnEntry, detector: ReConPatch, metrics: dict) -> dict:
     seconds = {stage: round(seconds, 3) for stage, seconds in detector.timings_.items()}
     device = device_name(detector.device)
-    return {
-        "config": task.config.asdict(), "device": device, "seconds": seconds, "metrics": metrics | {"undefined": {}},
-    }  # fmt: skip
+    about = {"config": task.config.asdict(), "device": device, "seconds": seconds}
+    return about | {"metrics": metrics | {"undefined": {}}}
 
 
 @dataclass(frozen=True)
@@ -112,11 +112,8 @@ class InferenceTime(OfAnEntry):
 
     def identity(self) -> dict:
         how = {name: getattr(self, name) for name in ("batch", "warm_ups", "iterations")}
-        how |= {
-            "device": device_name(resolve_device(self.config.device)),
-            "code": code_of("reproduce.studies", alone=True),
-        }
-        return {"study": "inference time", "entry": self.entry.identity()} | how
+        device, code = device_name(resolve_device(self.config.device)), code_of("reproduce.studies", alone=True)
+        return {"study": "inference time", "entry": self.entry.identity(), "device": device, "code": code} | how
 
     def columns(self) -> dict:
         return super().columns() | {"batch": self.batch}
@@ -129,10 +126,8 @@ class InferenceTime(OfAnEntry):
         seconds = inference_seconds(detector, images, self.warm_ups, self.iterations)
         peak = _peak(detector.device)
         low, median, high = np.quantile(np.stack(list(seconds.values())), [0.25, 0.5, 0.75], axis=1).tolist()
-        spread = {
-            stage: {"median_ms": 1e3 * m, "iqr_ms": 1e3 * (b - a)}
-            for stage, a, m, b in zip(seconds, low, median, high, strict=True)
-        }
+        each = zip(seconds, low, median, high, strict=True)
+        spread = {stage: {"median_ms": 1e3 * m, "iqr_ms": 1e3 * (b - a)} for stage, a, m, b in each}
         found = {
             "inference_ms": 1e3 * median[0] / self.batch, "iqr_ms": 1e3 * (high[0] - low[0]) / self.batch,
             "images_per_second": self.batch / median[0], "peak_memory_bytes": peak, "stages": spread,

@@ -328,10 +328,8 @@ def _best_in_words(title: str, part: pd.DataFrame) -> str:
     words = f"{title}: best is {best['setting']} with {best['mean']:.2f}"
     if len(published):
         words += f" (in the paper {part.loc[published.idxmax(), 'setting']} with {published.max():.2f})"
-    words += f"; settings differ by {np.ptp(part['mean']):.2f} from best to worst"
-    return words + (
-        "." if part["spread"].isna().all() else f", seeds by up to ± {part['spread'].max():.2f} within one."
-    )
+    within = "" if part["spread"].isna().all() else f", seeds by up to ± {part['spread'].max():.2f} within one"
+    return f"{words}; settings differ by {np.ptp(part['mean']):.2f} from best to worst{within}."
 
 
 def _beside_in_words(r: Mapping) -> str:

@@ -166,16 +166,12 @@ def _permuted() -> list[dict]:
     return found
 
 
-def _constant() -> list[dict]:
-    """Eq. 11: for normal scores σ is 1.4826 times the *median* absolute deviation, and sqrt(π/2) times the mean one."""
+def _prose() -> list[dict]:
+    """Eq. 11's constant (for normal scores σ is 1.4826 times the *median* absolute deviation), and one point of wording."""
     note = "Eq. 11 calls MAD the mean absolute deviation, whose constant is sqrt(π/2); 1.4826 is that of the median one"
-    return [_row("text", "constant β of Eq. 11", published("text", metric="mad_constant"), sqrt(pi / 2), note)]
-
-
-def _wording() -> list[dict]:
-    """What no number shows."""
-    note = "the prose names metal nut among the classes of Figure 5 where the figure shows screw"
-    return [_row("text", "Figure 5: metal nut or screw", nan, nan, note)]
+    shown = "the prose names metal nut among the classes of Figure 5 where the figure shows screw"
+    beta = _row("text", "constant β of Eq. 11", published("text", metric="mad_constant"), sqrt(pi / 2), note)
+    return [beta, _row("text", "Figure 5: metal nut or screw", nan, nan, shown)]
 
 
 def inconsistencies() -> pd.DataFrame:
@@ -192,7 +188,7 @@ def inconsistencies() -> pd.DataFrame:
         known = [row for row in check(frame) if row["note"]]
         found += known
         frame = frame.drop(index=[row.pop("at") for row in known])
-    found += _two_models(_everything()) + _permuted() + _constant() + _wording()
+    found += _two_models(_everything()) + _permuted() + _prose()
     return pd.DataFrame(found).sort_values(
         "table", key=lambda names: names.map(tables().index), kind="stable", ignore_index=True
     )

@@ -10,15 +10,8 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
 from rcp.coreset import coreset_size, greedy_k_center
-from rcp.scoring import (
-    MemoryBank,
-    center_and_deviation,
-    image_scores,
-    modified_z_score,
-    nearest_entries,
-    patch_scores,
-    score_maps,
-)
+from rcp.maps import center_and_deviation, modified_z_score, score_maps
+from rcp.scoring import MemoryBank, image_scores, nearest_entries, patch_scores
 
 
 @pytest.fixture(params=["0", "1"], ids=["plain", "quick"], autouse=True)

@@ -161,8 +161,7 @@ def test_make_hands_values_to_python_as_one_argument_each():
 
 
 def test_code_lines_do_not_grow():
-    """What the folders had when they were parted; the goals are in tests/size.py."""
-    for name, most in {"rcp": 2500, "reproduce": 2480, "tests": 4020}.items():
+    for name, most in size.LIMITS.items():
         assert sum(size.of_folder(name).values()) <= most, f"{name}: see python tests/size.py -v"
 
 

@@ -13,6 +13,8 @@ STAMP := $(VENV)/.stamp
 GRID := .venv-grid
 GRID_STAMP := $(GRID)/.stamp
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
+# Where this is set, each of 17 notebooks would compile torch and all others again: 14 s of imports in the place of 6.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Which Python makes the environment: PYTHON=… or the first of these that really runs (a pyenv shim may not), is 3.11 or later, and has venv.
 PYTHON ?=
@@ -85,10 +87,13 @@ $(GRID_STAMP): requirements-grid.lock $(STAMP)
 		$(GRID)/bin/python -m pip install --quiet --require-hashes -r requirements-grid.lock
 	@touch $@
 
-# One pytest run, so that its summary covers all and stands last. nbval-lax compares only cells with the tag nbval-check-output.
+# One pytest run, so that its summary covers all and stands last; two files at a time, which share the cores.
+# nbval-lax compares only cells with the tag nbval-check-output.
+test: export OMP_NUM_THREADS ?= $(shell echo $$((($$(nproc) + 1) / 2)))
+test: export NUMBA_NUM_THREADS ?= $(OMP_NUM_THREADS)
 test: $(STAMP) $(GRID_STAMP) ## all tests, and every notebook in the demo profile (nbval)
 	@echo "test: tests/, then $(words $(NOTEBOOKS)) notebooks in the demo profile"
-	@$(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=900 tests $(NOTEBOOKS) || { \
+	@$(PY) -m pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=900 tests $(NOTEBOOKS) || { \
 		echo "test: failed. Run one again with: $(PY) -m pytest tests/rcp/test_NAME.py -k WORD -x --showlocals" \
 			"(a notebook: add --nbval-lax and its path). If nothing can be imported: rm -rf $(VENV), then make test"; exit 1; }
 

@@ -69,7 +69,7 @@ def test_names_of_other_cells_are_no_parameters():
 
 
 def test_what_is_not_there_is_named_with_what_is():
-    with pytest.raises(ValueError, match=r"has no 'gaer'. Did you mean 'gear'\? There are: "):
+    with pytest.raises(ValueError, match=r"has no 'gaer'. Did you mean 'gear'\? Valid: "):
         Settings(categories=("gaer",))
     with pytest.raises(ValueError, match="shard: expected 'i/n'"):
         Settings(shard="0/4")

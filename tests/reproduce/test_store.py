@@ -64,7 +64,7 @@ def test_a_damaged_entry_is_set_aside_with_a_warning(tmp_path, damage):
 
 def test_a_store_of_an_earlier_version_is_refused(tmp_path):
     (tmp_path / "cells").mkdir()
-    with pytest.raises(ValueError, match=r"is of an earlier rcp \(it holds cells/\)"):
+    with pytest.raises(ValueError, match=r"is of an earlier rcp \(has cells/\)"):
         Store(tmp_path)
 
 

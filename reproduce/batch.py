@@ -46,7 +46,7 @@ def reproduce(
 
     A notebook whose cells, parameters, code, data and weights are those of its last finished run is not run again. One that
     fails does not stop the others. In the paper profile they run one after the other, for an entry uses all of the machine;
-    the demo's small ones run two at a time, and as many as there are cores where nothing is computed.
+    the demo's small ones run three at a time, for much of one is waiting, and as many as there are cores where nothing is computed.
 
     Args:
         parameters: by name; those that a notebook does not declare are not passed to it.
@@ -62,7 +62,7 @@ def reproduce(
     check_names("unknown parameter", parameters, sorted(set().union(*declared)))
     parameters = _absolute(parameters)
     settings = Settings(**{n: plain(v) for n, v in parameters.items() if n in Settings.__dataclass_fields__})
-    workers = os.cpu_count() or 1 if settings.render_only else 2 if settings.profile == "demo" else 1
+    workers = os.cpu_count() or 1 if settings.render_only else 3 if settings.profile == "demo" else 1
 
     def job(i: int) -> Outcome:
         where = f"[{i + 1}/{len(files)}] {files[i].stem}"

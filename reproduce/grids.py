@@ -16,7 +16,7 @@ _AT_320 = {"dim": 384, "patch_size": 3, "lr": 1e-6}
 _AT_480 = {"dim": 512, "patch_size": 5, "lr": 1e-6}
 SIZES = {
     "paper": {320: {"resize": 366, **_AT_320}, 480: {"resize": 512, **_AT_480}},
-    "demo": {128: {"resize": 146, **_AT_320}, 192: {"resize": 219, **_AT_480}},
+    "demo": {128: {"resize": 146, **_AT_320}, 160: {"resize": 183, **_AT_480}},
 }
 MEMBERS = {
     "paper": dict.fromkeys(("wide_resnet101_2", "resnext101_32x8d", "densenet201"), "IMAGENET1K_V1"),

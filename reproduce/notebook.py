@@ -67,7 +67,8 @@ class Settings:
             if not getattr(self, name):
                 object.__setattr__(self, name, value)
         shard_of([], self.shard)
-        if not self.render_only:
+        default = (defaults["backbone"], defaults["weights"])
+        if not self.render_only and (self.backbone, self.weights) != default:  # to look takes seconds
             backbone.check(self.backbone, self.weights)
         if self.dataset == "none":
             return

@@ -252,7 +252,7 @@ def _state(root, wanted):
     return stamp == wanted and drawn.items() <= files.items(), files, sorted(files.keys() - drawn)
 
 
-def draw_demo(root: str | Path, *, train: int = 16, good: int = 8, per_defect: int = 4) -> Path:
+def draw_demo(root: str | Path, *, train: int = 12, good: int = 8, per_defect: int = 4) -> Path:
     """Draw the demo set in MVTec AD's layout, unless `root` already holds it whole; returns `root` as a Path.
 
     Per category: `train` defect-free images to learn from, `good` defect-free and 4 * `per_defect` defective ones to

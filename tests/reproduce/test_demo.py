@@ -31,7 +31,7 @@ def drawn(monkeypatch):
 def test_layout_counts_and_formats(demo_root):
     expected = {demo.STAMP}
     for category, kinds in demo.DEFECTS.items():
-        counts = {"train/good": 16, "test/good": 8} | {f"test/{kind}": 4 for kind in kinds}
+        counts = {"train/good": 12, "test/good": 8} | {f"test/{kind}": 4 for kind in kinds}
         expected |= {f"{category}/{folder}/{i:03d}.png" for folder, count in counts.items() for i in range(count)}
         expected |= {f"{category}/ground_truth/{kind}/{i:03d}_mask.png" for kind in kinds for i in range(4)}
     assert set(_files(demo_root)) == expected

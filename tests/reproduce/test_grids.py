@@ -68,7 +68,7 @@ def test_an_entry_that_several_tables_need_is_one_entry(settings):
 
 
 def test_feature_spaces_are_computed_once_and_know_positions(store, demo_root, monkeypatch):
-    monkeypatch.setattr(studies, "embed", lambda features, *_: features[:, :2])  # UMAP compiles itself for half a minute
+    monkeypatch.setattr(studies, "embed", lambda p, *_: p[:, :2])  # UMAP compiles itself for half a minute
     tasks = [FeatureSpace(Entry(c, str(demo_root), "gear"), e, 3, 5) for c, e in ((PATCHCORE, ()), (SMALL, (1,)))]
     for task, name in zip(tasks, ("PatchCore", "epoch 1"), strict=True):
         result = run(task, store)

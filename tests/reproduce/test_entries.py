@@ -237,7 +237,7 @@ def test_no_disk_space_is_noticed_before_anything_is_decoded(entry, tmp_path, mo
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(paths.shutil, "disk_usage", lambda _path: usage(0, 0, 10**4))
     monkeypatch.setattr(entries_module, "load_images", lambda *_a: pytest.fail("images were decoded"))
-    with pytest.raises(OSError, match=r"patch features need 0\.01 GB, 0\.00 GB are free"):
+    with pytest.raises(OSError, match=r"patch features need 0\.00 GB, 0\.00 GB are free"):
         run(entry, Store(tmp_path))
 
 

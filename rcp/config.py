@@ -44,7 +44,7 @@ def option(
     Args:
         stage: the first of ``STAGES`` whose result depends on it; None where no result does.
         meaning: what it is, with its provenance mark.
-        above, least: its values lie above the one, or are the other or more.
+        above: its values are greater than this. least: they are this or greater.
         without_f: whether PatchCore, which trains nothing, depends on it too.
     """
     check_type("stage", Literal[*STAGES, None], stage)
@@ -160,7 +160,7 @@ class Config:
         """A Config from named values.
 
         Raises:
-            ValueError: an unknown name (the nearest valid one is named), another value of what is ``FIXED``, as the constructor.
+            ValueError: an unknown name, with the nearest valid one; a value other than ``FIXED`` has; whatever the constructor refuses.
         """
         for name in [n for n in values if n in FIXED]:
             fixed, why = FIXED[name]

@@ -153,7 +153,7 @@ class ReConPatch:
         shape, dtype = (len(decoded), h * w, dim), np.dtype(c.feature_dtype)
         coreset_size(c.coreset_ratio, len(decoded) * h * w)
         require_disk(tempfile.gettempdir(), int(np.prod(shape)) * dtype.itemsize, "patch features")
-        with tempfile.TemporaryFile() as file:  # on disk, as in the store: f(p) takes as much memory as p
+        with tempfile.TemporaryFile() as file:  # p on disk: in memory, beside f(p), there would be twice as much
             p = np.memmap(file, dtype, "w+", shape=shape)
             with self.timings_("features"):
                 self.extractor(decoded, out=p, names=paths)
@@ -229,7 +229,7 @@ class ReConPatch:
         require("calibration_folds", len(self.fold_banks_) >= 2, words, self.config.calibration_folds)
 
         def see(changed: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-            """Maps against a bank of other images: their own holds the very patches that were not changed, and would leave no noise."""
+            """Maps of changed images against banks without them: a bank that holds an image scores its unchanged patches 0."""
             banks = [self.fold_banks_[i % len(self.fold_banks_)] for i in numbers]
             scores = self.score_patches(self.represent_patches(torch.as_tensor(self.extractor(changed))), banks)
             return score_maps(scores, self.config.image_size, self.config.blur)
@@ -256,7 +256,7 @@ class ReConPatch:
         return torch.stack([self.f_(image) for image in p]) if self._one_by_one(p) else self.f_(p)
 
     def score_patches(self, represented: Tensor, banks: Sequence[MemoryBank] = ()) -> Tensor:
-        """f(p): (n, h · w, dim) -> (n, h, w) float32, Eq. 9 and 10 (h = w: the crop is a square). banks: one per image, for ``bank_``."""
+        """f(p): (n, h · w, dim) -> (n, h, w) float32, Eq. 9 and 10; h = w: the crop is a square. banks: one per image, else ``bank_``."""
         one_by_one = banks or self._one_by_one(represented)
         parts = represented if one_by_one else [represented.flatten(0, 1)]
         side = int(represented.shape[1] ** 0.5)
@@ -425,7 +425,7 @@ def _part(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _without_dropped(values: dict) -> dict:
-    """The config of a saved detector under today's names: how f was trained no longer matters, how it scores does."""
+    """A saved detector's config in today's names, without dropped options of training; of scoring they stay, and are checked."""
     renamed = {"batch_pictures": "batch_images"}
     scores = ("self_in_neighbours", "squared")
     return {renamed.get(n, n): v for n, v in values.items() if n not in FIXED or n in scores}

@@ -65,7 +65,8 @@ def relative_distances(z: Tensor) -> Tensor:
 def relaxed_contrastive(z: Tensor, omega: Tensor, margin: float = 1.0) -> Tensor:
     """Eq. 7: L = (1/N) Σ_i Σ_j [ω_ij δ_ij² + (1 - ω_ij) max(m - δ_ij, 0)²]. z: (N, d), omega: (N, N) -> scalar.
 
-    The gradient reaches z alone; omega is a target. margin: m, in units of a row's mean distance.
+    The gradient reaches z alone; omega is a target. margin: m, in units of a row's mean distance. Unless ``RCP_FAST=0``
+    it is computed by its twin in :mod:`rcp.fast.training`: change both.
     """
     if fast.usable():
         return training.relaxed_contrastive(z, squared_distances(z.detach()), omega, margin)

@@ -279,7 +279,7 @@ _IN_PLANE = np.pad(np.ones((1, 3, 3), bool), ((1, 1), (0, 0), (0, 0)))
 
 def _best_f1(ranks: _Ranks) -> tuple[float, float]:
     # Between two defective scores a lower threshold only adds false alarms, so only defective scores can be best. Of
-    # equal scores the first stands for all: the later ones count too few hits, so argmax passes them over.
+    # equal scores the first has the right number of hits and the later ones have too few, so argmax takes the first.
     defective = len(ranks.order)
     hits = defective - np.arange(defective)
     alarms = ranks.normal - ranks.below

@@ -1,4 +1,4 @@
-"""Locally aware patch features p (Sec. 3.1): the CNN's maps, each neighbourhood of p×p positions joined into one vector."""
+"""Locally aware patch features p (Sec. 3.1): the CNN's maps, each neighbourhood (``patch_size`` a side) joined into one vector."""
 
 from collections.abc import Sequence
 
@@ -31,7 +31,7 @@ def aggregate(maps: list[Tensor], patch_size: int, level_dim: int, dim: int) -> 
 
 def pool(p: Tensor, dim: int) -> Tensor:
     """p: (n, D) -> (n, dim), adaptive average pooling of each vector: how PatchCore reaches a smaller dimension."""
-    if p.shape[-1] == 2 * dim:  # the same numbers; a fifteenth of the time of an inference less
+    if p.shape[-1] == 2 * dim:  # the same numbers; saves a fifteenth of the time of an inference
         return (p[:, ::2] + p[:, 1::2]) / 2
     return p if p.shape[-1] == dim else F.adaptive_avg_pool1d(p.unsqueeze(1), dim).squeeze(1)
 

@@ -32,4 +32,4 @@ def require_disk(folder: str | Path, needed: int, what: str) -> None:
         there = there.parent
     free = shutil.disk_usage(there).free
     if free < needed:
-        raise OSError(f"no disk space in {folder}: {what} need {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free")
+        raise OSError(f"no disk space in {folder}: {what} need {needed / 1e9:.3g} GB, {free / 1e9:.3g} GB are free")

@@ -56,7 +56,7 @@ class MemoryBank:
         found = nearest_entries(self.entries, self.entries, b)
         own = torch.arange(len(found), device=found.device)[:, None]
         other = found != own
-        other &= other.cumsum(1) <= b - 1  # where duplicates crowd r out of its own b nearest, one too many
+        other &= other.cumsum(1) <= b - 1  # b others are found where duplicates take the place of r: keep b - 1
         return torch.cat([own, found[other].reshape(len(found), b - 1)], 1)
 
     def nearest(self, queries: Tensor) -> Tensor:

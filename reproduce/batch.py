@@ -46,7 +46,7 @@ def reproduce(
 
     A notebook whose cells, parameters, code, data and weights are those of its last finished run is not run again. One that
     fails does not stop the others. In the paper profile they run one after the other, for an entry uses all of the machine;
-    the demo's small ones run three at a time, for much of one is waiting, and as many as there are cores where nothing is computed.
+    the demo's small ones run three at a time, so that two cores have no pauses, and as many as there are cores where nothing is computed.
 
     Args:
         parameters: by name; those that a notebook does not declare are not passed to it.

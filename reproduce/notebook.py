@@ -119,7 +119,7 @@ class Settings:
         of: the categories that an item is of; all of the data set where None.
         """
         if self.profile == "demo":
-            return ["the demo's drawn images and random weights"]
+            return ["the demo's drawn images, size, coreset and random weights"]
         btad = self.dataset == "btad"
         expected = PROFILES["paper"] | (ON_BTAD["paper"] if btad else {})
         own = {name: getattr(self, name) for name in ("backbone", "epochs")}

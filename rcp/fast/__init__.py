@@ -24,7 +24,7 @@ def captured(step: Callable, state: Sequence[Tensor], inputs: Sequence[Tensor] =
 
     Args:
         step: runs on the device without waiting for it.
-        state: all that it changes, in place; as it was when this returns.
+        state: all tensors that it changes in place; they are reset, so that the trial run and the capture leave no trace.
         inputs: examples; each call's are copied into them.
         what: is captured, for the notice.
 
@@ -37,7 +37,7 @@ def captured(step: Callable, state: Sequence[Tensor], inputs: Sequence[Tensor] =
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            step(*inputs)  # one only: a step may be the last that there is room for
+            step(*inputs)  # one warm-up only: a table of per-step values may have room for no more steps
         torch.cuda.current_stream().wait_stream(side)
         with torch.cuda.graph(graph):
             outputs = step(*inputs)

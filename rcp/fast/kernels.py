@@ -26,7 +26,7 @@ def _squared_distance(a, b, start, stop):
 
 @numba.njit(**_FLAGS)
 def _reach(near, error):
-    """The bound of a squared distance from which on it cannot be under ``near``; 1e-4 and ``error`` are spared for rounding."""
+    """A squared distance whose lower bound is above this is not under ``near``; a margin of 1e-4 and ``error`` allows for rounding."""
     return (np.sqrt(near) * np.float32(1.0001) + error) ** 2
 
 

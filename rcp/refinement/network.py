@@ -27,7 +27,7 @@ class RefinementNet(nn.Module):
         self.register_buffer("deviation", torch.tensor(float(deviation)))
         self.blocks = nn.Sequential(ResidualBlock(1, c), ResidualBlock(c, c))
         self.head = AtrousPyramid(c, how.rates)
-        # log odds of the map alone: even where z is an outlier
+        # log odds from the map alone: 0, that is even odds, where z equals ``outlier``
         self.slope, self.offset = nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.tensor(-how.outlier))
 
     def forward(self, maps: Tensor) -> Tensor:

@@ -36,8 +36,8 @@ class RefinementConfig:
     lr_blocks, lr_head: learning rate of the residual blocks and of the head [I].
     weight_decay: 1e-4 [I].
     focal_gamma: of the focal loss; 4 [I].
-    focal_weight, l1_weight: of the two losses; 1 and 0.1. DeSTSeg's 1 and 1 [I] pull what is uncertain to 0, and with it the weak
-        middle of a large defect (bottle gains more with them, and transistor loses).
+    focal_weight, l1_weight: of the two losses; 1 and 0.1. With 1 and 1, as in the paper's source
+        DeSTSeg [I], uncertain pixels are pulled to 0, and with them the weak middle of a large defect (bottle gained, transistor lost).
     seed: of the initialisation, the order of the images and, with the simulation's own seed, of the anomalies.
 
     Raises:

@@ -159,7 +159,7 @@ def _mask(rng: np.random.Generator, image: np.ndarray, simulation: Simulation) -
 def foreground(image: np.ndarray, tolerance: float = 25, plain: float = 12) -> np.ndarray:
     """Where the object is: (S, S, 3) uint8 -> (S, S) bool; everywhere where the background is not plain, nowhere where nothing stands out.
 
-    The background is plain where the border of the image, apart from a quarter of its pixels, keeps to one colour.
+    The background is plain where the border of the image, apart from the quarter of its pixels that deviate most, keeps to one colour.
 
     Args:
         tolerance: grey levels from the background's colour from which on a pixel is the object's.
@@ -193,7 +193,7 @@ def _texture(rng: np.random.Generator, textures: np.ndarray) -> np.ndarray:
 
 
 def _permuted(rng: np.random.Generator, image: np.ndarray, grid: int) -> np.ndarray:
-    """The image's grid cells in another order: (S, S, 3). What a side is too long for stays in its place."""
+    """The image's grid cells in another order: (S, S, 3). Rows and columns left over, where S is no multiple of ``grid``, stay."""
     cell = len(image) // grid
     side, out = cell * grid, image.copy()
     cells = image[:side, :side].reshape(grid, cell, grid, cell, 3).swapaxes(1, 2)

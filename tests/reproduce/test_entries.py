@@ -19,7 +19,7 @@ from reproduce import entries as entries_module
 from reproduce.entries import Ensemble, Entry, fit
 from reproduce.notebook import Settings
 from reproduce.provenance import ROOT, code_of, code_upto
-from reproduce.run import load, run, run_grid
+from reproduce.run import load, run, run_grid, shard_of
 from reproduce.store import Store
 
 SMALL = Config(
@@ -221,6 +221,14 @@ def test_a_grid_resumes_shards_and_renders(entry, store, tmp_path):
     assert load(entries[0], fresh).metrics == grid.results[0].metrics
 
 
+def test_shards_are_a_partition():
+    entries = list(range(10))
+    assert sorted(c for i in range(1, 4) for c in shard_of(entries, f"{i}/3")) == entries
+    for wrong in ("0/3", "4/3", "1", "a/b", "1/0", ""):
+        with pytest.raises(ValueError, match="shard: expected 'i/n'"):
+            shard_of(entries, wrong)
+
+
 def test_bad_input_costs_no_features(demo_root, tmp_path, monkeypatch):
     root = tmp_path / "mvtec" / "fabric"
     shutil.copytree(demo_root / "fabric", root)
@@ -237,7 +245,7 @@ def test_no_disk_space_is_noticed_before_anything_is_decoded(entry, tmp_path, mo
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(paths.shutil, "disk_usage", lambda _path: usage(0, 0, 10**4))
     monkeypatch.setattr(entries_module, "load_images", lambda *_a: pytest.fail("images were decoded"))
-    with pytest.raises(OSError, match=r"patch features need 0\.00 GB, 0\.00 GB are free"):
+    with pytest.raises(OSError, match=r"patch features need 0\.0\d+ GB, 1e-05 GB are free"):
         run(entry, Store(tmp_path))
 
 

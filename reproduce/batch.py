@@ -20,7 +20,7 @@ from rcp import backbone
 from rcp.checks import check_names
 from rcp.data import load_dataset
 from rcp.paths import PROJECT
-from reproduce import grids
+from reproduce import grids, tables
 from reproduce.notebook import Settings, assigned, plain
 from reproduce.provenance import ROOT, code_of
 
@@ -239,15 +239,13 @@ def execute(file: Path) -> None:
 
 
 def _index(outcomes: Sequence[Outcome], settings: Settings) -> str:
-    import pandas as pd
-
     e, parts = html.escape, []
     for o in outcomes:
         link = f'<a href="{e(o.name)}.html">{e(o.title)}</a>'
         parts.append(f'<h2 id="{e(o.name)}">{link} <small>{e(_state(settings, o))}</small></h2>')
-        for csv in _shown(settings, o, "csv"):
-            table = pd.read_csv(csv).to_html(index=False, na_rep="–", float_format="%.2f", border=0)
-            parts.append(f"<h3>{e(csv.stem)}</h3>{table}")
+        for rows in map(tables.read, _shown(settings, o, "csv")):  # what is no comparison is linked alone
+            for name, part in rows.groupby("table", sort=False) if {"table", *tables.COLUMNS} <= set(rows) else ():
+                parts.append(f"<h3>{e(name)}</h3>{tables.readable(part).to_html(border=0)}")
         for png in _shown(settings, o, "png"):
             image = f'<img src="{e(png.name)}" alt="{e(png.stem)}">'
             parts.append(f"<figure>{image}<figcaption>{e(png.stem)}</figcaption></figure>")
@@ -276,7 +274,7 @@ def _verdicts(outcomes: Sequence[Outcome], settings: Settings) -> str:
         found = json.loads(file.read_text()) if file.exists() else {"state": "–", "words": ""}
         if o.error:
             found = {"state": "not run", "words": o.error}
-        files = [(f.name, f"{f.stem.removeprefix(o.name).strip('_') or kind}.{kind}")
+        files = [(f.name, f"{f.stem.removeprefix(o.name).strip('_')}.{kind}".lstrip("."))
                  for kind in ("csv", "png", "pdf") for f in _shown(settings, o, kind)]  # fmt: skip
         links = " ".join(f'<a href="{e(f)}">{e(words)}</a>' for f, words in [(f"{o.name}.html", "notebook"), *files])
         css = "failed" if o.error else found["state"].partition(" ")[0] if found["state"] != "not run" else ""

@@ -9,7 +9,7 @@ import pytest
 from papermill.exceptions import PapermillExecutionError
 
 from reproduce import __main__ as cli
-from reproduce import batch, notebook
+from reproduce import batch, notebook, tables
 
 DECLARED = 'profile: str = "demo"\ndata_root: str = ""\nepochs: int = 0\nseeds: list = []\nrender_only: bool = False'
 VERDICT = """import pandas as pd
@@ -46,11 +46,16 @@ def test_a_batch_goes_on_after_a_failure_resumes_and_indexes(tmp_path, small_dem
     good, bad = batch.reproduce(given, files, say=said.append)
     assert not good.error and good.seconds > 0 and bad.error == "ValueError: the <reason>"
     (folder / "table_1_extra.csv").write_text("a,b\n1,2\n")
+    row = "\nmain,image_auroc,01,category,gear,1,,,99,,1,1,98,1\n"
+    (folder / "table_1.csv").write_text(",".join(["table", *tables.COLUMNS]) + row)
     again, bad_again = batch.reproduce(given, files, say=said.append)
     assert again.seconds is None and bad_again.error, "what is finished is not run again, what failed is"
     assert "[1/2] table_1: up to date" in said
     index = (folder / "index.html").read_text()
     assert index.index('id="verdicts"') < index.index("<h2") and "not the paper" in index and "<reason>" not in index
+    assert index.count("<h3>") == 1 and all(
+        shown in index for shown in ("<h3>main</h3>", "01", "99.00", "98.00", "+1.00")
+    )
     first, second = re.findall(r"<tr><td>.*?</tr>", index)
     assert "A title for table_1 &amp; others" in first and "99.00 ± 0.10 (paper 99.50)" in first
     assert 'href="table_1.html"' in first and 'href="table_1_extra.csv"' in first and (folder / "table_1.html").exists()

@@ -53,9 +53,7 @@ def test_a_batch_goes_on_after_a_failure_resumes_and_indexes(tmp_path, small_dem
     assert "[1/2] table_1: up to date" in said
     index = (folder / "index.html").read_text()
     assert index.index('id="verdicts"') < index.index("<h2") and "not the paper" in index and "<reason>" not in index
-    assert index.count("<h3>") == 1 and all(
-        shown in index for shown in ("<h3>main</h3>", "01", "99.00", "98.00", "+1.00")
-    )
+    assert all(shown in index for shown in ("<h3>main</h3>", "01", "99.00", "98.00", "+1.00"))
     first, second = re.findall(r"<tr><td>.*?</tr>", index)
     assert "A title for table_1 &amp; others" in first and "99.00 ± 0.10 (paper 99.50)" in first
     assert 'href="table_1.html"' in first and 'href="table_1_extra.csv"' in first and (folder / "table_1.html").exists()

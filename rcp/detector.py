@@ -292,7 +292,7 @@ class ReConPatch:
         return self._predict(len(p), p_of, maps, refined)
 
     def _predict(self, n: int, p_of: Callable[[slice], np.ndarray], maps: bool, refined: bool) -> Prediction:
-        c, batch = self.config, images_at_a_time(self.device)
+        c, batch = self.config, images_at_a_time(self.device, self.config.image_size)
         refined = refined and self.refiner_ is not None
         scores, patches = np.empty(n, np.float32), []
         all_maps = np.empty((n, c.image_size, c.image_size), np.float32) if maps else None

@@ -151,7 +151,7 @@ def inference_seconds(detector, images: np.ndarray, warm_ups: int = 10, iteratio
         "search": detector.score_patches,
         "map": lambda s: (image_scores(s.flatten(1)).cpu(), score_maps(s, c.image_size, c.blur)),
     }  # fmt: skip
-    size = images_at_a_time(detector.device)
+    size = images_at_a_time(detector.device, c.image_size)
     mark, between = _clock(detector.device)
     seconds = np.zeros((warm_ups + iterations, 1 + len(stages)))
     for row in seconds:

@@ -23,7 +23,10 @@ def coreset_size(ratio: float, patches: int) -> int:
 
 def squared_distances_to(point: Tensor, x: Tensor) -> Tensor:
     """‖x_i - point‖²: (D,), (N, D) -> (N,). A megabyte at a time stays in the cache: ten times as fast as all at once."""
-    return torch.cat([(part - point).square().sum(1) for part in x.split(max(1, 2**18 // x.shape[1]))])
+    d2, some = x.new_empty(len(x)), max(1, 2**18 // x.shape[1])
+    for row, part in zip(d2.split(some), x.split(some), strict=True):
+        row.copy_((part - point).square().sum(1))  # into one block: parts that are joined later scatter over the memory
+    return d2
 
 
 @torch.no_grad()

@@ -25,9 +25,8 @@ class Representation(nn.Module):
         self.f = nn.Linear(in_dim, config.dim)
         self.g = nn.Linear(config.dim, config.projection) if config.projection else nn.Identity()
         if config.init == "orthogonal":
-            for layer in (self.f, self.g):
-                if isinstance(layer, nn.Linear):
-                    nn.init.orthogonal_(layer.weight)
+            for weight in (parameter for parameter in self.parameters() if parameter.ndim == 2):
+                nn.init.orthogonal_(weight)
 
     def forward(self, p: Tensor) -> Tensor:
         """z = g(f(p)). p: (N, D) -> (N, projection)."""
@@ -58,9 +57,8 @@ def mini_batches(images: int, patches: int, config: Config, generator: torch.Gen
     ``batch_images=0`` shuffles the patches of the whole set; n draws ``batch_size`` patches out of n images at a time.
     """
     if config.batch_images == 0:
-        total = images * patches
-        size = min(config.batch_size, total)
-        order = torch.randperm(total, generator=generator)
+        order = torch.randperm(images * patches, generator=generator)
+        size = min(config.batch_size, len(order))
         yield from (batch for batch in order.split(size) if len(batch) == size)
         return
     some = min(config.batch_images, images)

@@ -15,7 +15,7 @@ parser.add_argument("--seeds", type=int, default=5)
 options = parser.parse_args()
 
 base = Config(
-    represent=False,
+    representation="none",
     backbone=options.backbone,
     weights=options.weights,
     dim=512,

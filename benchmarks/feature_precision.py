@@ -16,7 +16,7 @@ from reproduce.store import Store, runs_root
 parser = arguments(__doc__.splitlines()[0])
 parser.add_argument("--starts", type=int, default=10)
 options = parser.parse_args()
-base = Config(represent=False, backbone=options.backbone, weights=options.weights, calibration_folds=0)
+base = Config(representation="none", backbone=options.backbone, weights=options.weights, calibration_folds=0)
 NAMES = ("image_auroc", "pixel_auroc", "aupro")
 
 

@@ -70,9 +70,9 @@ if __name__ == "__main__":
 
     rows = []
     for size in options.sizes:
-        for represent in (False, True):
+        for representation in ("none", "trained"):
             config = Config(
-                represent=represent, backbone=options.backbone, weights=str(Path(options.weights).resolve()),
+                representation=representation, backbone=options.backbone, weights=str(Path(options.weights).resolve()),
                 epochs=options.epochs, coreset_ratio=options.ratio, image_size=size, resize=RESIZE[size], device="cpu",
             )  # fmt: skip
             for way in options.ways:
@@ -80,7 +80,7 @@ if __name__ == "__main__":
                     images(Path(folder), real, options.images)
                     (before, stored, stage), memory = alone(fit, config, folder, way)
                 resident, anonymous = memory.highest - before.resident, memory.anonymous - before.anonymous
-                method = "ReConPatch" if represent else "PatchCore"
+                method = "PatchCore" if representation == "none" else "ReConPatch"
                 rows.append(
                     [size, method, WAYS[way], mib(stored), mib(resident), f"**{resident / stored:.2f}×**",
                      mib(anonymous), f"**{anonymous / stored:.2f}×**", mib(memory.highest), stage]

@@ -54,7 +54,7 @@ def against_anomalib(options) -> None:
     job = (options.data, options.category, options.backbone, options.weights, options.ratio)
     alone(ours, *job[:-1], 1e-4)  # compiles what is compiled once per machine
     (fit, predict, metrics), memory = alone(ours, *job)
-    size = Config(represent=False).resize, Config(represent=False).image_size
+    size = Config(representation="none").resize, Config(representation="none").image_size
     (peer, areas), peer_memory = alone(peers.patchcore, *job, size, options.peer_as_shipped)
     rows = [["fit", stage, f"{s:.2f}", "", ""] for stage, s in fit.items()]
     rows += [["test", stage, f"{s:.2f}", "", ""] for stage, s in predict.items()]
@@ -116,8 +116,10 @@ def fifteen(options) -> None:
     with tempfile.TemporaryDirectory() as folder:
         draw(Path(folder) / "data", options.scale, options.side)
         methods = {
-            name: Config(represent=represent, backbone=options.backbone, weights=options.weights, epochs=options.epochs)
-            for name, represent in (("PatchCore", False), ("ReConPatch", True))
+            name: Config(
+                representation=representation, backbone=options.backbone, weights=options.weights, epochs=options.epochs
+            )
+            for name, representation in (("PatchCore", "none"), ("ReConPatch", "trained"))
         }
         started = time.perf_counter()
         for category in COUNTS:

@@ -37,7 +37,7 @@ def option(
     *,
     above: float | None = None,
     least: float | None = None,
-    without_f: bool = True,
+    of: tuple[str, ...] = (),
 ) -> Any:
     """Declares a hyper-parameter.
 
@@ -45,16 +45,16 @@ def option(
         stage: the first of ``STAGES`` whose result depends on it; None where no result does.
         meaning: what it is, with its provenance mark.
         above: its values are greater than this. least: they are this or greater.
-        without_f: whether PatchCore, which trains nothing, depends on it too.
+        of: the representations whose results depend on it; () is all.
     """
     check_type("stage", Literal[*STAGES, None], stage)
-    about = {"stage": stage, "meaning": meaning, "above": above, "least": least, "without_f": without_f}
+    about = {"stage": stage, "meaning": meaning, "above": above, "least": least, "of": of}
     return field(default=default, metadata=about)
 
 
-def of_f(default: Any, meaning: str, **limits: float) -> Any:
-    """Declares a hyper-parameter of training f, which PatchCore does not have."""
-    return option("training", default, meaning, without_f=False, **limits)
+def of_f(default: Any, meaning: str, of: tuple[str, ...] = ("trained",), **limits: float) -> Any:
+    """Declares a hyper-parameter of f, which PatchCore does not have."""
+    return option("training", default, meaning, of=of, **limits)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,14 +77,43 @@ class Config:
         "features", "float32", "arithmetic of the CNN; bfloat16 is faster where the machine has it, moves p by 1e-2 [?]"
     )
     patch_size: int = option("features", 3, "side of the neighbourhood that is aggregated, odd; 3 or 5 [P]", above=0)
-    patch_dim: int = option("features", 1024, "size every level, then their concatenation, is pooled to [I]", above=0)
+    aggregation: Literal["pooled", "mean"] = option(
+        "features",
+        "pooled",
+        "how a neighbourhood becomes a vector: its C·p·p numbers pooled to patch_dim, PatchCore's chain, which the tables take [I]; "
+        "or the mean per channel, levels concatenated, nothing pooled away (what anomalib does), for CNNs with few channels: "
+        "ResNet-18's 1,152 numbers pooled to 1,024 are hardly averaged at all [?]",
+    )
+    patch_dim: int | None = option(
+        "features", None, "size every level, then their concatenation, is pooled to; None is 1024 [I]", above=0
+    )
     feature_dtype: Literal["float16", "float32"] = option(
         "features", "float16", "how p is held and stored; what comes after is float32 [?]"
     )
-    represent: bool = option("training", True, "True is ReConPatch; False is PatchCore, which scores p itself")
-    dim: int = option("training", 512, "D_f, size of f(p), or the size that PatchCore's p is pooled to [P]", above=0)
+    representation: Literal["trained", "random", "whitened", "none"] = option(
+        "training",
+        "trained",
+        "what is scored: f(p) of the f that the paper trains [P]; of f as initialised, the control that shows what training adds; "
+        "p whitened by the training patches in closed form, where textures vary in directions that do not matter; or p itself, PatchCore",
+    )
+    dim: int = option(
+        "training",
+        512,
+        "D_f, size of f(p), or the size that the p of PatchCore and of whitening is pooled to, but for the mean's [P]",
+        above=0,
+    )
+    whitening: float = of_f(
+        1.0,
+        "λ of whitening, in mean eigenvalues; a large one changes nothing but the scale [?]",
+        ("whitened",),
+        above=0,
+    )
     projection: int | None = of_f(128, "size of g's output, or None for no g (Table S4) [?]", above=0)
-    init: Literal["default", "orthogonal"] = of_f("default", "initialisation of f and g; default is nn.Linear's [?]")
+    init: Literal["default", "orthogonal", "pca"] = of_f(
+        "default",
+        "initialisation of f and g; default is nn.Linear's; pca begins f at the principal directions of p, close to PatchCore [?]",
+        ("trained", "random"),
+    )
     epochs: int = of_f(120, "of training f; 60 for the 320 px ensemble [P]", above=0)
     lr: float = of_f(1e-5, "learning rate; 1e-6 for ensembles and 480 px [P]", above=0)
     weight_decay: float = of_f(1e-2, "of AdamP [P]", least=0)
@@ -101,7 +130,15 @@ class Config:
     expansion: Literal["reciprocal", "plain"] = of_f(
         "reciprocal", "what Eq. 4 averages over [P], or all k/2 neighbours"
     )
-    coreset_ratio: float = option("bank", 0.01, "share of all patches kept [P]", above=0)
+    coreset_ratio: float = option(
+        "bank",
+        0.01,
+        "share of all patches kept; 1.0 keeps all, nothing is selected, and the score is the distance [P]",
+        above=0,
+    )
+    selection: Literal["greedy", "random"] = option(
+        "bank", "greedy", "k-center [P]; or drawn from the seed: cheap, and outliers are not preferred [?]"
+    )
     coreset_projection: int | None = option(
         "bank", None, "random projection before greedy selection, a size or None; PatchCore's is 128 [I]", above=0
     )
@@ -124,6 +161,7 @@ class Config:
 
     def __post_init__(self):
         object.__setattr__(self, "weights", str(self.weights))
+        mean, pooled = self.aggregation == "mean", self.patch_dim or 1024
         of_levels = not isinstance(self.layers, int | str) and all(isinstance(n, int) and n >= 1 for n in self.layers)
         require("layers", of_levels and self.layers, "hierarchy levels from 1 such as (2, 3)", self.layers)
         object.__setattr__(self, "layers", tuple(sorted(set(self.layers))))
@@ -135,7 +173,7 @@ class Config:
             require(f.name, value is None or above is None or value > above, f"a number above {above}", value)
             require(f.name, value is None or least is None or value >= least, f"{least} or more", value)
         inside = f"at most resize={self.resize} (the crop lies inside the image)"
-        narrow = f"at most patch_dim={self.patch_dim} (PatchCore pools, it cannot widen)"
+        narrow = f"at most patch_dim={pooled} (PatchCore pools, it cannot widen)"
         for name, holds, expected in (
             ("image_size", self.image_size <= self.resize, inside),
             ("patch_size", self.patch_size % 2 == 1, "an odd number"),
@@ -143,7 +181,8 @@ class Config:
             ("gamma", self.gamma <= 1, "a momentum from 0 to 1"),
             ("coreset_ratio", self.coreset_ratio <= 1, "a share of the patches, above 0 and at most 1"),
             ("k", self.k < self.batch_size, f"fewer than batch_size={self.batch_size} patches"),
-            ("dim", self.represent or self.dim <= self.patch_dim, narrow),
+            ("patch_dim", not mean or self.patch_dim is None, "None with aggregation='mean', which pools nothing"),
+            ("dim", mean or self.linear or self.dim <= pooled, narrow),
         ):
             require(name, holds, expected, getattr(self, name))
 
@@ -180,21 +219,40 @@ class Config:
     def upto(self, stage: str) -> dict[str, Any]:
         """What the result of a stage depends on: the JSON-able values of its hyper-parameters and of those of the stages before it.
 
-        A PatchCore's leaves out what only f has, and the seed where nothing is drawn. ``weights`` is the name that was given;
+        What only other representations have is left out, so is what a bank of all patches does not use, and the seed where
+        nothing is drawn. ``weights`` is the name that was given;
         who compares results of different machines puts the content in its place (:func:`rcp.backbone.weights_identity`).
         """
         stages, values = STAGES[: STAGES.index(stage) + 1], self.asdict()
         declared = {f.name: f.metadata for f in dataclasses.fields(self)}
-        found = {n: values[n] for n, of in declared.items() if of["stage"] in stages}
-        if not self.represent:
-            drawn = self.coreset_projection is not None or self.coreset_start == "random"
-            found = {n: v for n, v in found.items() if declared[n]["without_f"] and (n != "seed" or drawn)}
+        unused = {n for n, about in declared.items() if about["of"] and self.representation not in about["of"]}
+        if self.aggregation == "mean" and not self.linear:
+            unused.add("dim")
+        if self.coreset_ratio == 1:
+            unused |= {"selection", "coreset_projection", "coreset_start", "neighbours", "weighting"}
+        elif self.selection == "random":
+            unused |= {"coreset_projection", "coreset_start"}
+        drawn = self.selection == "random" or self.coreset_projection is not None or self.coreset_start == "random"
+        if not self.linear and (self.coreset_ratio == 1 or not drawn):
+            unused.add("seed")
+        found = {n: values[n] for n, about in declared.items() if about["stage"] in stages and n not in unused}
         return found | {"extracted_dim": self.extracted_dim}
 
     @property
-    def extracted_dim(self) -> int:
-        """Size of the extracted p: PatchCore's ``dim`` is pooled from ``patch_dim`` where that is exact, else extracted directly."""
-        return self.patch_dim if self.represent or self.patch_dim % self.dim == 0 else self.dim
+    def linear(self) -> bool:
+        """Whether p goes through the linear layer f of the paper, trained or not."""
+        return self.representation in ("trained", "random")
+
+    @property
+    def extracted_dim(self) -> int | None:
+        """Size of the extracted p: PatchCore's ``dim`` is pooled from ``patch_dim`` where that is exact, else extracted directly.
+
+        None with aggregation="mean": as many numbers as the levels have channels.
+        """
+        if self.aggregation == "mean":
+            return None
+        size = self.patch_dim or 1024
+        return size if self.linear or size % self.dim == 0 else self.dim
 
 
 Config.__doc__ += "\n    Hyper-parameters:\n" + "".join(

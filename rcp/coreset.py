@@ -21,6 +21,13 @@ def coreset_size(ratio: float, patches: int) -> int:
     return count
 
 
+def random_selection(patches: int, count: int, seed: int, among: Tensor | None = None) -> Tensor:
+    """(count,) int64 indices drawn from the seed, each at most once. among: as in :func:`greedy_k_center`."""
+    allowed = torch.arange(patches) if among is None else among.nonzero()[:, 0].cpu()
+    drawn = torch.randperm(len(allowed), generator=torch.Generator().manual_seed(seed))[:count]
+    return allowed[drawn].to("cpu" if among is None else among.device)
+
+
 def squared_distances_to(point: Tensor, x: Tensor) -> Tensor:
     """‖x_i - point‖²: (D,), (N, D) -> (N,). A megabyte at a time stays in the cache: ten times as fast as all at once."""
     d2, some = x.new_empty(len(x)), max(1, 2**18 // x.shape[1])

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from rcp import backbone
 from rcp.checks import require
 from rcp.config import FIXED, Config
-from rcp.coreset import coreset_size, greedy_k_center
+from rcp.coreset import coreset_size, greedy_k_center, random_selection
 from rcp.data.images import Transform, load_images
 from rcp.maps import center_and_deviation, score_maps
-from rcp.model import train
+from rcp.model import represent
 from rcp.patches import PatchExtractor, images_at_a_time, pool
-from rcp.paths import require_disk
+from rcp.paths import require_disk, require_memory
 from rcp.refinement import training as refinement
 from rcp.refinement.network import RefinementNet
 from rcp.refinement.options import RefinementConfig
@@ -100,13 +100,13 @@ class ReConPatch:
         timings_: seconds per stage of the last fit and predict.
     """
 
-    represent = True
+    represents = ("trained", "random", "whitened")  # the representations of this class
 
     def __init__(self, *, refine: RefinementConfig | dict | bool | None = None, **hyper_parameters):
         self.refine = RefinementConfig.of(refine)
-        self.config = c = Config.build(**({"represent": self.represent} | hyper_parameters))
-        same = c.represent == self.represent
-        require("represent", same, f"{self.represent} of a {type(self).__name__}", c.represent)
+        self.config = c = Config.build(**({"representation": self.represents[0]} | hyper_parameters))
+        words = f"{' or '.join(map(repr, self.represents))} of a {type(self).__name__}"
+        require("representation", c.representation in self.represents, words, c.representation)
         for_refinement = "2 or more (the refinement normalises by held-out scores)"
         require("calibration_folds", not self.refine or c.calibration_folds >= 2, for_refinement, c.calibration_folds)
         self.transform = Transform(resize=c.resize, image_size=c.image_size, aspect=c.aspect)
@@ -124,8 +124,8 @@ class ReConPatch:
 
     @classmethod
     def from_config(cls, config: Config, refine: RefinementConfig | None = None) -> "ReConPatch":
-        """The detector that a config describes: ReConPatch or PatchCore, by ``config.represent``."""
-        return (ReConPatch if config.represent else PatchCore)(refine=refine, **config.asdict())
+        """The detector that a config describes: ReConPatch or PatchCore, by ``config.representation``."""
+        return (PatchCore if config.representation == "none" else ReConPatch)(refine=refine, **config.asdict())
 
     @property
     def extractor(self) -> PatchExtractor:
@@ -151,7 +151,7 @@ class ReConPatch:
             decoded = load_images(paths, self.transform)
         h, w, dim = self.extractor.shape()
         shape, dtype = (len(decoded), h * w, dim), np.dtype(c.feature_dtype)
-        coreset_size(c.coreset_ratio, len(decoded) * h * w)
+        self._require_memory(len(decoded) * h * w, self._dim(dim))
         require_disk(tempfile.gettempdir(), int(np.prod(shape)) * dtype.itemsize, "patch features")
         with tempfile.TemporaryFile() as file:  # p on disk: in memory, beside f(p), there would be twice as much
             p = np.memmap(file, dtype, "w+", shape=shape)
@@ -166,11 +166,11 @@ class ReConPatch:
     def train(
         self, p: np.ndarray, log: Callable[[str], None] = print, each_epoch: Callable | None = None
     ) -> tuple[nn.Linear | None, list[dict]]:
-        """f and its history from p (n, h · w, D), see :func:`rcp.model.train`; (None, []) of a PatchCore."""
-        if not self.config.represent:
+        """f and its history from p (n, h · w, D), see :func:`rcp.model.represent`; (None, []) of a PatchCore."""
+        if self.config.representation == "none":
             return None, []
         with self.timings_("training"):
-            return train(as_tensor(p).to(self.device), self.config, log, each_epoch)
+            return represent(as_tensor(p).to(self.device), self.config, log, each_epoch)
 
     @classmethod
     def assemble(
@@ -192,11 +192,11 @@ class ReConPatch:
 
     def _remember(self, p: np.ndarray, f: nn.Linear | None, history: list[dict]) -> "ReConPatch":
         """The memory bank of f(p), and the held-out scores of the training images."""
-        c, (n, patches, _) = self.config, p.shape
-        count = coreset_size(c.coreset_ratio, n * patches)
+        n, patches, _ = p.shape
+        count = self._require_memory(n * patches, self._dim(p.shape[-1]))
         self.f_, self.history_, self.refiner_ = f, history, None
         with self.timings_("representation"):
-            represented = torch.empty(n, patches, c.dim, device=self.device)
+            represented = torch.empty(n, patches, self._dim(p.shape[-1]), device=self.device)
             for i, part in enumerate(as_tensor(p)):
                 represented[i] = self.represent_patches(part)
                 drop_pages(p)
@@ -252,7 +252,7 @@ class ReConPatch:
         """p: (..., D) of any float dtype -> f(p), or the pooled p of PatchCore: (..., dim) float32 on the detector's device."""
         p = p.to(self.device).float()
         if self.f_ is None:
-            return pool(p.flatten(0, -2), self.config.dim).unflatten(0, p.shape[:-1])
+            return pool(p.flatten(0, -2), self._dim(p.shape[-1])).unflatten(0, p.shape[:-1])
         return torch.stack([self.f_(image) for image in p]) if self._one_by_one(p) else self.f_(p)
 
     def score_patches(self, represented: Tensor, banks: Sequence[MemoryBank] = ()) -> Tensor:
@@ -262,6 +262,11 @@ class ReConPatch:
         side = int(represented.shape[1] ** 0.5)
         scores = [self._score(part, bank) for part, bank in zip(parts, banks or [self.bank_] * len(parts), strict=True)]
         return torch.cat(scores).reshape(len(represented), side, side)
+
+    def _dim(self, extracted: int) -> int:
+        """Size of f(p), or of PatchCore's p, where the extracted p has this size."""
+        c = self.config
+        return extracted if c.aggregation == "mean" and not c.linear else c.dim
 
     def _one_by_one(self, images: Tensor) -> bool:
         """On a CPU each image goes by itself: its scores are the same in any batch, to the last bit."""
@@ -313,15 +318,26 @@ class ReConPatch:
         train_scores = None if refined else self.train_scores_
         return Prediction(scores, all_maps, self.transform, train_scores, np.concatenate(patches))
 
+    def _require_memory(self, patches: int, dim: int) -> int:
+        """-> number of entries of the memory bank. Raises MemoryError where all f(p) and the bank do not fit into memory."""
+        count = coreset_size(self.config.coreset_ratio, patches)
+        require_memory(self.device, 4 * dim * patches, 4 * dim * count, f"{patches:,} patches of {dim} numbers")
+        return count
+
     def _memorize(self, represented: Tensor, count: int, among: Tensor | None = None) -> MemoryBank:
-        """(N, dim) -> the coreset of ``count`` patches as a memory bank."""
+        """(N, dim) -> the coreset of ``count`` patches as a memory bank; of all of them where the ratio is 1."""
         c = self.config
+        if c.coreset_ratio == 1:
+            return MemoryBank(represented if among is None else represented[among], 1)
+        if c.selection == "random":
+            return MemoryBank(represented[random_selection(len(represented), count, c.seed, among)], c.neighbours)
         how = {"start": c.coreset_start, "projection": c.coreset_projection, "seed": c.seed, "among": among}
         return MemoryBank(represented[greedy_k_center(represented, count, **how)], c.neighbours)
 
     @torch.inference_mode()
     def _score(self, queries: Tensor, bank: MemoryBank) -> Tensor:
-        return patch_scores(queries, bank, self.config.weighting)
+        c = self.config
+        return patch_scores(queries, bank, "none" if c.coreset_ratio == 1 else c.weighting)
 
     def _held_out_scores(self, represented: Tensor) -> np.ndarray | None:
         """(n, h · w, dim) -> (n, h · w): scores of training images' patches against a bank made of the other folds' images.
@@ -386,8 +402,8 @@ class ReConPatch:
         if header.get("format") != "rcp-detector-1":
             raise ValueError(f"{path} is not a detector saved by rcp (format {header.get('format')!r})")
         values = _without_dropped(json.loads(header["config"]))
-        if values["represent"] != cls.represent:
-            kind = "ReConPatch" if values["represent"] else "PatchCore"
+        if values["representation"] not in cls.represents:
+            kind = "PatchCore" if values["representation"] == "none" else "ReConPatch"
             raise ValueError(f"{path} holds a {kind}, not a {cls.__name__}")
         values |= {"device": device or "auto"} | ({"weights": str(weights)} if weights else {})
         detector = cls(**values, refine=json.loads(header["refine"]) if "refine" in header else None)
@@ -398,16 +414,17 @@ class ReConPatch:
             )
         detector.bank_ = MemoryBank(tensors["bank"].to(detector.device), c.neighbours)
         detector.train_scores_ = tensors["train_scores"].numpy() if "train_scores" in tensors else None
-        if c.represent:
-            size = tensors["f.weight"].shape[1]
-            detector.f_ = nn.Linear(size, c.dim, bias="f.bias" in tensors, device=detector.device).requires_grad_(False)
+        if c.representation != "none":
+            dim, size = tensors["f.weight"].shape
+            detector.f_ = nn.Linear(size, dim, bias="f.bias" in tensors, device=detector.device).requires_grad_(False)
             detector.f_.load_state_dict(_part("f.", tensors))
         if detector.refine:
             detector.refiner_ = RefinementNet.restore(detector.refine, _part("refiner.", tensors)).to(detector.device)
         return detector
 
     def __repr__(self) -> str:
-        shown = repr(self.config.replace(represent=Config.represent))  # the class says it
+        by_class = {"representation": "trained"} if self.represents == ("none",) else {}  # the class says it
+        shown = repr(self.config.replace(**by_class))
         named = shown.replace("Config", type(self).__name__, 1)
         if self.refine is None:
             return named
@@ -417,7 +434,7 @@ class ReConPatch:
 class PatchCore(ReConPatch):
     """PatchCore: ReConPatch without f, p pooled to ``dim``; everything else is the same code and the same arguments."""
 
-    represent = False
+    represents = ("none",)
 
 
 def _part(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -427,6 +444,8 @@ def _part(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _without_dropped(values: dict) -> dict:
     """A saved detector's config in today's names, without dropped options of training; of scoring they stay, and are checked."""
     renamed = {"batch_pictures": "batch_images"}
+    if "represent" in values:
+        values["representation"] = "trained" if values.pop("represent") else "none"
     scores = ("self_in_neighbours", "squared")
     return {renamed.get(n, n): v for n, v in values.items() if n not in FIXED or n in scores}
 
@@ -449,6 +468,6 @@ def as_tensor(p: np.ndarray) -> Tensor:
 _DEFAULTS = {f.name: f.default for f in dataclasses.fields(Config)}
 _SIGNATURE = inspect.Signature(
     [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=v) for n, v in [*_DEFAULTS.items(), ("refine", None)]
-    if n != "represent" ]
+    ]
 )  # fmt: skip
 ReConPatch.__signature__ = PatchCore.__signature__ = _SIGNATURE  # so that help() and editors show every argument

@@ -13,6 +13,7 @@ from rcp.checks import require
 from rcp.config import Config
 from rcp.fast import training
 from rcp.losses import contextual, pairwise, relaxed_contrastive, soft_labels, squared_distances
+from rcp.patches import pool
 
 logger = logging.getLogger("rcp")
 
@@ -34,6 +35,79 @@ class Representation(nn.Module):
             bias = self.g.weight @ self.f.bias + self.g.bias
             return nn.functional.linear(p, self.g.weight @ self.f.weight, bias)
         return self.g(self.f(p))
+
+
+def initial(features: Tensor, config: Config) -> Representation:
+    """f and g before training, drawn from the seed. features: (n, h · w, D); only its size counts but for ``init="pca"``.
+
+    Raises:
+        ValueError: ``init="pca"`` with more dimensions than p has.
+    """
+    in_dim = features.shape[-1]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        student = Representation(in_dim, config)
+    if config.init == "pca":
+        require("dim", config.dim <= in_dim, f"at most {in_dim} (the size of p) with init='pca'", config.dim)
+        mean, covariance = moments(features)
+        directions = torch.linalg.eigh(covariance).eigenvectors.flip(1).T[: config.dim]
+        student.f.load_state_dict({"weight": directions, "bias": -directions @ mean})
+    return student.to(features.device)
+
+
+def moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and covariance (D, D) of all patches, float64. features: (..., D); 8,192 patches at a time.
+
+    Raises:
+        ValueError: all patches are the same.
+    """
+    parts = features.reshape(-1, features.shape[-1]).split(8192)
+    count, mean = sum(map(len, parts)), torch.stack([x.double().sum(0) for x in parts]).sum(0)
+    mean /= count
+    covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=mean.device)
+    for x in parts:
+        centred = (x.double() - mean).float()  # small numbers lose nothing in float32, which is much faster
+        covariance += (centred.T @ centred).double()
+    covariance /= count
+    require("images", covariance.trace() > 0, "patches that differ", f"{count} patches with zero variance")
+    return mean.cpu(), covariance.cpu()
+
+
+def whitened(features: Tensor, config: Config) -> nn.Linear:
+    """f = (C + λ · mean eigenvalue · I)^-1/2 in closed form, C the covariance of the training patches.
+
+    features: (n, h · w, D). With aggregation="pooled", p is first pooled to ``dim`` as PatchCore's is; that is linear and part of f.
+
+    Raises:
+        ValueError: all patches are the same.
+    """
+    mean, covariance = moments(features)
+    chain = torch.eye(len(mean), dtype=torch.float64)
+    if config.aggregation == "pooled":
+        chain = pool(chain, config.dim)  # (D, dim)
+    eigenvalues, directions = torch.linalg.eigh(chain.T @ covariance @ chain)
+    shrunk = eigenvalues.clamp_min(0) + config.whitening * eigenvalues.mean()
+    weight = directions * shrunk.rsqrt() @ directions.T @ chain.T
+    f = nn.Linear(*weight.T.shape).requires_grad_(False)
+    f.load_state_dict({"weight": weight, "bias": -weight @ mean})
+    return f.to(features.device)
+
+
+def represent(
+    features: Tensor,
+    config: Config,
+    log: Callable[[str], None] = print,
+    each_epoch: Callable[[int, nn.Linear], None] | None = None,
+) -> tuple[nn.Linear | None, list[dict]]:
+    """The f of ``config.representation`` and the history of its training: PatchCore, ReConPatch and their controls differ in this alone.
+
+    Arguments as :func:`train`. Returns None for f where p itself is scored, and no history where nothing is trained.
+    """
+    if config.representation == "trained":
+        return train(features, config, log, each_epoch)
+    if config.representation == "random":
+        return initial(features, config).f.requires_grad_(False), []
+    return (whitened(features, config) if config.representation == "whitened" else None), []
 
 
 @torch.no_grad()
@@ -110,9 +184,7 @@ def train(
     smallest = len(flat) if config.batch_images == 0 else patches
     batch = min(config.batch_size, smallest)
     require("k", config.k < batch, f"fewer than the {smallest} patches of a mini-batch", config.k)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        student = Representation(in_dim, config).to(device)
+    student = initial(features, config)
     teacher = copy.deepcopy(student).requires_grad_(False)
     steps = sum(1 for _ in mini_batches(n, patches, config, torch.Generator()))
     optimizer = optimizer_of(list(student.parameters()), config, config.epochs * steps)

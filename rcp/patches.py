@@ -29,6 +29,17 @@ def aggregate(maps: list[Tensor], patch_size: int, level_dim: int, dim: int) -> 
     return F.adaptive_avg_pool1d(torch.cat(levels, 2), dim)
 
 
+def aggregate_mean(maps: list[Tensor], patch_size: int) -> Tensor:
+    """Each channel's mean over the p×p neighbourhood, zeros outside the map counted.
+
+    maps: as :func:`aggregate` -> (n, S_1 · S_1, Σ C_l).
+    """
+    grid = maps[0].shape[-2:]
+    means = [F.avg_pool2d(m, patch_size, stride=1, padding=patch_size // 2) for m in maps]
+    resized = [F.interpolate(m, size=grid, mode="bilinear", align_corners=False) for m in means]
+    return torch.cat(resized, 1).flatten(2).transpose(1, 2)
+
+
 def pool(p: Tensor, dim: int) -> Tensor:
     """p: (n, D) -> (n, dim), adaptive average pooling of each vector: how PatchCore reaches a smaller dimension."""
     if p.shape[-1] == 2 * dim:  # the same numbers; saves a fifteenth of the time of an inference
@@ -51,7 +62,7 @@ class PatchExtractor:
     """Images -> patch features p, as they are held and stored.
 
     Args:
-        config: backbone, weights, backbone_dtype, layers, patch_size, extracted_dim and feature_dtype are used.
+        config: backbone, weights, backbone_dtype, layers, aggregation, patch_size, extracted_dim and feature_dtype are used.
         device: where the CNN runs.
     """
 
@@ -61,12 +72,16 @@ class PatchExtractor:
         self.backbone = Backbone(config.backbone, config.weights, config.layers).to(
             device, self.backbone_dtype, memory_format=torch.channels_last
         )
-        sizes = config.patch_size, config.patch_dim, config.extracted_dim
-        quick = features.PatchAggregator(self.backbone.channels, *sizes).to(device) if fast.usable() else None
-        self.aggregate = quick or (lambda maps: aggregate(maps, *sizes))
+        sizes = config.patch_size, config.patch_dim or 1024, config.extracted_dim
+        if config.aggregation == "mean":
+            self.aggregate = lambda maps: aggregate_mean(maps, config.patch_size)
+        elif fast.usable():
+            self.aggregate = features.PatchAggregator(self.backbone.channels, *sizes).to(device)
+        else:
+            self.aggregate = lambda maps: aggregate(maps, *sizes)
         with torch.inference_mode():
             first = self.maps(np.zeros((1, config.image_size, config.image_size, 3), np.uint8))[0]
-        self._shape = (*first.shape[-2:], config.extracted_dim)
+        self._shape = (*first.shape[-2:], config.extracted_dim or sum(self.backbone.channels))
 
     def shape(self) -> tuple[int, int, int]:
         """(h, w, D) of one image's features."""

@@ -25,6 +25,31 @@ def weights_root(argument: str | Path | None = None) -> Path:
     return root_of(argument, "RCP_WEIGHTS", Path(torch.hub.get_dir()) / "checkpoints")
 
 
+def free_memory(device) -> int | None:
+    """Bytes that are free on a torch device; None where the system does not tell."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if not Path("/proc/meminfo").is_file():
+        return None
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(lines["MemAvailable"].split()[0]) * 1024
+
+
+def require_memory(device, patches: int, bank: int, what: str) -> None:
+    """Raises MemoryError where ``patches`` bytes and those of their memory ``bank`` do not fit on the device.
+
+    The message gives the bytes needed, the bytes there, and the coreset_ratio that would fit. Silent where the system does not tell.
+    """
+    free = free_memory(device)
+    if free is not None and patches + bank > free:
+        fits = int((free / patches - 1) * 1000) / 1000
+        advice = f"coreset_ratio={fits} would" if fits > 0 else "no coreset_ratio would; take fewer or smaller images"
+        there = f"{(patches + bank) / 1e9:.3g} GB with their memory bank, {free / 1e9:.3g} GB are free on {device}"
+        raise MemoryError(f"coreset_ratio: {what} need {there}; {advice}")
+
+
 def require_disk(folder: str | Path, needed: int, what: str) -> None:
     """Raises OSError, naming needed and free bytes, where the disk of ``folder`` has no room for ``needed`` bytes of ``what``."""
     there = Path(folder).resolve()

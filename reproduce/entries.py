@@ -22,7 +22,7 @@ from rcp.data import Dataset, Transform, load_dataset, load_images
 from rcp.data.perturb import Perturbation, PerturbedTransform
 from rcp.detector import Prediction, ReConPatch, Timings, as_tensor, resolve_device
 from rcp.maps import center_and_deviation, modified_z_score, score_maps
-from rcp.model import train
+from rcp.model import represent
 from rcp.patches import PatchExtractor
 from rcp.paths import require_disk
 from rcp.refinement import RefinementConfig
@@ -32,6 +32,9 @@ from reproduce.store import Store, runs_root
 
 logger = logging.getLogger("rcp")
 Log = Callable[[str], None]
+
+
+METHODS = {"none": "PatchCore", "random": "random f", "trained": "ReConPatch", "whitened": "whitened"}
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Entry:
 
     @property
     def method(self) -> str:
-        return "ReConPatch" if self.config.represent else "PatchCore"
+        return METHODS[self.config.representation]
 
     def columns(self) -> dict:
         """What tells this entry from others in a table: method, category, augmentation, every hyper-parameter."""
@@ -157,21 +160,21 @@ def features(
 def representation(entry: Entry, data: Dataset, p: np.ndarray, store: Store, timings: Timings, log: Log):
     """Second stage: f and its history from p of the training images, from the store or trained into it; (None, []) of a PatchCore.
 
-    f is trained once for all entries that differ only in what comes after it (coreset, memory bank, scores).
+    f is made once for all entries that differ only in what comes after it (coreset, memory bank, scores).
     """
     c, device = entry.config, resolve_device(entry.config.device)
-    if not c.represent:
+    if c.representation == "none":
         return None, []
     identity = entry.identity_upto("training", data, ("train",))
     with store.locked("representations", identity):
         if stored := store.load("representations", identity):
             info, arrays = stored
-            f = torch.nn.Linear(p.shape[-1], c.dim, device=device).requires_grad_(False)
+            f = torch.nn.Linear(*reversed(arrays["weight"].shape), device=device).requires_grad_(False)
             f.load_state_dict({name: torch.from_numpy(value) for name, value in arrays.items()})
             log(f"f from the store, {len(info['history'])} epochs")
             return f, info["history"]
         with timings("training"):
-            f, history = train(as_tensor(p).to(device), c, log)
+            f, history = represent(as_tensor(p).to(device), c, log)
         arrays = {name: value.cpu().numpy() for name, value in f.state_dict().items()}
         store.save("representations", identity, {"history": history}, arrays)
     return f, history

@@ -37,7 +37,9 @@ def table_1(s: Settings) -> list[Entry]:
 
 def table_2(s: Settings) -> list[Entry]:
     """Size of f(p), and of PatchCore's p (also Figure S2)."""
-    return s.entries([s.config(dim=dim, represent=represent) for represent in (False, True) for dim in DIMS])
+    return s.entries(
+        [s.config(dim=dim, representation=representation) for representation in ("none", "trained") for dim in DIMS]
+    )
 
 
 def table_3(s: Settings) -> list[Entry]:
@@ -65,9 +67,9 @@ def table_6(
     found = []
     for size in image_sizes or SIZES[s.profile]:
         changes = size_changes(s, size)
-        for represent in (False, True):
+        for representation in ("none", "trained"):
             configs = [
-                s.config(represent=represent, backbone=name, weights=weights, **changes)
+                s.config(representation=representation, backbone=name, weights=weights, **changes)
                 for name, weights in (members or MEMBERS[s.profile]).items()
             ]
             found += [Ensemble(group, **how) for group in zip(*(s.entries([c]) for c in configs), strict=True)]
@@ -86,7 +88,7 @@ def size_changes(s: Settings, size: int) -> dict:
 def table_7(s: Settings, aspect: str = "keep") -> list[Entry]:
     """BTAD at the larger size; ``s`` is of the data set btad."""
     changes = size_changes(s, max(SIZES[s.profile])) | {"aspect": aspect}
-    return s.entries([s.config(represent=represent, **changes) for represent in (False, True)])
+    return s.entries([s.config(representation=representation, **changes) for representation in ("none", "trained")])
 
 
 def table_s1_s2_s3(s: Settings) -> list[Entry]:
@@ -111,7 +113,7 @@ def table_s8(
 ) -> list[Ensemble]:
     """Table 6's ensembles of ReConPatch without refinement, and of refined members; the demo shows the smaller size alone."""
     sizes = image_sizes or (tuple(SIZES[s.profile]) if s.profile == "paper" else (min(SIZES[s.profile]),))
-    plain = [e for e in table_6(s, members, sizes) if e.config.represent]
+    plain = [e for e in table_6(s, members, sizes) if e.config.representation == "trained"]
     refined = [tuple(Refined(m, refinement(s, seed=m.config.seed, **options)) for m in e.members) for e in plain]
     return plain + [Ensemble(members) for members in refined]
 
@@ -129,14 +131,14 @@ def figure_s1(s: Settings, category: str = "", images: int = 4) -> list[FeatureS
 
 def table_s6(s: Settings, category: str = "", batch: int = 1) -> list[InferenceTime]:
     """Both methods with 512 dimensions, as the paper times them."""
-    configs = [s.config(represent=represent) for represent in (False, True)]
+    configs = [s.config(representation=representation) for representation in ("none", "trained")]
     return [InferenceTime(Entry(c, s.data_root, category or s.categories[0]), batch) for c in configs]
 
 
 def figure_3(s: Settings, category: str = "", epochs: Sequence[int] = (), images: int = 4) -> list[FeatureSpace]:
     """PatchCore's feature space, and ReConPatch's at three epochs: the first, the middle one and the last where not named."""
     entry = Entry(s.config(), s.data_root, category or s.categories[0])
-    patchcore = Entry(s.config(represent=False), s.data_root, entry.category)
+    patchcore = Entry(s.config(representation="none"), s.data_root, entry.category)
     chosen = tuple(epochs) or tuple(dict.fromkeys((1, -(-s.epochs // 2), s.epochs)))
     return [FeatureSpace(patchcore, (), images), FeatureSpace(entry, chosen, images)]
 
@@ -148,4 +150,4 @@ def figure_s4(s: Settings) -> list[Entry]:
 
 def _models(s: Settings) -> list:
     """The single models, with the dimensions they are published with: PatchCore 1024, ReConPatch 512."""
-    return [s.config(represent=False, dim=1024), s.config()]
+    return [s.config(representation="none", dim=1024), s.config()]

@@ -60,7 +60,7 @@ class FeatureSpace(OfAnEntry):
                 detector.f_ = f
                 spaces[f"epoch {epoch}" if epoch else "PatchCore"] = detector.represent_patches(shown).cpu().numpy()
 
-        if self.config.represent:
+        if self.config.representation == "trained":
             detector.train(train, log, look)
         else:
             look(0, None)

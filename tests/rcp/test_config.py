@@ -20,9 +20,9 @@ def test_every_hyper_parameter_is_documented_with_its_provenance_and_in_the_sign
     doc, signature = inspect.getdoc(Config), inspect.signature(ReConPatch).parameters
     for field in dataclasses.fields(Config):
         assert f"{field.name}: {field.metadata['meaning']}" in doc
-        if field.name not in ("represent", "device", "seed", "calibration_folds"):
+        if field.name not in ("representation", "device", "seed", "calibration_folds"):
             assert re.search(r"\[(P|I|\?)\]", field.metadata["meaning"]), f"{field.name} has no provenance mark"
-        if field.name != "represent":
+        if field.name != "representation":
             assert signature[field.name].default == field.default
 
 
@@ -54,7 +54,9 @@ def test_what_is_no_option_any_more_keeps_its_value_and_says_why():
         ({"coreset_start": "men"}, "coreset_start: expected one of 'mean', 'random', got 'men'. Did you mean 'mean'?"),
         ({"margni": 1.0}, "unknown hyper-parameter 'margni'. Did you mean 'margin'?"),
         ({"neighbours": 1}, "neighbours: expected 2 or more"),
-        ({"represent": False, "dim": 2048}, "dim: expected at most patch_dim=1024"),
+        ({"representation": "none", "dim": 2048}, "dim: expected at most patch_dim=1024"),
+        ({"aggregation": "mean", "patch_dim": 1024}, "patch_dim: expected None with aggregation='mean'"),
+        ({"representation": "whitened", "whitening": 0.0}, "whitening: expected a number above 0, got 0.0"),
     ],
 )
 def test_a_wrong_value_is_named(values, message):
@@ -65,12 +67,12 @@ def test_a_wrong_value_is_named(values, message):
 def test_patchcore_and_reconpatch_differ_by_one_switch():
     small = {"backbone": "resnet18", "weights": "random:0"}
     with_f, without = ReConPatch(**small).config.asdict(), PatchCore(**small).config.asdict()
-    assert {name for name in with_f if with_f[name] != without[name]} == {"represent"}
-    with pytest.raises(ValueError, match="represent: expected False of a PatchCore, got True"):
-        PatchCore(**small, represent=True)
+    assert {name for name in with_f if with_f[name] != without[name]} == {"representation"}
+    with pytest.raises(ValueError, match="representation: expected 'none' of a PatchCore, got 'trained'"):
+        PatchCore(**small, representation="trained")
 
 
 def test_patchcore_extracts_another_dimension_only_where_pooling_in_steps_is_not_exact():
-    assert Config(represent=False, dim=256).extracted_dim == 1024
-    assert Config(represent=False, dim=384).extracted_dim == 384
+    assert Config(representation="none", dim=256).extracted_dim == 1024
+    assert Config(representation="none", dim=384).extracted_dim == 384
     assert Config(dim=384).extracted_dim == 1024

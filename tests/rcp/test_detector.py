@@ -89,7 +89,7 @@ def test_a_detector_is_assembled_from_f_and_p(fitted, data):
     again = ReConPatch.assemble(fitted.config, fitted.f_, p, fitted.history_)
     assert type(again) is ReConPatch and again.history_ == fitted.history_
     np.testing.assert_array_equal(again.predict(data.test[:3]).scores, fitted.predict(data.test[:3]).scores)
-    patchcore = ReConPatch.assemble(fitted.config.replace(represent=False), None, p)
+    patchcore = ReConPatch.assemble(fitted.config.replace(representation="none"), None, p)
     assert type(patchcore) is PatchCore and patchcore.f_ is None
 
 

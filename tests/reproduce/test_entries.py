@@ -26,7 +26,7 @@ SMALL = Config(
     backbone="resnet18", weights="random:0", resize=64, image_size=64, dim=64, projection=16, epochs=1, batch_size=256,
     coreset_ratio=0.05,
 )  # fmt: skip
-PATCHCORE = dataclasses.replace(SMALL, represent=False)
+PATCHCORE = dataclasses.replace(SMALL, representation="none")
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_identity_follows_what_matters_and_nothing_else(entry):
 
     same = entry.identity()
     assert changed(device="cpu") == same
-    for change in ({"k": 4}, {"seed": 1}, {"weights": "random:1"}, {"represent": False}):
+    for change in ({"k": 4}, {"seed": 1}, {"weights": "random:1"}, {"representation": "none"}):
         assert changed(**change) != same
     assert dataclasses.replace(entry, category="gear").identity() != same
     patchcore = [changed(PATCHCORE, **c) for c in ({}, {"k": 4}, {"seed": 7})]
@@ -272,7 +272,9 @@ def test_a_test_set_of_one_class_says_what_is_undefined(demo_root, tmp_path):
 def test_on_each_demo_category_both_methods_tell_defects_apart():
     """The entries of the demo notebooks, from their own store: computed here or there, once."""
     settings = Settings()
-    grid = run_grid(settings.entries([settings.config(represent=r) for r in (False, True)]), settings.store, log=len)
+    grid = run_grid(
+        settings.entries([settings.config(representation=r) for r in ("none", "trained")]), settings.store, log=len
+    )
     frame = grid.frame()
     assert len(frame) == 4 and set(frame["category"]) == {"gear", "fabric"}
     assert (frame["image_auroc"] > 0.7).all() and (frame["pixel_auroc"] > 0.8).all(), frame["image_auroc"]

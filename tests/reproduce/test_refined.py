@@ -88,7 +88,7 @@ def test_grids_of_tables_s7_and_s8(demo_root):
     sizes = {(t.config.image_size, t.columns()["refinement"]) for t in s8}
     assert sizes == {(a, b) for a in (320, 480) for b in ("with", "without")}
     assert all(t.method == "ReConPatch" and len(t.members) == 3 for t in s8)
-    plain = [t for t in grids.table_6(s) if t.config.represent]
+    plain = [t for t in grids.table_6(s) if t.config.representation == "trained"]
     assert [t for t in s8 if t.columns()["refinement"] == "without"] == plain, "computed once, with Table 6"
     assert grids.refinement(s, epochs=7, opacity=[0.5, 1.0]).simulation.opacity == (0.5, 1.0)
     with pytest.raises(ValueError, match="refine: unknown option 'epoch'"):

@@ -131,6 +131,45 @@ def nearest(x, bounds, squares, bank, longest, error, rounding, threads):
 
 
 @numba.njit(parallel=True, **_FLAGS)
+def nearest_in_cells(x, y, to_pivots, lengths, bank, leading, ids, starts, radii, longest, error, threads):
+    """Twin of :func:`nearest` for a large bank, in cells around pivots: e of the cell of c is no nearer than | ‖q - c‖ - ‖e - c‖ |.
+
+    x: (n, D), y: (n, d), their leading numbers; to_pivots: (n, K) of ‖y - c‖; lengths: (n,) = ‖y‖; bank: (M, D). In the order of the
+    cells, and within a cell by radius: leading (M, d), ids (M,) into the bank, radii (M,) = ‖e - c‖ of the leading numbers.
+    starts: (K + 1,), where each cell begins. longest, error: as of :func:`nearest`.
+    """
+    n, cells = to_pivots.shape
+    found = np.empty(n, np.int64)
+    for thread in numba.prange(threads):
+        for i in range(thread, n, threads):  # far patches lie side by side
+            slack = error * (lengths[i] + longest)
+            own = to_pivots[i].argmin()
+            best, at, reach = np.float32(np.inf), len(bank), np.float32(np.inf)
+            for number in range(-1, cells):
+                cell = own if number < 0 else number
+                if number == own:
+                    continue  # it came first
+                distance, j, stop = to_pivots[i, cell], starts[cell], starts[cell + 1]
+                if j == stop or radii[stop - 1] < distance - reach:
+                    continue
+                if radii[j] < distance - reach:
+                    j += np.searchsorted(radii[j:stop], distance - reach)
+                while j < stop and radii[j] <= distance + reach:
+                    bound, k = _squared_distance(y[i], leading[j], 0, 16), 16
+                    while bound <= reach**2 and k < y.shape[1]:
+                        bound += _squared_distance(y[i], leading[j], k, min(2 * k, y.shape[1]))
+                        k *= 2
+                    if bound <= reach**2:
+                        d2 = _squared_distance(x[i], bank[ids[j]], 0, x.shape[1])
+                        if d2 < best or (d2 == best and ids[j] < at):
+                            best, at = d2, ids[j]
+                            reach = np.sqrt(_reach(best, slack))
+                    j += 1
+            found[i] = at
+    return found
+
+
+@numba.njit(parallel=True, **_FLAGS)
 def squared_distances(x, bank, index, threads):
     """x: (n, D), bank: (M, D) float32, index: (n, j) -> (n, j) float32: ‖x_i - bank[index_ij]‖²."""
     out = np.empty(index.shape, np.float32)

@@ -160,8 +160,10 @@ def test_selection_among_some_equals_that_of_a_copy(plain_and_quick, monkeypatch
 
 @pytest.mark.parametrize("kind", [*KINDS, "far clusters"])
 @pytest.mark.parametrize("entries", [1, 33, 700])
-def test_search(kind, entries, monkeypatch):
+@pytest.mark.parametrize("in_cells", [False, True])
+def test_search(kind, entries, in_cells, monkeypatch):
     """The lowest index of equals, where every distance is exact; else an entry as near as the nearest, to float32's last digits."""
+    monkeypatch.setattr(search, "IN_CELLS", 0 if in_cells else 10**9)
     rng, x = patches(kind)
     rng.shuffle(x)
     bank, queries = x[:entries], np.concatenate([x[-400:], x[:5]])

@@ -130,7 +130,7 @@ def test_a_changed_line_of_the_loss_trains_again_and_one_of_the_scores_does_not(
 
 def test_f_is_trained_once_for_all_entries_that_share_it(entry, store, monkeypatch):
     run(entry, store)
-    monkeypatch.setattr(entries_module, "train", lambda *_a, **_k: pytest.fail("f was trained again"))
+    monkeypatch.setattr(entries_module, "represent", lambda *_a, **_k: pytest.fail("f was trained again"))
     other = run(dataclasses.replace(entry, config=dataclasses.replace(SMALL, coreset_ratio=0.03, neighbours=5)), store)
     assert other.computed and len(other.info["history"]) == 1
     with pytest.raises(pytest.fail.Exception, match="trained again"):

@@ -209,6 +209,7 @@ def test_a_damaged_entry_is_computed_again(demo_root, tmp_path):
 def test_a_grid_resumes_shards_and_renders(entry, store, tmp_path):
     entries = [dataclasses.replace(entry, config=dataclasses.replace(SMALL, seed=s)) for s in range(3)]
     fresh = Store(tmp_path)
+    (store.root / "features").mkdir(parents=True, exist_ok=True)  # also where no test came before
     (tmp_path / "features").symlink_to(store.root / "features")
     grid = run_grid(entries, fresh, render_only=True)
     assert not grid.results and grid.missing == entries

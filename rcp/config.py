@@ -133,7 +133,7 @@ class Config:
     coreset_ratio: float = option(
         "bank",
         0.01,
-        "share of all patches kept; 1.0 keeps all, nothing is selected, and the score is the distance [P]",
+        "share of all patches kept [P]; 1.0 keeps all: nothing is selected, and the score is the distance alone [?]",
         above=0,
     )
     selection: Literal["greedy", "random"] = option(
@@ -145,7 +145,12 @@ class Config:
     coreset_start: Literal["mean", "random"] = option(
         "bank", "mean", "start at the patch farthest from the mean, or anywhere [I]"
     )
-    neighbours: int = option("scores", 9, "b of Eq. 10; with 1 that would be 0 [?]", least=2)
+    neighbours: int = option(
+        "scores",
+        9,
+        "b of Eq. 10; with 1 that would be 0; none where the bank is all patches, as r* has near-duplicates there [?]",
+        least=2,
+    )
     weighting: Literal["patches", "none"] = option(
         "scores", "patches", "Eq. 10's weight for every patch [P], or the plain distance"
     )
@@ -161,7 +166,7 @@ class Config:
 
     def __post_init__(self):
         object.__setattr__(self, "weights", str(self.weights))
-        mean, pooled = self.aggregation == "mean", self.patch_dim or 1024
+        mean, pooled = self.aggregation == "mean", self.level_dim
         of_levels = not isinstance(self.layers, int | str) and all(isinstance(n, int) and n >= 1 for n in self.layers)
         require("layers", of_levels and self.layers, "hierarchy levels from 1 such as (2, 3)", self.layers)
         object.__setattr__(self, "layers", tuple(sorted(set(self.layers))))
@@ -251,8 +256,12 @@ class Config:
         """
         if self.aggregation == "mean":
             return None
-        size = self.patch_dim or 1024
-        return size if self.linear or size % self.dim == 0 else self.dim
+        return self.level_dim if self.linear or self.level_dim % self.dim == 0 else self.dim
+
+    @property
+    def level_dim(self) -> int:
+        """``patch_dim``, or the 1024 that None stands for."""
+        return self.patch_dim or 1024
 
 
 Config.__doc__ += "\n    Hyper-parameters:\n" + "".join(

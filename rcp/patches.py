@@ -72,7 +72,7 @@ class PatchExtractor:
         self.backbone = Backbone(config.backbone, config.weights, config.layers).to(
             device, self.backbone_dtype, memory_format=torch.channels_last
         )
-        sizes = config.patch_size, config.patch_dim or 1024, config.extracted_dim
+        sizes = config.patch_size, config.level_dim, config.extracted_dim
         if config.aggregation == "mean":
             self.aggregate = lambda maps: aggregate_mean(maps, config.patch_size)
         elif fast.usable():

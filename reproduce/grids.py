@@ -27,7 +27,6 @@ DIMS = (1024, 512, 256, 128, 64)
 LEVELS = (((2, 3), 3), ((2, 3), 5), ((1, 2, 3), 3), ((1, 2, 3), 5))  # the paper prints all but the third
 REFINEMENT = {"paper": {}, "demo": {"epochs": 2, "channels": 16, "lr_head": 0.1, "textures": "drawn"}}
 KINDS = ("texture", "structure")  # of simulated anomalies
-REPRESENTATIONS = ("none", "random", "trained", "whitened")
 K, MARGIN, ALPHA = (3, 5, 7, 10, 15, 20), (0.5, 1.0, 1.5, 2.0), (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -38,9 +37,7 @@ def table_1(s: Settings) -> list[Entry]:
 
 def table_2(s: Settings) -> list[Entry]:
     """Size of f(p), and of PatchCore's p (also Figure S2)."""
-    return s.entries(
-        [s.config(dim=dim, representation=representation) for representation in ("none", "trained") for dim in DIMS]
-    )
+    return s.entries([s.config(dim=dim, representation=name) for name in ("none", "trained") for dim in DIMS])
 
 
 def table_3(s: Settings) -> list[Entry]:
@@ -142,17 +139,6 @@ def figure_3(s: Settings, category: str = "", epochs: Sequence[int] = (), images
     patchcore = Entry(s.config(representation="none"), s.data_root, entry.category)
     chosen = tuple(epochs) or tuple(dict.fromkeys((1, -(-s.epochs // 2), s.epochs)))
     return [FeatureSpace(patchcore, (), images), FeatureSpace(entry, chosen, images)]
-
-
-def does_training_help(s: Settings, banks: Sequence[float] = (0.01, 0.1, 1.0)) -> list[Entry]:
-    """PatchCore, ReConPatch and its two controls (f random, p whitened), each with banks of several sizes."""
-    return s.entries([s.config(representation=r, coreset_ratio=b) for r in REPRESENTATIONS for b in banks])
-
-
-def coreset_noise(s: Settings, starts: int = 5) -> list[Entry]:
-    """PatchCore with the profile's bank, differing in the random start of the coreset alone."""
-    random = [s.config(representation="none", coreset_start="random", seed=seed) for seed in range(starts)]
-    return [Entry(c, s.data_root, category) for category in s.categories for c in random]
 
 
 def figure_s4(s: Settings) -> list[Entry]:

@@ -38,6 +38,6 @@ def test_two_shards_compute_one_table_and_a_last_job_draws_it(tmp_path):
     assert ran.returncode == 0, ran.stdout + ran.stderr + "".join(f.read_text() for f in tmp_path.rglob("*.log"))
     assert sorted(f.name for f in (tmp_path / "workflow").glob("*-of-2")) == ["1-of-2", "2-of-2"]
     entries = [json.loads(f.read_text())["config"] for f in (tmp_path / "entries").glob("*/result.json")]
-    assert sorted(entry["representation"] for entry in entries) == [False, True]
+    assert sorted(entry["representation"] for entry in entries) == ["none", "trained"]
     out = tmp_path / "reproduce" / "demo"
     assert (out / "table_5.csv").exists() and "table_5" in (out / "index.html").read_text()

@@ -248,6 +248,10 @@ class Config:
         """Whether p goes through the linear layer f of the paper, trained or not."""
         return self.representation in ("trained", "random")
 
+    def bank_dim(self, extracted: int) -> int:
+        """Size of a memory entry, where p has the size ``extracted``: ``dim``, or all of p where nothing is pooled."""
+        return extracted if self.aggregation == "mean" and not self.linear else self.dim
+
     @property
     def extracted_dim(self) -> int | None:
         """Size of the extracted p: PatchCore's ``dim`` is pooled from ``patch_dim`` where that is exact, else extracted directly.

@@ -81,6 +81,19 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def bank_size(config: Config, patches: int, extracted: int) -> int:
+    """-> number of entries of the memory bank of so many training patches; extracted: size of p.
+
+    Raises:
+        ValueError: the ratio selects nothing.
+        MemoryError: all f(p) and the bank do not fit on the device.
+    """
+    count, dim = coreset_size(config.coreset_ratio, patches), config.bank_dim(extracted)
+    words = f"{patches:,} patches of {dim} numbers"
+    require_memory(resolve_device(config.device), 4 * dim * patches, 4 * dim * count, words)
+    return count
+
+
 class ReConPatch:
     """ReConPatch (WACV 2024) for one kind of product: ``fit`` on normal images, ``predict`` on any.
 
@@ -151,7 +164,7 @@ class ReConPatch:
             decoded = load_images(paths, self.transform)
         h, w, dim = self.extractor.shape()
         shape, dtype = (len(decoded), h * w, dim), np.dtype(c.feature_dtype)
-        self._require_memory(len(decoded) * h * w, self._dim(dim))
+        bank_size(c, len(decoded) * h * w, dim)
         require_disk(tempfile.gettempdir(), int(np.prod(shape)) * dtype.itemsize, "patch features")
         with tempfile.TemporaryFile() as file:  # p on disk: in memory, beside f(p), there would be twice as much
             p = np.memmap(file, dtype, "w+", shape=shape)
@@ -193,10 +206,10 @@ class ReConPatch:
     def _remember(self, p: np.ndarray, f: nn.Linear | None, history: list[dict]) -> "ReConPatch":
         """The memory bank of f(p), and the held-out scores of the training images."""
         n, patches, _ = p.shape
-        count = self._require_memory(n * patches, self._dim(p.shape[-1]))
+        count = bank_size(self.config, n * patches, p.shape[-1])
         self.f_, self.history_, self.refiner_ = f, history, None
         with self.timings_("representation"):
-            represented = torch.empty(n, patches, self._dim(p.shape[-1]), device=self.device)
+            represented = torch.empty(n, patches, self.config.bank_dim(p.shape[-1]), device=self.device)
             for i, part in enumerate(as_tensor(p)):
                 represented[i] = self.represent_patches(part)
                 drop_pages(p)
@@ -252,7 +265,7 @@ class ReConPatch:
         """p: (..., D) of any float dtype -> f(p), or the pooled p of PatchCore: (..., dim) float32 on the detector's device."""
         p = p.to(self.device).float()
         if self.f_ is None:
-            return pool(p.flatten(0, -2), self._dim(p.shape[-1])).unflatten(0, p.shape[:-1])
+            return pool(p.flatten(0, -2), self.config.bank_dim(p.shape[-1])).unflatten(0, p.shape[:-1])
         return torch.stack([self.f_(image) for image in p]) if self._one_by_one(p) else self.f_(p)
 
     def score_patches(self, represented: Tensor, banks: Sequence[MemoryBank] = ()) -> Tensor:
@@ -262,11 +275,6 @@ class ReConPatch:
         side = int(represented.shape[1] ** 0.5)
         scores = [self._score(part, bank) for part, bank in zip(parts, banks or [self.bank_] * len(parts), strict=True)]
         return torch.cat(scores).reshape(len(represented), side, side)
-
-    def _dim(self, extracted: int) -> int:
-        """Size of f(p), or of PatchCore's p, where the extracted p has this size."""
-        c = self.config
-        return extracted if c.aggregation == "mean" and not c.linear else c.dim
 
     def _one_by_one(self, images: Tensor) -> bool:
         """On a CPU each image goes by itself: its scores are the same in any batch, to the last bit."""
@@ -317,12 +325,6 @@ class ReConPatch:
         # held-out scores are unrefined: a refined one of an image that the network was trained on would not be held out
         train_scores = None if refined else self.train_scores_
         return Prediction(scores, all_maps, self.transform, train_scores, np.concatenate(patches))
-
-    def _require_memory(self, patches: int, dim: int) -> int:
-        """-> number of entries of the memory bank. Raises MemoryError where all f(p) and the bank do not fit into memory."""
-        count = coreset_size(self.config.coreset_ratio, patches)
-        require_memory(self.device, 4 * dim * patches, 4 * dim * count, f"{patches:,} patches of {dim} numbers")
-        return count
 
     def _memorize(self, represented: Tensor, count: int, among: Tensor | None = None) -> MemoryBank:
         """(N, dim) -> the coreset of ``count`` patches as a memory bank; of all of them where the ratio is 1."""

@@ -17,9 +17,7 @@ def nearest_entries(queries: Tensor, entries: Tensor, k: int = 1) -> Tensor:
     """
     require("k", k <= len(entries), f"at most {len(entries)} (the entries of the memory bank)", k)
     if queries.device.type == "cpu" and (faiss := _faiss()):
-        index = faiss.IndexFlatL2(entries.shape[1])
-        index.add(entries.contiguous().numpy())
-        return torch.from_numpy(index.search(queries.contiguous().numpy(), k)[1])
+        return torch.from_numpy(faiss.knn(queries.contiguous().numpy(), entries.contiguous().numpy(), k)[1])
     centred = entries - entries.mean(0)
     norms, some = centred.square().sum(1), max(1, 2**26 // len(entries))  # 256 MB of distances at a time
     parts = ((norms - 2 * (part - entries.mean(0)) @ centred.T) for part in queries.split(some))
@@ -61,7 +59,9 @@ class MemoryBank:
 
     def nearest(self, queries: Tensor) -> Tensor:
         """Eq. 9: index of r* = argmin_{r ∈ M} D(f(p), r). queries: (n, D) float32 -> (n,) int64."""
-        return self._quick.nearest(queries) if self._quick else nearest_entries(queries, self.entries)[:, 0]
+        if self._quick and self._quick.tight:
+            return self._quick.nearest(queries)
+        return nearest_entries(queries, self.entries)[:, 0]
 
     def distances(self, queries: Tensor, index: Tensor) -> Tensor:
         """D(f(p), M[index]). queries: (n, D), index: (n, j) -> (n, j); by differences, so that it is 0 for an entry itself."""

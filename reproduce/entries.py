@@ -17,10 +17,9 @@ import torch
 from rcp import backbone, metrics
 from rcp.checks import check_type, require
 from rcp.config import Config
-from rcp.coreset import coreset_size
 from rcp.data import Dataset, Transform, load_dataset, load_images
 from rcp.data.perturb import Perturbation, PerturbedTransform
-from rcp.detector import Prediction, ReConPatch, Timings, as_tensor, resolve_device
+from rcp.detector import Prediction, ReConPatch, Timings, as_tensor, bank_size, resolve_device
 from rcp.maps import center_and_deviation, modified_z_score, score_maps
 from rcp.model import represent
 from rcp.patches import PatchExtractor
@@ -140,7 +139,7 @@ def features(
         return found
     extractor = PatchExtractor(c, resolve_device(c.device))
     h, w, dim = extractor.shape()
-    coreset_size(c.coreset_ratio, len(data.train) * h * w)
+    bank_size(c, len(data.train) * h * w, dim)
     images = sum(len(getattr(data, name)) for name in missing)
     require_disk(store.root, images * h * w * dim * np.dtype(c.feature_dtype).itemsize, "patch features")
     with timings("decode"):
@@ -193,6 +192,7 @@ def fit(
     """
     store, timings = store or Store(runs_root()), Timings()
     p = features(entry, data, ("train", "test"), store, timings)
+    bank_size(entry.config, len(data.train) * p["train"].shape[1], p["train"].shape[2])  # before hours of training
     f, history = representation(entry, data, p["train"], store, timings, log)
     return ReConPatch.assemble(entry.config, f, p["train"], history, refine, timings), p["test"]
 

@@ -165,7 +165,7 @@ def nearest_in_cells(x, y, to_pivots, lengths, bank, leading, ids, starts, radii
                             best, at = d2, ids[j]
                             reach = np.sqrt(_reach(best, slack))
                     j += 1
-            found[i] = at
+            found[i] = min(at, len(bank) - 1)  # of NaN: any
     return found
 
 

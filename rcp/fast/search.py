@@ -81,20 +81,24 @@ class Index:
     """Exact nearest-neighbour search among entries (M, D) float32 on a CPU; twin of :func:`rcp.scoring.nearest_entries` for k = 1."""
 
     def __init__(self, entries: Tensor):
-        self.entries, block = entries, _kernels().ENTRIES
-        in_cells = len(entries) >= IN_CELLS
+        self.entries, self._cells, in_cells = entries, None, len(entries) >= IN_CELLS
         self._leading = LeadingDirections(
             entries, size=96 if in_cells else 48
-        )  # measured: fewer leave more to compare, more cost more
+        )  # fewer leave more to compare, more cost more
+        self.tight = self._leading.share >= (
+            0.85 if in_cells else 0.6
+        )  # measured: below, as after whitening, faiss is quicker
         y = self._leading(entries)
-        self._cells, unused = None, -len(y) % block  # to whole blocks
-        self._minus_2y = F.pad(-2 * y, (0, 0, 0, unused))
-        self._squares = F.pad(y.square().sum(1), (0, unused), value=torch.inf)
         longest, rounding = y.norm(dim=1).max(), 2**-23 * (y.shape[1] + 4)  # of the product: twice the worst case
         self._margins = np.array([longest, self._leading.error, rounding], np.float32)
 
-        if in_cells:
+        if in_cells and self.tight:
             self._to_cells(y)
+        if in_cells:
+            return
+        unused = -len(y) % _kernels().ENTRIES  # to whole blocks
+        self._minus_2y = F.pad(-2 * y, (0, 0, 0, unused))
+        self._squares = F.pad(y.square().sum(1), (0, unused), value=torch.inf)
 
     def _to_cells(self, y: Tensor) -> None:
         """Puts entries, by their leading numbers y (M, d), into cells around a thousand of them."""
@@ -114,10 +118,9 @@ class Index:
         if self._cells:
             for x in queries.split(CHUNK):
                 y = self._leading(x)
-                arrays = (
-                    a.numpy() for a in (x.contiguous(), y, _lengths(y, self._pivots), y.norm(dim=1), self.entries)
-                )
-                found.append(kernels.nearest_in_cells(*arrays, *self._cells, *self._margins[:2], kernels.threads()))
+                tensors = x.contiguous(), y, _lengths(y, self._pivots), y.norm(dim=1), self.entries
+                arrays = [a.numpy() for a in tensors] + self._cells
+                found.append(kernels.nearest_in_cells(*arrays, *self._margins[:2], kernels.threads()))
             return torch.from_numpy(np.concatenate(found))
         for x in queries.split(max(1, _BOUNDS // len(self._squares))):
             y = self._leading(x)
@@ -147,8 +150,10 @@ class LeadingDirections:
         rows = torch.arange(len(x)) if among is None else among.nonzero()[:, 0]
         sample = x[rows[:: max(1, len(rows) // 4096)]].double()
         mean = sample.mean(0)
-        eigenvectors = torch.linalg.eigh((sample - mean).T @ (sample - mean)).eigenvectors
+        eigenvalues, eigenvectors = torch.linalg.eigh((sample - mean).T @ (sample - mean))
         directions = eigenvectors.flip(1).T[: size - 1]
+        total = eigenvalues.sum().item()
+        self.share = eigenvalues[1 - size :].sum().item() / total if total > 0 else 1.0  # of the variance
         self.mean = mean.float()
         self.basis = torch.zeros(size, x.shape[1])  # a row of y is basis · x; the first number is the length's place
         self.basis[1 : 1 + len(directions)] = directions

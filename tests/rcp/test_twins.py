@@ -182,6 +182,18 @@ def test_search(kind, entries, in_cells, monkeypatch):
     np.testing.assert_allclose(memory_bank.distances(asked, index), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("in_cells", [False, True])
+def test_where_bounds_rule_nothing_out_all_distances_are_computed(in_cells, monkeypatch):
+    """Whitened patches vary alike in all directions: the bounds would cost ten times what they save."""
+    monkeypatch.setattr(search, "IN_CELLS", 0 if in_cells else 10**9)
+    x = torch.randn(500, 300)
+    bank = MemoryBank(x[:400], 2)
+    monkeypatch.setattr(kernels, "nearest", pytest.fail)
+    monkeypatch.setattr(kernels, "nearest_in_cells", pytest.fail)
+    assert torch.equal(bank.nearest(x[400:]), torch.cdist(x[400:], x[:400]).argmin(1))
+    assert search.Index(x[:400] * torch.linspace(1, 0, 300) ** 20).tight
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores(kind, plain_and_quick):
     x = torch.from_numpy(patches(kind)[1])

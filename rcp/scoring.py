@@ -59,9 +59,8 @@ class MemoryBank:
 
     def nearest(self, queries: Tensor) -> Tensor:
         """Eq. 9: index of r* = argmin_{r ∈ M} D(f(p), r). queries: (n, D) float32 -> (n,) int64."""
-        if self._quick and self._quick.tight:
-            return self._quick.nearest(queries)
-        return nearest_entries(queries, self.entries)[:, 0]
+        found = self._quick.nearest(queries) if self._quick else None
+        return nearest_entries(queries, self.entries)[:, 0] if found is None else found
 
     def distances(self, queries: Tensor, index: Tensor) -> Tensor:
         """D(f(p), M[index]). queries: (n, D), index: (n, j) -> (n, j); by differences, so that it is 0 for an entry itself."""

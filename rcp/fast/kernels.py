@@ -131,12 +131,13 @@ def nearest(x, bounds, squares, bank, longest, error, rounding, threads):
 
 
 @numba.njit(parallel=True, **_FLAGS)
-def nearest_in_cells(x, y, to_pivots, lengths, bank, leading, ids, starts, radii, longest, error, threads):
+def nearest_in_cells(x, y, to_pivots, lengths, bank, leading, ids, starts, radii, longest, error, most, threads):
     """Twin of :func:`nearest` for a large bank, in cells around pivots: e of the cell of c is no nearer than | ‖q - c‖ - ‖e - c‖ |.
 
     x: (n, D), y: (n, d), their leading numbers; to_pivots: (n, K) of ‖y - c‖; lengths: (n,) = ‖y‖; bank: (M, D). In the order of the
     cells, and within a cell by radius: leading (M, d), ids (M,) into the bank, radii (M,) = ‖e - c‖ of the leading numbers.
-    starts: (K + 1,), where each cell begins. longest, error: as of :func:`nearest`.
+    starts: (K + 1,), where each cell begins. longest, error: as of :func:`nearest`. most: comparisons of 16 numbers for a query,
+    about, after which it is given up; then -1 is returned for it.
     """
     n, cells = to_pivots.shape
     found = np.empty(n, np.int64)
@@ -145,6 +146,7 @@ def nearest_in_cells(x, y, to_pivots, lengths, bank, leading, ids, starts, radii
             slack = error * (lengths[i] + longest)
             own = to_pivots[i].argmin()
             best, at, reach = np.float32(np.inf), len(bank), np.float32(np.inf)
+            left = most
             for number in range(-1, cells):
                 cell = own if number < 0 else number
                 if number == own:
@@ -154,18 +156,20 @@ def nearest_in_cells(x, y, to_pivots, lengths, bank, leading, ids, starts, radii
                     continue
                 if radii[j] < distance - reach:
                     j += np.searchsorted(radii[j:stop], distance - reach)
-                while j < stop and radii[j] <= distance + reach:
+                while j < stop and radii[j] <= distance + reach and left > 0:
+                    left -= 1
                     bound, k = _squared_distance(y[i], leading[j], 0, 16), 16
                     while bound <= reach**2 and k < y.shape[1]:
                         bound += _squared_distance(y[i], leading[j], k, min(2 * k, y.shape[1]))
                         k *= 2
                     if bound <= reach**2:
+                        left -= x.shape[1] // 32
                         d2 = _squared_distance(x[i], bank[ids[j]], 0, x.shape[1])
                         if d2 < best or (d2 == best and ids[j] < at):
                             best, at = d2, ids[j]
                             reach = np.sqrt(_reach(best, slack))
                     j += 1
-            found[i] = min(at, len(bank) - 1)  # of NaN: any
+            found[i] = at if left > 0 and at < len(bank) else -1
     return found
 
 

@@ -26,7 +26,10 @@ from reproduce.provenance import ROOT, code_of
 
 CHECKED = "nbval-check-output"  # tag of a cell whose stored output nbval compares
 # What notebooks import: its code, and all that it imports, is what their outputs come from.
-MODULES = tuple(f"reproduce.{n}" for n in ("notebook", "grids", "studies", "tables", "verdict", "figures", "paper"))
+MODULES = tuple(
+    f"reproduce.{n}"
+    for n in ("notebook", "grids", "studies", "tables", "effects", "verdict", "views", "figures", "paper")
+)
 
 
 @dataclass(frozen=True)
@@ -192,6 +195,7 @@ def _version(source: NotebookNode, declared: set, parameters: dict, settings: Se
     weights = [(settings.backbone, settings.weights)]
     if "members" in declared:
         weights += (parameters.get("members") or grids.MEMBERS[settings.profile]).items()
+    weights += parameters.get("backbones", {}).items()
     with contextlib.suppress(OSError):  # likewise
         for named in weights:
             digest.update(backbone.weights_identity(*named).encode())

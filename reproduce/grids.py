@@ -3,13 +3,14 @@
 An entry that several of them need is computed once: the store knows it by what it depends on, not by who asked.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 from rcp.data.perturb import Perturbation
 from rcp.refinement import RefinementConfig
 from reproduce.entries import Ensemble, Entry, Refined
 from reproduce.notebook import Settings
-from reproduce.studies import FeatureSpace, InferenceTime
+from reproduce.studies import FeatureSpace, HeldOut, InferenceTime
 
 # Sides of the crop of Table 6, and what differs there from the single model. Patch 5 at 480 px is method.md's [I].
 _AT_320 = {"dim": 384, "patch_size": 3, "lr": 1e-6}
@@ -149,3 +150,94 @@ def figure_s4(s: Settings) -> list[Entry]:
 def _models(s: Settings) -> list:
     """The single models, with the dimensions they are published with: PatchCore 1024, ReConPatch 512."""
     return [s.config(representation="none", dim=1024), s.config()]
+
+
+# ---- what the paper does not ask ----
+
+REPRESENTATIONS = ("none", "random", "trained", "whitened")
+BANKS = (0.01, 0.1, 1.0)
+
+
+def does_training_help(s: Settings, backbones: dict[str, str] | None = None, starts: int = 5) -> list[Entry]:
+    """The four representations by three banks, for each CNN; and the coreset's own noise: PatchCore's of 1 %, begun at random patches.
+
+    backbones: backbone -> weights; the settings' own where left out.
+    """
+    cnns = (backbones or {s.backbone: s.weights}).items()
+    pairs = [(representation, ratio) for representation in REPRESENTATIONS for ratio in BANKS]
+    found = [
+        s.config(backbone=cnn, weights=w, representation=r, coreset_ratio=ratio, calibration_folds=0)
+        for cnn, w in cnns for r, ratio in pairs
+    ]  # fmt: skip
+    return s.entries(found) + coreset_noise(s, dict(cnns), starts)
+
+
+def coreset_noise(s: Settings, backbones: dict[str, str], starts: int = 5) -> list[Entry]:
+    """PatchCore with a coreset of 1 % that begins at a random patch: ``starts`` times for each CNN."""
+    random = {"representation": "none", "coreset_ratio": BANKS[0], "coreset_start": "random", "calibration_folds": 0}
+    configs = [s.config(backbone=cnn, weights=w, **random) for cnn, w in backbones.items()]
+    return dataclasses.replace(s, seeds=tuple(range(starts))).entries(configs)
+
+
+# What the paper leaves open, and values around the default; epochs, which it prints, are those of the run and fewer.
+CHOICES = {
+    "sigma": (0.1, 1.0, 10.0), "gamma": (0.99, 0.999, 0.9999), "batch_size": (512, 1024, 2048), "batch_images": (0, 8),
+    "projection": (64, 128, 256), "normalize_teacher": (False, True), "init": ("default", "orthogonal", "pca"),
+    "aggregation": ("pooled", "mean"), "coreset_projection": (128, None), "coreset_start": ("mean", "random"),
+    "neighbours": (3, 9, 27), "weighting": ("patches", "none"),
+}  # fmt: skip
+
+
+def choices(s: Settings) -> dict[str, tuple]:
+    """What :func:`open_choices` varies: CHOICES, and 1, 10, 40, 120 epochs as far as the run's own go."""
+    return CHOICES | {"epochs": (*(n for n in (1, 10, 40, 120) if n < s.epochs), s.epochs)}
+
+
+def open_choices(s: Settings, only: Sequence[str] = (), starts: int = 5) -> list[Entry]:
+    """ReConPatch with one choice of the paper's open ones moved at a time, the others at their defaults; and the coreset's noise.
+
+    only: names of some choices; all where empty. The demo is of its first category alone.
+    """
+    s = dataclasses.replace(s, categories=s.categories[:1]) if s.profile == "demo" else s
+    default = s.config(calibration_folds=0)
+    of = {name: values for name, values in choices(s).items() if not only or name in only}
+    moved = [default.replace(**{name: value}) for name, values in of.items() for value in values]
+    return s.entries(list(dict.fromkeys([default, *moved]))) + coreset_noise(s, {s.backbone: s.weights}, starts)
+
+
+BANK_RATIOS = {"paper": (0.001, 0.003, 0.01, 0.03, 0.1), "demo": (0.01, 0.1)}  # and 1, where nothing is selected
+
+
+def bank(s: Settings, starts: int = 5) -> list[Entry]:
+    """PatchCore and ReConPatch by the size of the bank, greedy and random selection; then the coreset's noise."""
+    found = []
+    for representation in ("none", "trained"):
+        ways = [(ratio, how) for how in ("greedy", "random") for ratio in BANK_RATIOS[s.profile]] + [(1.0, "greedy")]
+        found += [
+            s.config(representation=representation, coreset_ratio=ratio, selection=how, calibration_folds=0)
+            for ratio, how in ways
+        ]
+    return s.entries(found) + coreset_noise(s, {s.backbone: s.weights}, starts)
+
+
+def bank_times(s: Settings, category: str = "") -> list[InferenceTime]:
+    """The time of an image by the size of the bank: PatchCore, one category."""
+    configs = [
+        s.config(representation="none", coreset_ratio=r, calibration_folds=0) for r in (*BANK_RATIOS[s.profile], 1.0)
+    ]
+    return [InferenceTime(Entry(c, s.data_root, category or s.categories[0])) for c in configs]
+
+
+# Settings that need no training of f: 36, and 8 in the demo.
+LAYERS = {"paper": ((2, 3), (1, 2, 3), (3,)), "demo": ((2, 3),)}
+PATCHES = {"paper": (1, 3, 5), "demo": (1, 3)}
+
+
+def choose_without_labels(s: Settings, images: int = 100) -> list[Entry | HeldOut]:
+    """The settings' entries, which labels judge, then what can be known of each without a defect."""
+    configs = [
+        s.config(representation=r, aggregation=a, layers=layers, patch_size=size, calibration_folds=0)
+        for r in ("none", "whitened") for a in ("pooled", "mean") for layers in LAYERS[s.profile] for size in PATCHES[s.profile]
+    ]  # fmt: skip
+    entries = s.entries(configs)
+    return [*entries, *(HeldOut(entry, images) for entry in entries)]

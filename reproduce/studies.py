@@ -1,6 +1,7 @@
-"""What is no grid of AUROCs: the space of patch features (Figures 3 and S1) and the time of an inference (Table S6).
+"""What is no grid of AUROCs: the space of patch features (Figures 3, S1), the time of an inference (Table S6),
+and settings judged without labels.
 
-Both are tasks for :func:`reproduce.run.run`: computed once, found again in the store.
+All are tasks for :func:`reproduce.run.run`: computed once, found again in the store.
 """
 
 import time
@@ -13,10 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rcp.data import load_images
+from rcp import metrics
+from rcp.checks import require
+from rcp.data import Dataset, load_images
 from rcp.detector import ReConPatch, resolve_device
 from rcp.maps import score_maps
 from rcp.patches import images_at_a_time
+from rcp.refinement.simulation import DRAWN, Simulation, draw_textures, simulate
 from rcp.scoring import image_scores
 from reproduce.entries import Entry, OfAnEntry, features, fit
 from reproduce.provenance import code_of, device_name
@@ -133,6 +137,61 @@ class InferenceTime(OfAnEntry):
             "images_per_second": self.batch / median[0], "peak_memory_bytes": peak, "stages": spread,
         }  # fmt: skip
         return _about(self, detector, found) | {"bank": list(detector.bank_.entries.shape)}, seconds
+
+
+@dataclass(frozen=True)
+class HeldOut(OfAnEntry):
+    """What can be known of a setting without any defect: held-out normal images beside the same with simulated defects (App. D.2).
+
+    The training images are dealt to two folds; each fold's are scored against a bank (and a whitening) of the other's. The metrics:
+    image and pixel AUROC for each kind of simulated defects (KIND_image_auroc, KIND_pixel_auroc), and ``steadiness``: median over MAD of
+    the held-out normal scores.
+
+    images: how many are scored, spread over the training set. kinds: as of :class:`rcp.refinement.Simulation`; "texture" draws its own.
+    """
+
+    entry: Entry
+    images: int = 100
+    kinds: tuple[str, ...] = ("texture", "structure")
+
+    def identity(self) -> dict:
+        how = {"kinds": list(self.kinds), "images": self.images}
+        code = code_of("reproduce.studies", alone=True), code_of("rcp.refinement.simulation")
+        return {"study": "held out", "entry": self.entry.identity(), "code": code} | how
+
+    def compute(self, store: Store, log: Callable[[str], None]) -> tuple[dict, dict]:
+        c, data = self.config, self.data()
+        require("representation", not c.linear, "none or whitened, for f has seen all images", c.representation)
+        detector = ReConPatch.from_config(c)
+        p = features(self.entry, data, ("train",), store, detector.timings_)["train"]
+        chosen = np.unique(np.linspace(0, len(p) - 1, min(self.images, len(p))).astype(int))
+        changed = {kind: self._simulated(kind, data, chosen) for kind in self.kinds}
+        with detector.timings_("features"):
+            seen = [p[chosen], *(detector.extractor(images) for images, _ in changed.values())]
+        scores = np.empty((len(seen), len(chosen)), np.float32)
+        maps = np.empty((*scores.shape, c.image_size, c.image_size), np.float32)
+        for fold in (0, 1):
+            held, known = np.flatnonzero(chosen % 2 == fold), np.ascontiguousarray(p[np.arange(len(p)) % 2 != fold])
+            fitted = ReConPatch.assemble(c, *detector.train(known, log)[:1], known, timings=detector.timings_)
+            for row, of in enumerate(seen):
+                out = fitted.predict_features(of[held])
+                scores[row, held], maps[row, held] = out.scores, out.maps
+        spread = float(np.median(np.abs(scores[0] - np.median(scores[0]))))
+        found = {"steadiness": float(np.median(scores[0])) / spread if spread else None}
+        for row, (kind, (_, masks)) in enumerate(changed.items(), 1):
+            labels = np.concatenate(
+                [np.zeros(len(masks), bool), masks.any((1, 2))]
+            )  # where no place was found, none is changed
+            found[f"{kind}_image_auroc"] = metrics.image_auroc(labels, scores[[0, row]].ravel())
+            truth, drawn = np.concatenate([np.zeros_like(masks), masks]), maps[[0, row]].reshape(-1, *masks.shape[1:])
+            found[f"{kind}_pixel_auroc"] = metrics.pixel_auroc(truth, drawn)
+        return _about(self, detector, found), {"scores": scores, "chosen": chosen}
+
+    def _simulated(self, kind: str, data: Dataset, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """-> the chosen training images with defects, (n, S, S, 3) uint8, and where they are, (n, S, S) bool."""
+        images = load_images([data.train.paths[i] for i in chosen], self.transform("train"))
+        textures = draw_textures(DRAWN, images.shape[1]) if kind == "texture" else None
+        return simulate(images, Simulation(kind=kind), textures)
 
 
 def inference_seconds(detector, images: np.ndarray, warm_ups: int = 10, iterations: int = 30) -> dict[str, np.ndarray]:

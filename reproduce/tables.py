@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from rcp.metrics import paired_bootstrap
+from rcp.metrics import image_auroc, paired_bootstrap
 from reproduce import paper
 
 METRICS = {
@@ -185,38 +185,53 @@ def one_at_a_time(frame: pd.DataFrame, varied: str, **defaults) -> pd.DataFrame:
     return frame[np.all(at_default, axis=0)].sort_values(varied, kind="stable") if len(frame) else frame
 
 
-def paired(grid, by: Sequence[str] = ()) -> pd.DataFrame:
-    """ReConPatch - PatchCore, image AUROC in percent points, with a 95 % bootstrap interval over test images.
+def paired(
+    grid, by: Sequence[str] = (), first: Mapping = {"method": "ReConPatch"}, second: Mapping = {"method": "PatchCore"}
+) -> pd.DataFrame:
+    """The first minus the second, image AUROC in percent points: spread over seeds, and a 95 % bootstrap interval over test images.
 
     Args:
-        grid: :class:`reproduce.run.Grid` with entries of both methods.
+        grid: :class:`reproduce.run.Grid` with entries of both.
         by: settings that both must share, such as ["dim"].
+        first, second: columns and values that tell the entries of each from the others.
 
     Returns:
-        Rows as of :func:`compare`, of kinds "category" and "all"; mean is the difference, columns low and high follow.
+        Rows as of :func:`compare`, of kinds "category" and "all"; mean is the difference, spread the standard deviation of the
+        seeds' own differences; columns low and high follow, and those of ``by``.
     """
     found: dict = {}
     for entry, result in grid.pairs():
         columns = entry.columns()
-        setting = setting_name({"": "ReConPatch - PatchCore"} | {name: columns[name] for name in by})
-        group = found.setdefault(setting, {}).setdefault(entry.category, {"labels": np.asarray(result.labels)})
-        group["why"] = result.metrics["undefined"].get("image_auroc", "")
-        group.setdefault(entry.method, []).append(result.scores)
-    rows = []
-    for setting, groups in found.items():
-        both = {c: g for c, g in groups.items() if {"PatchCore", "ReConPatch"} <= set(g)}
+        side = [name for name, of in (("first", first), ("second", second)) if of.items() <= columns.items()]
+        if side:
+            group = found.setdefault(tuple(columns[name] for name in by), {})
+            group = group.setdefault(entry.category, {"labels": np.asarray(result.labels), "first": {}, "second": {}})
+            group["why"] = result.metrics["undefined"].get("image_auroc", "")
+            group[side[0]][entry.config.seed] = result.scores
+    rows, words = [], f"{setting_name(first)} - {setting_name(second)}"
+    for key, groups in found.items():
+        where = dict(zip(by, key, strict=True))
+        both = {c: g for c, g in groups.items() if g["first"] and g["second"]}
         undefined = {c: g["why"] for c, g in both.items() if len(np.unique(g["labels"])) < 2}
         for kind, row, (names,) in _parts(list(both), {}, set()):
             some = [both[c] for c in names if c not in undefined]
-            three = [(g["labels"], np.array(g["ReConPatch"]), np.array(g["PatchCore"])) for g in some]
+            three = [(g["labels"], *(np.array(list(g[n].values())) for n in ("first", "second"))) for g in some]
             interval = paired_bootstrap(three) if some else [np.nan] * 3
             left_out = {c: undefined[c] for c in names if c in undefined}
-            about = {"metric": "image_auroc", "setting": setting, "kind": kind, "row": row, "n": len(some)}
-            about |= {"left_out": ", ".join(left_out), "why": "; ".join(filter(None, left_out.values()))}
-            about["seeds"] = min((len(g["ReConPatch"]) for g in some), default=0)
+            about = {"metric": "image_auroc", "setting": setting_name({"": words} | where), "kind": kind, "row": row}
+            about |= {"left_out": ", ".join(left_out), "why": "; ".join(filter(None, left_out.values())), **where}
+            about |= {"seeds": min((len(g["first"]) for g in some), default=0), "n": len(some), "spread": _spread(some)}
             rows.append(about | dict(zip(("mean", "low", "high"), (100 * v for v in interval), strict=True)))
-    table = pd.DataFrame(rows, columns=[*COLUMNS, "low", "high"])
+    table = pd.DataFrame(rows, columns=[*COLUMNS, "low", "high", *by])
     return table.assign(of=table["seeds"].max())
+
+
+def _spread(groups: Sequence[Mapping]) -> float:
+    """Standard deviation, in percent points, of the seeds' own differences, each a mean over categories; NaN for one seed."""
+    seeds = set.intersection(*(set(g["first"]) & set(g["second"]) for g in groups)) if groups else ()
+    each = [[image_auroc(g["labels"], g[n][s]) for n in ("first", "second") for g in groups] for s in seeds]
+    own = [100 * (np.mean(v[: len(groups)]) - np.mean(v[len(groups) :])) for v in each]
+    return float(np.std(own, ddof=1)) if len(own) > 1 else np.nan
 
 
 def bank_memory(frame: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:

@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from reproduce.figures.style import DEFECTIVE, GREY, NORMAL, nothing, plain, style, subplots
+from reproduce.figures.style import DEFECTIVE, GREY, NORMAL, legend, nothing, plain, style, subplots
 from reproduce.tables import METRICS
 
 
@@ -32,7 +32,7 @@ def ablation(tables: Mapping[str, pd.DataFrame], line: bool = True) -> Figure:
         row[0].set_ylabel(f"{METRICS[metric]}, %")
     for axis, title in zip(axes[0], averages, strict=True):
         axis.set_title(plain(title))
-    _legend(figure)
+    legend(figure)
     return figure
 
 
@@ -67,7 +67,7 @@ def bank_memory(table: pd.DataFrame) -> Figure:
             _ours_and_published(axis, rows, colour, colour, of=f"{method}, ")
         axis.set(xscale="log", xlabel="memory bank, MB", ylabel=f"{METRICS[metric]}, %")
         axis.xaxis.set(major_formatter="{x:g}", minor_formatter="")
-    _legend(figure, fontsize=7)
+    legend(figure, fontsize=7)
     return figure
 
 
@@ -77,9 +77,3 @@ def _ours_and_published(axis: Axes, table: pd.DataFrame, ours: str, published: s
     axis.errorbar(table.index, table["mean"], spread, fmt=solid, ms=4, capsize=2, color=ours, label=f"{of}ours")
     if table["published"].notna().any():
         axis.plot(table["published"], dotted, ms=4, mfc="white", color=published, label=f"{of}published")
-
-
-def _legend(figure: Figure, **options) -> None:
-    """One entry for each label of all panels."""
-    drawn = {label: line for axis in figure.axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(drawn.values(), drawn, loc="outside upper center", ncols=2, **options)

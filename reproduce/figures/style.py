@@ -52,6 +52,12 @@ def subplots(rows: int, columns: int, size: tuple[float, float], **options) -> t
     return figure, axes
 
 
+def legend(figure: Figure, columns: int = 2, **options) -> None:
+    """One entry for each label of all panels, above them."""
+    drawn = {label: line for axis in figure.axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(drawn.values(), drawn, loc="outside upper center", ncols=columns, **options)
+
+
 def nothing(axis: Axes | None = None) -> Figure:
     """The panel, or the whole figure where ``axis`` is None, in the place of one for which there are no results."""
     axis = axis or subplots(1, 1, (3.3, 1.0))[1][0, 0]

@@ -1,0 +1,243 @@
+"""Does a choice change the result by more than chance? Differences beside three kinds of noise, and answers by rule.
+
+The noise: which images the test set happens to hold (95 % bootstrap interval), the seeds of f, and where the greedy coreset begins.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from scipy.stats import spearmanr
+
+from reproduce.run import Grid
+from reproduce.studies import HeldOut
+from reproduce.tables import AUROC, COLUMNS, METRICS, compare, paired
+
+RULE = """A difference counts where all three agree: the bootstrap interval over test images leaves zero out; it is more than two
+standard deviations of the seeds' own differences; and, where the bank is a coreset, more than two of the coreset's noise
+(PatchCore with 1 %, begun at random patches). With one seed there is no deviation, and that kind is not asked."""
+PAIRS = [("ReConPatch", "random f"), ("ReConPatch", "PatchCore"), ("random f", "PatchCore"), ("whitened", "PatchCore")]
+
+# ---- between methods ----
+
+
+def contrasts(grid, pairs: Sequence[tuple[str, str]] = PAIRS, by: Sequence[str] = ("backbone", "coreset_ratio")):
+    """Rows of :func:`reproduce.tables.paired` for each pair of methods, with columns first, second, noise and answer (see RULE).
+
+    grid: as of :func:`reproduce.grids.does_training_help`. noise: NaN where the bank is no coreset. answer: "above", "below" or
+    "within noise".
+    """
+    fixed, of = grid.where(coreset_start={"mean"}), noise(grid)
+    rows = pd.concat(
+        [paired(fixed, by, {"method": a}, {"method": b}).assign(first=a, second=b) for a, b in pairs], ignore_index=True
+    )
+    of = of[of["metric"] == "image_auroc"].rename(columns={"spread": "noise"})[["backbone", "row", "noise"]]
+    rows = rows.merge(of.astype({"noise": float}), on=["backbone", "row"], how="left")
+    rows.loc[rows["coreset_ratio"] == 1, "noise"] = np.nan
+    counts, size = (rows["low"] > 0) | (rows["high"] < 0), rows["mean"].abs()
+    for kind in ("spread", "noise"):
+        counts &= ~(size <= 2 * rows[kind].astype(float))
+    return rows.assign(answer=np.where(counts, np.where(rows["mean"] > 0, "above", "below"), "within noise"))
+
+
+def noise(grid, metric: str | Sequence[str] = AUROC) -> pd.DataFrame:
+    """What the start of the coreset alone changes: rows of :func:`reproduce.tables.compare` whose spread is over the random starts.
+
+    grid: holds :func:`reproduce.grids.coreset_noise`. Column backbone follows.
+    """
+    frame, parts = grid.where(coreset_start={"random"}, method={"PatchCore"}).frame(), []
+    for name, part in frame.groupby("backbone", sort=False) if len(frame) else ():
+        rows = compare(part, by=["backbone"], metric=metric, groups={})
+        parts.append(rows.assign(backbone=name, setting=f"PatchCore, {name}, random starts"))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*COLUMNS, "backbone"])
+
+
+def noise_of_means(grid) -> dict[str, float]:
+    """Metric -> standard deviation of the mean over categories, over the coreset's starts, percent points; NaN where there are none."""
+    rows = noise(grid)
+    of = rows[rows["row"] == "all"].set_index("metric")["spread"].astype(float)
+    return {metric: float(of.get(metric, np.nan)) for metric in AUROC}
+
+
+def answers(rows: pd.DataFrame) -> str:
+    """A sentence for each pair of methods: in how many comparisons the first is above, below, within noise, and what follows."""
+    found = []
+    for (first, second), part in rows.dropna(subset="mean").groupby(["first", "second"], sort=False):
+        single, means = part[part["kind"] == "category"], part[part["kind"] == "all"]
+        above, below, within = ((single["answer"] == answer).sum() for answer in ("above", "below", "within noise"))
+        span = f"means over categories from {means['mean'].min():+.2f} to {means['mean'].max():+.2f} points"
+        follows = {(True, False): "it helps", (False, True): "it hurts", (True, True): "it depends"}
+        follows = follows.get((above > 0, below > 0), "no effect is shown")
+        found.append(
+            f"{first} against {second}: {follows}. Above in {above}, below in {below}, within noise in {within} of {len(single)} "
+            f"(CNN, bank, category); {span}."
+        )
+    return "\n".join(found) or "Nothing is computed yet."
+
+
+def table(frame: pd.DataFrame, metrics: Sequence[str] = (*AUROC, "aupro", "d_prime")) -> pd.DataFrame:
+    """Means over seeds by metric, CNN, category and bank (percent, but for d′): a row each, a column per method."""
+    if frame.empty:
+        return pd.DataFrame({"": ["nothing is computed yet"]})
+    long = frame.melt(["backbone", "coreset_ratio", "category", "method"], list(metrics), "metric")
+    long["value"] = long["value"].astype(float) * np.where(long["metric"] == "d_prime", 1, 100)
+    long = long.assign(metric=long["metric"].map(METRICS), bank=long["coreset_ratio"].map("{:.0%}".format))
+    wide = long.pivot_table("value", ["metric", "backbone", "category", "bank"], "method", sort=False)
+    return wide.round(2)[list(dict.fromkeys(frame["method"]))]
+
+
+# ---- one choice at a time ----
+
+
+def moves(grid, choices: Mapping[str, Sequence], defaults: Mapping) -> pd.DataFrame:
+    """How far each value of each choice moves the mean over categories and seeds from the default's.
+
+    grid: as of :func:`reproduce.grids.open_choices`.
+
+    Returns:
+        Rows of :func:`reproduce.tables.compare`, whose mean is the move in percent points; columns choice and value follow.
+    """
+
+    def means(where: Mapping) -> pd.DataFrame:
+        fixed = [(t, r) for t, r in grid.pairs() if all(getattr(t.config, n) == v for n, v in where.items())]
+        part = Grid(*map(list, zip(*fixed, strict=True)), []).frame() if fixed else pd.DataFrame()
+        return compare(part[part["method"] == "ReConPatch"] if fixed else part, metric=AUROC)
+
+    rows, start = [], means(defaults)
+    for choice, value in ((c, v) for c, values in choices.items() for v in values if v != defaults[c]):
+        if len(start) and len(own := means({**defaults, choice: value})):
+            moved = own.assign(mean=own["mean"] - start["mean"], spread=np.nan, setting=f"{choice} {value}")
+            rows.append(moved.assign(choice=choice, value=str(value)))
+    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=[*COLUMNS, "choice", "value"])
+
+
+def moved_in_words(rows: pd.DataFrame, noise_: Mapping[str, float]) -> str:
+    """For each metric: the choices that move it by more than two deviations of the coreset's noise, the greatest first."""
+    found = []
+    for metric, part in rows.dropna(subset="mean").groupby("metric", sort=False):
+        size = part.assign(size=part["mean"].abs()).sort_values("size", ascending=False)
+        largest = size.drop_duplicates("choice")
+        bound = 2 * noise_[metric]
+        beyond = [f"{r['setting']} ({r['mean']:+.2f})" for r in largest.to_dict("records") if not r["size"] <= bound]
+        said = f"beyond the noise of ± {bound:.2f}: {', '.join(beyond) or 'none'}"
+        if np.isnan(bound):
+            said = f"the noise is not measured; the greatest is {beyond[0]}"
+        found.append(f"{METRICS[metric]}: {len(beyond)} of {len(largest)} choices move it, {said}.")
+    return "\n".join(found) or "Nothing is computed yet."
+
+
+# ---- the size of the bank ----
+
+
+def times(grid) -> pd.DataFrame:
+    """Frame of ``inference_ms`` by the ratio of the bank, of :class:`reproduce.studies.InferenceTime` results."""
+    names = ("method", "category", "seed", "coreset_ratio")
+    return pd.DataFrame(
+        [{n: t.columns()[n] for n in names} | {"inference_ms": r.metrics["inference_ms"]} for t, r in grid.pairs()]
+    )
+
+
+def by_bank(frame: pd.DataFrame, ms: pd.DataFrame) -> pd.DataFrame:
+    """Means over categories and seeds by ratio and line (method and selection): percent, MB of the bank, ms an image (NaN where not timed).
+
+    ms: as of :func:`times`. A bank of all patches selects nothing: it ends the lines of both selections.
+    """
+    if frame.empty:
+        return pd.DataFrame(columns=["line", "coreset_ratio", *AUROC, "megabytes", "ms"])
+    both = pd.concat([frame, frame[frame["coreset_ratio"] == 1].assign(selection="random")], ignore_index=True)
+    both["line"] = both["method"] + ", " + both["selection"]
+    both["megabytes"] = both["bank_bytes"].astype(float) / 1e6
+    names = [*AUROC, "megabytes"]
+    both[names] = both[names].astype(float)
+    found = both.groupby(["line", "coreset_ratio"], sort=False)[names].mean().reset_index()
+    found[list(AUROC)] *= 100
+    of = dict(zip(ms["coreset_ratio"], ms["inference_ms"], strict=True)) if len(ms) else {}
+    return found.assign(ms=found["coreset_ratio"].map(of).astype(float))
+
+
+def knees(banks: pd.DataFrame, noise_: Mapping[str, float]) -> pd.DataFrame:
+    """The smallest bank of each line and metric whose mean is within two deviations of the coreset's noise of the line's best.
+
+    banks: of :func:`by_bank`. Columns line, metric, best, at and knee (ratios), and "all - 1 %": what the paper's 1 % loses, in points.
+    """
+    rows = []
+    for (line, part), metric in ((group, m) for group in banks.groupby("line", sort=False) for m in noise_):
+        best, of = part.loc[part[metric].idxmax()], part.set_index("coreset_ratio")[metric]
+        knee = part[part[metric] >= best[metric] - 2 * np.nan_to_num(noise_[metric])]["coreset_ratio"].min()
+        row = {"line": line, "metric": METRICS[metric], "best": best[metric], "at": best["coreset_ratio"], "knee": knee}
+        rows.append(row | {"all - 1 %": of.get(1.0, np.nan) - of.get(0.01, np.nan)})
+    return pd.DataFrame(rows, columns=["line", "metric", "best", "at", "knee", "all - 1 %"])
+
+
+def knees_in_words(found: pd.DataFrame) -> str:
+    """A sentence for each line and metric."""
+    words = [
+        f"{r['line']}: {r['metric']} is best with {r['at']:.1%} ({r['best']:.2f}), within noise of it from {r['knee']:.1%} on; "
+        f"all patches instead of 1 %: {r['all - 1 %']:+.2f}."
+        for r in found.to_dict("records")
+    ]
+    return "\n".join(words) or "Nothing is computed yet."
+
+
+# ---- choosing without labels ----
+
+CRITERIA = {
+    "texture_image_auroc": "image AUROC, simulated textures", "structure_image_auroc": "image AUROC, simulated structure",
+    "texture_pixel_auroc": "pixel AUROC, simulated textures", "structure_pixel_auroc": "pixel AUROC, simulated structure",
+    "steadiness": "median / MAD of held-out normal scores",
+}  # fmt: skip
+CHOICE_RULE = """A criterion chooses where its rank correlation with the true AUROC is positive beyond chance (p < 0.05) in every category;
+"no" where in none; else it depends on the category, which nobody knows without labels."""
+
+
+def criteria(grid) -> pd.DataFrame:
+    """A row per setting and category: the test set's image and pixel AUROC, beside what was known without labels (CRITERIA)."""
+    known = {task.entry: result.metrics for task, result in grid.pairs() if isinstance(task, HeldOut)}
+    rows = [
+        {"category": e.category, "method": e.method, "setting": repr(e.config)} | {n: r.metrics[n] for n in AUROC} | known[e]
+        for e, r in grid.pairs() if e in known
+    ]  # fmt: skip
+    return pd.DataFrame(rows).drop(columns="undefined") if rows else pd.DataFrame(rows)
+
+
+def rank_correlations(rows: pd.DataFrame) -> pd.DataFrame:
+    """Spearman's ρ over the settings of a category, of each criterion with the AUROC it is meant for (steadiness with both).
+
+    Returns:
+        Rows of :func:`reproduce.tables.compare`, whose mean is ρ, NaN where all are alike; columns truth, settings, p and cost:
+        the best setting's true AUROC minus that of the criterion's favourite, in percent points.
+    """
+    found = []
+    for category, part in rows.groupby("category", sort=False) if len(rows) else ():
+        for criterion, truth in ((k, t) for k in CRITERIA for t in AUROC):
+            if _is_for(criterion, truth):
+                some = part[[criterion, truth]].astype(float).dropna()
+                alike = len(some) < 3 or (some.nunique() < 2).any()
+                rho, p = (np.nan, np.nan) if alike else spearmanr(some[criterion], some[truth])
+                cost = 100 * (some[truth].max() - some.loc[some[criterion].idxmax(), truth]) if len(some) else np.nan
+                about = {
+                    "metric": f"ρ with {METRICS[truth]}",
+                    "setting": CRITERIA[criterion],
+                    "kind": "category",
+                    "row": category,
+                }
+                about |= {"left_out": "", "why": "all settings are alike" * bool(alike), "mean": rho, "truth": truth}
+                found.append(about | {"settings": len(some), "p": p, "cost": cost})
+    return pd.DataFrame(found, columns=[*COLUMNS, "truth", "settings", "p", "cost"])
+
+
+def _is_for(criterion: str, truth: str) -> bool:
+    return criterion == "steadiness" or criterion.endswith(truth)
+
+
+def can_be_chosen(found: pd.DataFrame) -> str:
+    """A sentence for each criterion by CHOICE_RULE."""
+    words = []
+    for (criterion, metric), part in found.dropna(subset="mean").groupby(["setting", "metric"], sort=False):
+        good = (part["mean"] > 0) & (part["p"] < 0.05)
+        answer = "yes" if good.all() else "no" if not good.any() else "it depends"
+        words.append(
+            f"{criterion}, {metric}: {answer} ({good.sum()} of {len(part)} categories; ρ {part['mean'].min():+.2f} to "
+            f"{part['mean'].max():+.2f}; its favourite costs up to {part['cost'].max():.2f} points)."
+        )
+    return "\n".join(words) or "Nothing is computed yet."

@@ -1,0 +1,266 @@
+"""Whether a difference is more than noise, which choices move the result, where the knee is, what can be chosen without labels."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_entries import PATCHCORE, SMALL
+
+from rcp.data import load_dataset
+from reproduce import effects, grids, tables
+from reproduce.entries import Entry
+from reproduce.notebook import Settings
+from reproduce.run import Grid, Result, run
+from reproduce.store import Store
+from reproduce.studies import HeldOut
+
+LABELS = np.repeat([0, 1], 40)
+
+
+def result(scores, **metrics) -> Result:
+    return Result(
+        {"metrics": {"undefined": {}, **metrics}, "data": {"train": 1}}, {"scores": scores, "labels": LABELS}, False
+    )
+
+
+def scored(better: float, seed: int = 0) -> np.ndarray:
+    """Scores whose AUROC rises with ``better``."""
+    noise = np.random.default_rng(seed).normal(size=len(LABELS))
+    return noise + better * LABELS
+
+
+def a_grid(gains: dict, noise: float, seeds=(0, 1), category="one") -> Grid:
+    """Methods whose scores are better by so much (per seed), and a coreset whose random starts spread so much in AUROC."""
+    pairs = []
+    for representation, gain in gains.items():
+        for seed in seeds:
+            config = dataclasses.replace(SMALL, representation=representation, coreset_ratio=0.01, seed=seed)
+            of = gain[seed] if isinstance(gain[seed], np.ndarray) else scored(gain[seed])
+            auroc = tables.image_auroc(LABELS, of)
+            pairs.append((Entry(config, "", category), result(of, image_auroc=auroc, pixel_auroc=auroc)))
+    for start, value in enumerate((0.9 - noise, 0.9, 0.9 + noise)):
+        config = dataclasses.replace(PATCHCORE, coreset_ratio=0.01, coreset_start="random", seed=start)
+        pairs.append((Entry(config, "", category), result(scored(0), image_auroc=value, pixel_auroc=value)))
+    return Grid(*map(list, zip(*pairs, strict=True)), [])
+
+
+def answer_of(gains: dict, noise: float) -> pd.Series:
+    rows = effects.contrasts(a_grid(gains, noise), [("ReConPatch", "random f")])
+    return rows[rows["kind"] == "category"].iloc[0]
+
+
+def test_a_difference_counts_only_beyond_all_three_kinds_of_noise():
+    clear = answer_of({"random": (0.0, 0.0), "trained": (3.0, 3.01)}, noise=0.001)
+    assert clear["answer"] == "above" and clear["low"] > 0 and clear["mean"] > 2 * clear["spread"]
+    assert answer_of({"random": (3.0, 3.01), "trained": (0.0, 0.0)}, noise=0.001)["answer"] == "below"
+    by_coreset = answer_of({"random": (0.0, 0.0), "trained": (3.0, 3.01)}, noise=0.3)
+    assert by_coreset["answer"] == "within noise" and by_coreset["low"] > 0 and by_coreset["noise"] == pytest.approx(30)
+    by_seeds = answer_of({"random": (0.0, 0.0), "trained": (0.2, 3.0)}, noise=0.001)
+    assert by_seeds["answer"] == "within noise" and by_seeds["low"] > 0, "one seed won, the other did not"
+    other = scored(0.3, seed=5)
+    by_images = answer_of({"random": (0.0, 0.0), "trained": (other, other)}, noise=0.0)
+    assert by_images["answer"] == "within noise" and by_images["low"] <= 0 < by_images["mean"]
+
+
+def test_the_noise_of_a_coreset_is_none_of_a_full_bank():
+    grid = a_grid({"random": (0.0, 0.0), "trained": (3.0, 3.01)}, noise=0.3)
+    whole = [Entry(e.config.replace(coreset_ratio=1.0), "", "one") if e.config.linear else e for e in grid.entries]
+    rows = effects.contrasts(Grid(whole, grid.results, []), [("ReConPatch", "random f")])
+    assert rows["noise"].isna().all() and set(rows["answer"]) == {"above"}
+
+
+def test_the_answer_follows_from_the_numbers():
+    say = effects.answers(effects.contrasts(a_grid({"random": (0.0, 0.0), "trained": (3.0, 3.01)}, 0.001)))
+    assert say.startswith("ReConPatch against random f: it helps. Above in 1, below in 0, within noise in 0 of 1 ")
+    say = effects.answers(effects.contrasts(a_grid({"random": (0.0, 0.0), "trained": (0.0, 0.0)}, 0.001)))
+    assert "no effect is shown. Above in 0, below in 0, within noise in 1 of 1" in say
+    assert effects.answers(effects.contrasts(Grid([], [], []))) == "Nothing is computed yet."
+
+
+def test_the_spread_is_of_the_seeds_own_differences():
+    grid = a_grid({"none": (0.0, 2.0), "trained": (1.0, 3.0)}, noise=0.0)
+    row = tables.paired(grid.where(coreset_start={"mean"})).iloc[0]
+    own = [
+        100 * (tables.image_auroc(LABELS, scored(a)) - tables.image_auroc(LABELS, scored(b)))
+        for a, b in ((1, 0), (3, 2))
+    ]
+    assert (row["mean"], row["spread"]) == pytest.approx((np.mean(own), np.std(own, ddof=1)))
+
+
+# ---- one choice at a time ----
+
+
+def test_a_move_is_measured_from_the_default_the_others_unmoved():
+    choices = {"sigma": (0.1, 1.0), "coreset_projection": (128, None)}
+    values = {(1.0, None): 0.90, (0.1, None): 0.93, (1.0, 128): 0.85, (0.1, 128): 0.10}
+    pairs = [
+        (
+            Entry(SMALL.replace(sigma=s, coreset_projection=p), "", "one"),
+            result(scored(0), image_auroc=v, pixel_auroc=v),
+        )
+        for (s, p), v in values.items()
+    ]
+    rows = effects.moves(
+        Grid(*map(list, zip(*pairs, strict=True)), []), choices, {"sigma": 1.0, "coreset_projection": None}
+    )
+    image = rows[rows["metric"] == "image_auroc"].set_index("setting")["mean"]
+    assert image.to_dict() == pytest.approx({"sigma 0.1": 3, "coreset_projection 128": -5})
+    noise = {"image_auroc": 2.0, "pixel_auroc": 0.1}
+    first, second = effects.moved_in_words(rows, noise).splitlines()
+    assert first == "image AUROC: 1 of 2 choices move it, beyond the noise of ± 4.00: coreset_projection 128 (-5.00)."
+    assert "2 of 2 choices move it" in second
+    assert "noise is not measured" in effects.moved_in_words(rows, dict.fromkeys(noise, np.nan))
+
+
+def test_every_open_choice_is_varied_around_its_default(demo_root, monkeypatch, tmp_path):
+    monkeypatch.setenv("RCP_RUNS", str(tmp_path))
+    s = Settings(profile="paper", data_root=str(demo_root), seeds=(0,))
+    default = s.config()
+    for name, values in grids.choices(s).items():
+        assert getattr(default, name) in values and len(set(values)) == len(values) >= 2, name
+    moved = [e.config for e in grids.open_choices(s) if e.method == "ReConPatch"]
+    base = default.replace(calibration_folds=0)
+    away = [[n for n in base.names() if getattr(c, n) != getattr(base, n)] for c in moved]
+    assert max(map(len, away)) == 1 and {n for names in away for n in names} == set(grids.choices(s))
+    some = grids.open_choices(s, only=["sigma"])
+    assert {e.config.sigma for e in some} == {0.1, 1.0, 10.0} and len(
+        {e.config for e in some if e.method == "ReConPatch"}
+    ) == 3
+
+
+# ---- the size of the bank ----
+
+
+def test_the_knee_is_the_smallest_bank_within_noise_of_the_best():
+    banks = pd.DataFrame(
+        {
+            "line": "PatchCore, greedy",
+            "coreset_ratio": [0.001, 0.01, 0.1, 1.0],
+            "image_auroc": [80, 95, 97, 96.9],
+            "pixel_auroc": 90.0,
+        }
+    )
+    found = effects.knees(banks, {"image_auroc": 1.2, "pixel_auroc": np.nan}).set_index("metric")
+    assert found.loc["image AUROC", ["at", "knee"]].tolist() == [0.1, 0.01]
+    assert found.loc["image AUROC", "all - 1 %"] == pytest.approx(1.9) and found.loc["pixel AUROC", "knee"] == 0.001
+    assert "within noise of it from 1.0% on; all patches instead of 1 %: +1.90." in effects.knees_in_words(
+        found.reset_index()
+    )
+
+
+def test_a_bank_of_all_patches_ends_both_lines(demo_root, monkeypatch, tmp_path):
+    monkeypatch.setenv("RCP_RUNS", str(tmp_path))
+    s = Settings(profile="paper", data_root=str(demo_root), seeds=(0,), categories=("gear",))
+    entries = [e for e in grids.bank(s, starts=2) if e.config.coreset_start == "mean"]
+    results = [result(scored(0), image_auroc=e.config.coreset_ratio, pixel_auroc=0.5) for e in entries]
+    table = effects.by_bank(
+        Grid(entries, results, []).frame(), pd.DataFrame({"coreset_ratio": [1.0], "inference_ms": [7.0]})
+    )
+    ratios = {line: sorted(part["coreset_ratio"]) for line, part in table.groupby("line")}
+    assert all(of == [0.001, 0.003, 0.01, 0.03, 0.1, 1.0] for of in ratios.values())
+    assert table["line"].nunique() == 4 and set(table["ms"].dropna()) == {7.0}
+
+
+# ---- choosing without labels ----
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory, demo_root):
+    task = HeldOut(Entry(PATCHCORE, str(demo_root), "fabric"), images=8)
+    return task, run(task, Store(tmp_path_factory.mktemp("runs")))
+
+
+def test_what_is_held_out_is_scored_by_a_bank_without_it(held_out):
+    _, found = held_out
+    normal, *changed = found.arrays["scores"]
+    assert len(normal) == 8 and (normal > 0).all(), "an image that filled the bank would find its own patches"
+    assert (changed[0] > normal).mean() > 0.5, "a blended texture scores higher than the same image without"
+    assert all((of != normal).any() for of in changed)
+    assert {f"{k}_{m}" for k in ("texture", "structure") for m in tables.AUROC} < set(found.metrics)
+    assert found.metrics["steadiness"] > 0 and "image_auroc" not in found.metrics, "nothing of the test set"
+
+
+def test_a_trained_f_is_refused_for_it_has_seen_what_is_held_out(demo_root, tmp_path):
+    with pytest.raises(ValueError, match="representation: expected none or whitened"):
+        run(HeldOut(Entry(SMALL, str(demo_root), "fabric")), Store(tmp_path))
+
+
+def test_a_whitening_is_of_the_other_fold_alone(demo_root, tmp_path, monkeypatch):
+    from rcp import detector
+
+    seen = []
+    monkeypatch.setattr(
+        detector, "represent", lambda p, c, *a, of=detector.represent: (seen.append(len(p)), of(p, c, *a))[1]
+    )
+    run(HeldOut(Entry(SMALL.replace(representation="whitened"), str(demo_root), "fabric"), 8), Store(tmp_path))
+    n = len(load_dataset(demo_root, category="fabric").train)
+    assert sorted(seen) == [n // 2, n - n // 2]
+
+
+def criteria_rows(**columns) -> pd.DataFrame:
+    truth = np.arange(30) / 30
+    return pd.DataFrame(
+        {"category": "one", "image_auroc": truth, "pixel_auroc": truth[::-1]}
+        | dict.fromkeys(effects.CRITERIA, 0.0)
+        | columns
+    )
+
+
+def test_rank_correlations_and_what_the_favourite_costs():
+    truth = np.arange(30) / 30
+    rows = effects.rank_correlations(criteria_rows(texture_image_auroc=truth**2, structure_image_auroc=-truth))
+    found = rows[rows["truth"] == "image_auroc"].set_index("setting")
+    good, bad = (found.loc[effects.CRITERIA[name]] for name in ("texture_image_auroc", "structure_image_auroc"))
+    assert (good["mean"], good["cost"], good["settings"]) == pytest.approx((1, 0, 30))
+    assert (bad["mean"], bad["cost"]) == pytest.approx((-1, 100 * 29 / 30))
+    alike = found.loc[effects.CRITERIA["steadiness"]]
+    assert np.isnan(alike["mean"]) and alike["why"] == "all settings are alike"
+    say = effects.can_be_chosen(rows)
+    assert (
+        "simulated textures, ρ with image AUROC: yes (1 of 1" in say
+        and "simulated structure, ρ with image AUROC: no (0 of 1" in say
+    )
+    assert list(rows)[: len(tables.COLUMNS)] == tables.COLUMNS
+
+
+def test_a_criterion_must_hold_in_every_category():
+    truth = np.arange(30) / 30
+    two = pd.concat(
+        [criteria_rows(texture_image_auroc=truth), criteria_rows(texture_image_auroc=-truth, category="two")]
+    )
+    assert "simulated textures, ρ with image AUROC: it depends (1 of 2" in effects.can_be_chosen(
+        effects.rank_correlations(two)
+    )
+
+
+def test_a_setting_needs_both_its_entry_and_what_is_known_without_labels(held_out):
+    task, known = held_out
+    truth = result(scored(1), image_auroc=0.8, pixel_auroc=0.7)
+    (row,) = effects.criteria(Grid([task.entry, task], [truth, known], [])).to_dict("records")
+    assert (row["image_auroc"], row["steadiness"]) == (0.8, known.metrics["steadiness"])
+    assert effects.criteria(Grid([task], [known], [])).empty
+    assert effects.can_be_chosen(effects.rank_correlations(pd.DataFrame())) == "Nothing is computed yet."
+
+
+def test_no_setting_of_the_study_trains_f(demo_root, monkeypatch, tmp_path):
+    monkeypatch.setenv("RCP_RUNS", str(tmp_path))
+    s = Settings(profile="paper", data_root=str(demo_root), seeds=(0,), categories=("gear",))
+    tasks = grids.choose_without_labels(s)
+    assert len({t.config for t in tasks}) == len(tasks) / 2 == 36 and not any(t.config.linear for t in tasks)
+
+
+def test_figures_are_drawn_of_nothing_and_of_something():
+    from reproduce import figures
+
+    rows = effects.contrasts(a_grid({"none": (0, 0), "random": (0, 0), "trained": (1, 1.1)}, 0.01))
+    axis = figures.contrasts(rows).axes[0]
+    assert [t.get_text() for t in axis.get_yticklabels()] == ["one", "mean"]
+    empty = SimpleNamespace(pairs=list)
+    for figure in (
+        figures.contrasts(rows[:0]), figures.tornado(effects.moves(empty, {}, {}), {}),
+        figures.against(effects.by_bank(pd.DataFrame(), pd.DataFrame()), "coreset_ratio", {"ms": "ms"}, {}),
+        figures.ranks(effects.criteria(empty), "image_auroc", effects.CRITERIA),
+    ):  # fmt: skip
+        assert "nothing is computed yet" in figure.axes[0].texts[0].get_text()

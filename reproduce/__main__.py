@@ -5,10 +5,15 @@ import sys
 from pathlib import Path
 
 from rcp.data import download
-from reproduce import batch, doctor, tables, verdict
+from reproduce import batch, bundle, doctor, grids, tables, verdict
 from reproduce.demo import draw_demo
+from reproduce.notebook import Settings, plain
 from reproduce.store import Store, runs_root
 
+# Grids of entries alone, which a bundle can take.
+BUNDLED = (
+    "does_training_help", "open_choices", "bank", "table_1", "table_2", "table_3", "table_4", "table_5", "table_s1_s2_s3", "table_s4",
+)  # fmt: skip
 # A batch's parameters, as notebooks declare them.
 PARAMETERS = {
     "profile": {"help": "demo (default): drawn images, minutes on two cores; paper: the paper's setting"},
@@ -70,7 +75,22 @@ def _gather(o: argparse.Namespace) -> None:
 
 
 def _pack(o: argparse.Namespace) -> None:
-    print(f"{Store(runs_root(o.runs)).pack(o.file)} entries packed into {o.file}")
+    print(f"{Store(runs_root(o.runs)).pack(o.file, o.light)} entries packed into {o.file}")
+
+
+def _entries(o: argparse.Namespace) -> None:
+    print(f"{tables.of_store(Store(runs_root(o.runs)), o.file)} rows in {o.file}")
+
+
+def _bundle(o: argparse.Namespace) -> None:
+    given = {name: plain(value) for name in PARAMETERS if (value := getattr(o, name, None)) is not None}
+    settings = Settings(**given)
+    tasks = [task for name in o.grids for task in getattr(grids, name)(settings)]
+    entries, others = bundle.missing(tasks, settings.store)
+    print(bundle.describe(entries, others))
+    print(
+        f"{bundle.write(o.folder, entries) / 2**20:.1f} MiB in {o.folder}; there: python run.py --minutes 9 --out results.zip"
+    )
 
 
 def _unpack(o: argparse.Namespace) -> None:
@@ -119,7 +139,25 @@ def _parser() -> argparse.ArgumentParser:
     csv = ("--csv", {"type": Path, "default": Path("results/published.csv")})
     command("gather", _gather, "all rows of a run's folder into one CSV", ("folder", {"type": Path}), csv)
     command("views", _views, "Markdown views of that CSV, beside it", csv)
-    command("pack", _pack, "all finished entries into one file", ("file", {"type": Path}), runs)
+    light = (
+        "--light",
+        {"action": "store_true", "help": "without patch scores: tables can be drawn from it, maps cannot"},
+    )
+    command("pack", _pack, "all finished entries into one file", ("file", {"type": Path}), light, runs)
+    command("entries", _entries, "every entry of the store as a row of a CSV", ("file", {"type": Path}), runs)
+    some_grids = (
+        "--grids",
+        {"nargs": "+", "choices": BUNDLED, "default": ["does_training_help"], "help": "whose entries"},
+    )
+    folder = ("folder", {"type": Path})
+    command(
+        "bundle",
+        _bundle,
+        "what the store lacks, for a machine with a GPU and nothing else",
+        folder,
+        some_grids,
+        *batch[:9],
+    )
     command("unpack", _unpack, "merge a packed file into the store", ("file", {"type": Path}), runs)
     command("doctor", _doctor, "device, versions, data, weights, disk, and what is missing")
     root = ("--root", {"type": Path, "help": "folder of data sets (default: data/)"})

@@ -319,4 +319,4 @@ class Ensemble(OfAnEntry):
         statistics = result.info["train_statistics"]
         require("calibration_folds", bool(statistics), "2 or more of an ensemble's members (Eq. 11)", 0)
         center, mad = statistics[self.level][self.deviation]
-        return tuple(modified_z_score(result.arrays[n], center, mad, self.beta) for n in ("scores", "patch_scores"))
+        return tuple(modified_z_score(of, center, mad, self.beta) for of in (result.scores, result.patch_scores))

@@ -49,16 +49,32 @@ class Result:
     @property
     def patches(self) -> int | None:
         """Patches of the training set: N_images · h · w."""
-        if "patch_scores" not in self.arrays:
+        left_out = self.info.get("without", {}).get("patch_scores")
+        if left_out is None and "patch_scores" not in self.arrays:
             return None
-        return self.info["data"]["train"] * int(np.prod(self.arrays["patch_scores"].shape[1:]))
+        shape = left_out or self.arrays["patch_scores"].shape
+        return self.info["data"]["train"] * int(np.prod(shape[1:]))
+
+    @property
+    def patch_scores(self) -> np.ndarray:
+        """(n_test, h, w).
+
+        Raises:
+            ValueError: they were left out when the result was packed.
+        """
+        if "patch_scores" not in self.arrays:
+            of = f"{self.info['config']['backbone']}, {self.info['data']['category']}"
+            raise ValueError(
+                f"patch scores: the result ({of}) is of a light pack, without them; remove it to compute it again"
+            )
+        return self.arrays["patch_scores"]
 
     def maps(self, some: Sequence[int] | slice = slice(None)) -> np.ndarray:
         """(n, S, S) float32 score maps of test images, drawn again from what is stored."""
         if "log_odds" in self.arrays:  # of a refinement network
             return 1 / (1 + np.exp(-self.arrays["log_odds"][some].astype(np.float32)))
         c = self.info["config"]
-        return score_maps(torch.from_numpy(self.arrays["patch_scores"][some]), c["image_size"], c["blur"])
+        return score_maps(torch.from_numpy(self.patch_scores[some]), c["image_size"], c["blur"])
 
 
 def run(task, store: Store | None = None, log: Callable[[str], None] = logger.info) -> Result:

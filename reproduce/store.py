@@ -91,9 +91,8 @@ class Store:
 
     def save(self, kind: str, identity: dict, info: dict, arrays: dict[str, np.ndarray]) -> None:
         with self._written(self.folder(kind, identity)) as folder:
-            np.savez_compressed(folder / "arrays.npz", **arrays)
-            content = info | {"identity": identity, "checksum": _checksum(arrays)}
-            (folder / "result.json").write_text(json.dumps(content, indent=1, allow_nan=False))
+            for name, content in zip(FILES, _written_as(info | {"identity": identity}, arrays), strict=True):
+                (folder / name).write_bytes(content)
 
     # -- patch features ------------------------------------------------------------------------------------------------
 
@@ -141,16 +140,30 @@ class Store:
 
     # -- results travel ------------------------------------------------------------------------------------------------
 
-    def pack(self, file: str | Path) -> int:
-        """Writes the finished entries (JSON, scores, patch scores; no features, no images) into one zip; -> how many."""
+    def infos(self) -> Iterator[dict]:
+        """What is known of each finished entry, without its arrays, in no order."""
+        for file in sorted((self.root / "entries").glob("[!.]*/result.json")):
+            yield json.loads(file.read_text())
+
+    def pack(self, file: str | Path, light: bool = False) -> int:
+        """Writes the finished entries (JSON, scores, patch scores; no features, no images) into one zip; -> how many.
+
+        Weights go by their name: where they lie is of this machine. light: without patch scores, a hundredth of the size: tables and
+        intervals can be drawn from it, maps and ensembles cannot.
+        """
         found = [f for f in sorted((self.root / "entries").glob("[!.]*")) if (f / "result.json").is_file()]
         if not found:
             raise ValueError(f"pack: the store {self.root} has no finished entries")
         temporary = Path(file).with_name(f".{Path(file).name}.{os.getpid()}")
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as packed:
             for folder in found:
-                for name in FILES:
-                    packed.write(folder / name, f"entries/{folder.name}/{name}")
+                info, arrays = _checked(*((folder / name).read_bytes() for name in FILES))
+                if "config" in info:
+                    info["config"]["weights"] = Path(info["config"]["weights"]).name
+                if light and "patch_scores" in arrays:
+                    info["without"] = {"patch_scores": list(arrays.pop("patch_scores").shape)}
+                for name, content in zip(FILES, _written_as(info, arrays), strict=True):
+                    packed.writestr(f"entries/{folder.name}/{name}", content)
         os.replace(temporary, file)
         return len(found)
 
@@ -183,6 +196,14 @@ class Store:
                     self.save("entries", identity, info, arrays)
                     new += 1
         return new, len(found)
+
+
+def _written_as(info: dict, arrays: dict[str, np.ndarray]) -> tuple[bytes, bytes]:
+    """result.json, with the checksum of the arrays, and arrays.npz."""
+    archive = io.BytesIO()
+    np.savez_compressed(archive, **arrays)
+    text = json.dumps(info | {"checksum": _checksum(arrays)}, indent=1, allow_nan=False)
+    return text.encode(), archive.getvalue()
 
 
 def _checked(text: bytes, archive: bytes) -> tuple[dict, dict[str, np.ndarray]]:

@@ -387,6 +387,33 @@ def read(path: Path) -> pd.DataFrame:
     return frame.fillna(dict.fromkeys(words, ""))
 
 
+def of_store(store, csv: Path) -> int:
+    """Writes every finished entry of a store into one CSV, a row each, and returns how many.
+
+    Columns: what was computed (entry, or the study's name), category, every hyper-parameter (weights by name), every metric, and seconds in
+    all, hours, device, commit, when it began.
+    """
+    rows = []
+    for info in store.infos():
+        identity, measured = info["identity"], info["metrics"]
+        of = {
+            "task": identity.get(
+                "study", "ensemble" if "members" in identity else "refined" if "refinement" in identity else "entry"
+            )
+        }
+        of |= {"category": info.get("data", {}).get("category", ""), "seed": info["config"]["seed"]} | info["config"]
+        of["weights"] = Path(of["weights"]).name
+        of["perturbed"] = any((identity.get("perturbation") or {}).values())
+        of |= {n: v for n, v in measured.items() if isinstance(v, int | float)}
+        seconds = sum(info["seconds"].values())
+        of |= {"hours": seconds / 3600, "device": info["device"], "commit": info["commit"], "started": info["started"]}
+        rows.append(of)
+    names = ["task", "category", "backbone", "representation", "coreset_ratio", "seed"]
+    table = pd.DataFrame(rows).sort_values(names, kind="stable")
+    table.to_csv(csv, index=False, float_format=_four_digits)
+    return len(table)
+
+
 def gather(run: Path, csv: Path) -> None:
     """Writes the rows of all notebooks of a run's folder into one CSV, with a first column ``item``."""
     files = {file.stem: read(file) for file in sorted(run.glob("*.csv")) if not file.stem.endswith("_entries")}

@@ -1,0 +1,208 @@
+"""What a published run lacks, as a folder for a machine that has a GPU and nothing else: images, weights, code, tasks, one script.
+
+Images travel as they are after resize and crop, without loss, and weights as they are: what is computed there has the identity of the same
+entry here, so :meth:`reproduce.store.Store.unpack` merges it. The code must be the same; that is checked there.
+"""
+
+import hashlib
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from rcp import backbone
+from rcp.checks import require
+from rcp.config import Config
+from rcp.data import Dataset, Split, Transform
+from reproduce.entries import Entry
+from reproduce.provenance import ROOT, code_upto
+from reproduce.run import load, run
+from reproduce.store import Store
+
+LIMIT = 50 * 2**20  # bytes of a bundle
+SCRIPT = '''"""Computes the tasks until the time is up: python run.py [--minutes 9] [--out results.zip]; goes on where it was."""
+
+import importlib
+import sys
+import types
+from pathlib import Path
+
+here = Path(__file__).resolve().parent
+sys.path.insert(0, str(here / "code"))
+for name in ("pooch", "requests"):  # of downloads, of which there are none
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        sys.modules[name] = types.ModuleType(name)
+
+from reproduce.bundle import compute
+
+sys.exit(compute(here, sys.argv[1:]))
+'''
+
+
+@dataclass(frozen=True)
+class Bundled(Entry):
+    """An entry whose images lie in a bundle, cropped: ``dataset`` is their folder, ``named`` its identity's JSON."""
+
+    named: str = ""
+
+    def data(self) -> Dataset:
+        folder = Path(self.dataset)
+        about = json.loads((folder / "about.json").read_text())
+        splits = {}
+        for name in ("train", "test"):
+            defects, masks = about[name]["defects"], about[name]["masks"]
+            paths = tuple(folder / name / f"{i:04d}.webp" for i in range(len(defects)))
+            of = tuple(path.with_suffix(".mask.png") if m else None for path, m in zip(paths, masks, strict=True))
+            splits[name] = Split(paths, np.array([d != "good" for d in defects]), tuple(defects), of)
+        return Dataset(folder, about["layout"], self.category, splits["train"], splits["test"], folder=folder)
+
+    def transform(self, split: str) -> Transform:
+        return Transform(resize=self.config.image_size, image_size=self.config.image_size)
+
+    def identity(self) -> dict:
+        return json.loads(self.named)
+
+
+def missing(tasks: Iterable, store: Store) -> tuple[list[Entry], list]:
+    """-> (entries that the store lacks, other tasks that it lacks: they do not travel)."""
+    lacking = [task for task in dict.fromkeys(tasks) if load(task, store) is None]
+    found = {json.dumps(t.identity(), sort_keys=True): t for t in lacking if type(t) is Entry}
+    return list(found.values()), [t for t in lacking if type(t) is not Entry]
+
+
+def write(folder: Path, tasks: Sequence[Entry]) -> int:
+    """Writes a bundle of these entries; -> its size in bytes.
+
+    Raises:
+        ValueError: nothing to compute; the folder is not empty; more than 50 MiB, with what is how large; weights that are no file.
+    """
+    require("bundle", len(tasks) > 0, "entries that the store lacks", "none")
+    require("folder", not folder.exists() or not any(folder.iterdir()), "a new or empty folder", str(folder))
+    for name in ("rcp", "reproduce"):
+        for file in sorted((ROOT / name).rglob("*.py")):
+            _copy(file, folder / "code" / file.relative_to(ROOT))
+    lines = []
+    for task in tasks:
+        weights = Path(task.config.weights)
+        require("weights", weights.is_file(), "a file, which can travel", task.config.weights)
+        prepared = folder / "data" / _name_of(task)
+        if not prepared.exists():
+            _prepare(task, prepared)
+            _copy(weights, folder / "weights" / weights.name)
+            _within(folder)
+        lines.append({
+            "config": task.config.asdict() | {"weights": weights.name}, "category": task.category,
+            "images": prepared.name, "identity": task.identity(),
+        })  # fmt: skip
+    (folder / "tasks.json").write_text(json.dumps(lines, indent=0))
+    (folder / "run.py").write_text(SCRIPT)
+    return _within(folder)
+
+
+def _name_of(task: Entry) -> str:
+    """The same for tasks that see the same pixels."""
+    how = [repr(task.transform(split)) for split in ("train", "test")]
+    digest = hashlib.blake2b(json.dumps([how, task.data().fingerprint()]).encode(), digest_size=6).hexdigest()
+    return f"{task.category}-{digest}"
+
+
+def _prepare(task: Entry, folder: Path) -> None:
+    """The images and masks of a category as a detector sees them, and what they are."""
+    data, about = task.data(), {"layout": task.data().layout}
+    for name in ("train", "test"):
+        split, transform = getattr(data, name), task.transform(name)
+        about[name] = {"defects": list(split.defects), "masks": [mask is not None for mask in split.masks]}
+        (folder / name).mkdir(parents=True)
+        for i, (path, mask) in enumerate(zip(split.paths, split.masks, strict=True)):
+            file = folder / name / f"{i:04d}.webp"
+            Image.fromarray(transform.image(path)).save(file, lossless=True, quality=80, method=4, exact=True)
+            if mask is not None:
+                Image.fromarray(transform.mask(mask, path)).save(file.with_suffix(".mask.png"))
+    (folder / "about.json").write_text(json.dumps(about))
+
+
+def _copy(file: Path, to: Path) -> None:
+    to.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(file, to)
+
+
+def _within(folder: Path) -> int:
+    sizes = {f: f.stat().st_size for f in folder.rglob("*") if f.is_file()}
+    parts: dict[str, float] = {}
+    for file, size in sizes.items():
+        name = "/".join(file.relative_to(folder).parts[:2])
+        parts[name] = parts.get(name, 0) + size / 2**20
+    largest = ", ".join(f"{name} {size:.1f}" for name, size in sorted(parts.items(), key=lambda p: -p[1])[:6])
+    words = f"at most {LIMIT / 2**20:.0f} MiB; name fewer categories or one CNN, and make another bundle of the rest"
+    require("bundle", sum(sizes.values()) <= LIMIT, words, f"more: {largest} MiB")
+    return sum(sizes.values())
+
+
+# ---- on the other machine ----
+
+
+def compute(folder: Path, arguments: Sequence[str]) -> int:
+    """What ``run.py`` does: the tasks that are not there yet, while the longest so far still fits the time; then packs what is there."""
+    import argparse
+
+    parser = argparse.ArgumentParser(description="compute this bundle's tasks")
+    parser.add_argument("--minutes", type=float, default=9.0, help="of all, after which nothing new is begun")
+    parser.add_argument("--out", type=Path, default=folder / "results.zip")
+    options, started, longest = parser.parse_args(arguments), time.monotonic(), 0.0
+    store, tasks = Store(folder / "runs"), tasks_of(folder)
+    for i, task in enumerate(tasks, 1):
+        began = time.monotonic()
+        if load(task, store) is not None:
+            continue
+        if began + longest > started + 60 * options.minutes:
+            print(
+                f"the time is up: {len(tasks) - i + 1} of {len(tasks)} tasks are left; the same command goes on",
+                flush=True,
+            )
+            break
+        result = run(task, store, lambda _line: None)
+        longest = max(longest, time.monotonic() - began)
+        words = f"{task.config.backbone} {task.category} {task.method} {task.config.coreset_ratio:.0%} seed {task.config.seed}"
+        auroc = result.metrics["image_auroc"]
+        print(f"[{i}/{len(tasks)}] {words}: image AUROC {auroc}, {time.monotonic() - began:.0f} s", flush=True)
+    print(f"{store.pack(options.out, light=True)} results in {options.out}", flush=True)
+    return 0
+
+
+def tasks_of(folder: Path) -> list[Bundled]:
+    """The tasks of a bundle, in order.
+
+    Raises:
+        ValueError: its weights or its code are not what it was made with.
+    """
+    tasks = []
+    for line in json.loads((folder / "tasks.json").read_text()):
+        config = Config.build(**line["config"] | {"weights": str(folder / "weights" / line["config"]["weights"])})
+        expected, weights = line["identity"], backbone.weights_identity(config.backbone, config.weights)
+        require("weights", weights == expected["config"]["weights"], expected["config"]["weights"], weights)
+        code = code_upto("scores", folder / "code") if (folder / "code").is_dir() else code_upto("scores")
+        require("code", code == expected["code"], f"the code of {expected['code']}", code)
+        named = json.dumps(expected)
+        tasks.append(Bundled(config, str(folder / "data" / line["images"]), line["category"], named=named))
+    return tasks
+
+
+def describe(tasks: Sequence, others: Sequence) -> str:
+    """What a bundle holds and what does not travel, in a line each."""
+    trained = {json.dumps(asdict(t.config) | {"coreset_ratio": 0, "calibration_folds": 0}) + str(t.category) for t in tasks
+               if t.config.representation == "trained"}  # fmt: skip
+    words = f"{len(tasks)} entries, about {len(trained)} trainings of f"
+    kinds = ", ".join(sorted({type(t).__name__ for t in others}))
+    return words + (f"; left out: {len(others)} tasks of other kinds ({kinds})" if others else "")
+
+
+if __name__ == "__main__":
+    sys.exit(compute(Path(sys.argv[1]), sys.argv[2:]))

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from rcp import Config, PatchCore, ReConPatch
+from rcp.config import INSPECTION
 from rcp.coreset import random_selection
 from rcp.model import initial, represent
 from rcp.patches import aggregate_mean, pool
@@ -183,3 +184,16 @@ def test_an_identity_holds_what_the_result_depends_on_and_no_more():
     assert of(**none, aggregation="mean") == of(**none, aggregation="mean", dim=64)
     assert of(**trained, aggregation="mean") != of(**trained, aggregation="mean", dim=64)
     assert len({str(of(**trained, aggregation=a)) for a in ("mean", "pooled")}) == 2
+
+
+# ---- the preset ----
+
+
+def test_the_preset_is_a_config_that_whitens_and_trains_nothing():
+    preset = Config.for_inspection(backbone="resnet18", weights="random:0")
+    assert (preset.representation, preset.whitening, preset.dim) == ("whitened", 3.0, 1024) and preset.coreset_ratio == 0.01
+    assert Config.for_inspection(whitening=1.0).whitening == 1.0, "each of its values can be changed"
+    assert {n for n in preset.names() if getattr(preset, n) != getattr(Config(), n)} == {*INSPECTION, "backbone", "weights"}
+    with pytest.raises(ValueError, match="unknown hyper-parameter 'whitenign'. Did you mean 'whitening'"):
+        Config.for_inspection(whitenign=1.0)
+    assert ReConPatch.from_config(preset).config == preset

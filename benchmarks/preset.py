@@ -2,7 +2,7 @@
 
 from common import arguments, write
 
-from rcp.config import Config
+from rcp.config import INSPECTION, Config
 from rcp.data import categories
 from reproduce.entries import Entry
 from reproduce.notebook import environment
@@ -23,7 +23,8 @@ grid = run_grid([Entry(c, options.data, name) for name in names for c in configs
 rows = []
 for dim in (512, 1024):
     against = paired(grid, (), {"representation": "whitened"}, {"representation": "none", "dim": dim})
-    frame = grid.frame().set_index(["method", "dim", "category"])[["image_auroc", "pixel_auroc"]].astype(float) * 100
+    frame = grid.frame().set_index(["method", "dim", "category"]).sort_index()
+    frame = frame[["image_auroc", "pixel_auroc"]].astype(float) * 100
     for r in against.to_dict("records"):
         of = [names] if r["row"] == "all" else [[r["row"]]]
         base, own = (frame.loc[where].loc[of[0]].mean() for where in (("PatchCore", dim), ("whitened", preset.dim)))
@@ -31,7 +32,7 @@ for dim in (512, 1024):
         rows.append([f"PatchCore, D {dim}", r["row"], *shown, f"{r['mean']:+.2f} [{r['low']:+.2f}, {r['high']:+.2f}]"])
 write(
     f"preset_{options.backbone}",
-    f"The preset for own images, {options.backbone}: {preset}",
+    f"The preset for own images beside PatchCore with a bank of 1 %, {options.backbone}: {INSPECTION}",
     ["against", "category", "PatchCore 1 %: image / pixel AUROC", "preset", "image AUROC: difference [95 % interval]"],
     rows,
     "In percent; nothing is drawn but the preset's projection of the coreset (seed 0). λ was chosen among 1, 3, 10, 30 on these test "

@@ -191,9 +191,17 @@ def test_an_identity_holds_what_the_result_depends_on_and_no_more():
 
 def test_the_preset_is_a_config_that_whitens_and_trains_nothing():
     preset = Config.for_inspection(backbone="resnet18", weights="random:0")
-    assert (preset.representation, preset.whitening, preset.dim) == ("whitened", 3.0, 1024) and preset.coreset_ratio == 0.01
+    assert (preset.representation, preset.whitening, preset.dim) == (
+        "whitened",
+        3.0,
+        1024,
+    ) and preset.coreset_ratio == 0.01
     assert Config.for_inspection(whitening=1.0).whitening == 1.0, "each of its values can be changed"
-    assert {n for n in preset.names() if getattr(preset, n) != getattr(Config(), n)} == {*INSPECTION, "backbone", "weights"}
+    assert {n for n in preset.names() if getattr(preset, n) != getattr(Config(), n)} == {
+        *INSPECTION,
+        "backbone",
+        "weights",
+    }
     with pytest.raises(ValueError, match="unknown hyper-parameter 'whitenign'. Did you mean 'whitening'"):
         Config.for_inspection(whitenign=1.0)
     assert ReConPatch.from_config(preset).config == preset

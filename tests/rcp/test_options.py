@@ -202,6 +202,6 @@ def test_the_preset_is_a_config_that_whitens_and_trains_nothing():
         "backbone",
         "weights",
     }
-    with pytest.raises(ValueError, match="unknown hyper-parameter 'whitenign'. Did you mean 'whitening'"):
+    with pytest.raises(ValueError, match=r"unknown hyper-parameter 'whitenign'\. Did you mean 'whitening'"):
         Config.for_inspection(whitenign=1.0)
     assert ReConPatch.from_config(preset).config == preset

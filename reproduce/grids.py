@@ -154,6 +154,12 @@ def _models(s: Settings) -> list:
 
 # ---- what the paper does not ask ----
 
+
+def _short(s: Settings) -> Settings:
+    """The demo of these studies is of its first category alone."""
+    return dataclasses.replace(s, categories=s.categories[:1]) if s.profile == "demo" else s
+
+
 REPRESENTATIONS = ("none", "random", "trained", "whitened")
 BANKS = (0.01, 0.1, 1.0)
 
@@ -163,6 +169,7 @@ def does_training_help(s: Settings, backbones: dict[str, str] | None = None, sta
 
     backbones: backbone -> weights; the settings' own where left out.
     """
+    s = _short(s)
     cnns = (backbones or {s.backbone: s.weights}).items()
     pairs = [(representation, ratio) for representation in REPRESENTATIONS for ratio in BANKS]
     found = [
@@ -196,9 +203,9 @@ def choices(s: Settings) -> dict[str, tuple]:
 def open_choices(s: Settings, only: Sequence[str] = (), starts: int = 5) -> list[Entry]:
     """ReConPatch with one choice of the paper's open ones moved at a time, the others at their defaults; and the coreset's noise.
 
-    only: names of some choices; all where empty. The demo is of its first category alone.
+    only: names of some choices; all where empty.
     """
-    s = dataclasses.replace(s, categories=s.categories[:1]) if s.profile == "demo" else s
+    s = _short(s)
     default = s.config(calibration_folds=0)
     of = {name: values for name, values in choices(s).items() if not only or name in only}
     moved = [default.replace(**{name: value}) for name, values in of.items() for value in values]
@@ -210,7 +217,7 @@ BANK_RATIOS = {"paper": (0.001, 0.003, 0.01, 0.03, 0.1), "demo": (0.01, 0.1)}  #
 
 def bank(s: Settings, starts: int = 5) -> list[Entry]:
     """PatchCore and ReConPatch by the size of the bank, greedy and random selection; then the coreset's noise."""
-    found = []
+    s, found = _short(s), []
     for representation in ("none", "trained"):
         ways = [(ratio, how) for how in ("greedy", "random") for ratio in BANK_RATIOS[s.profile]] + [(1.0, "greedy")]
         found += [
@@ -235,6 +242,7 @@ PATCHES = {"paper": (1, 3, 5), "demo": (1, 3)}
 
 def choose_without_labels(s: Settings, images: int = 100) -> list[Entry | HeldOut]:
     """The settings' entries, which labels judge, then what can be known of each without a defect."""
+    s = _short(s)
     configs = [
         s.config(representation=r, aggregation=a, layers=layers, patch_size=size, calibration_folds=0)
         for r in ("none", "whitened") for a in ("pooled", "mean") for layers in LAYERS[s.profile] for size in PATCHES[s.profile]

@@ -7,7 +7,6 @@ entry here, so :meth:`reproduce.store.Store.unpack` merges it. The code must be 
 import hashlib
 import json
 import shutil
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -188,7 +187,7 @@ def tasks_of(folder: Path) -> list[Bundled]:
         config = Config.build(**line["config"] | {"weights": str(folder / "weights" / line["config"]["weights"])})
         expected, weights = line["identity"], backbone.weights_identity(config.backbone, config.weights)
         require("weights", weights == expected["config"]["weights"], expected["config"]["weights"], weights)
-        code = code_upto("scores", folder / "code") if (folder / "code").is_dir() else code_upto("scores")
+        code = code_upto("scores", folder / "code")
         require("code", code == expected["code"], f"the code of {expected['code']}", code)
         named = json.dumps(expected)
         tasks.append(Bundled(config, str(folder / "data" / line["images"]), line["category"], named=named))
@@ -202,7 +201,3 @@ def describe(tasks: Sequence, others: Sequence) -> str:
     words = f"{len(tasks)} entries, about {len(trained)} trainings of f"
     kinds = ", ".join(sorted({type(t).__name__ for t in others}))
     return words + (f"; left out: {len(others)} tasks of other kinds ({kinds})" if others else "")
-
-
-if __name__ == "__main__":
-    sys.exit(compute(Path(sys.argv[1]), sys.argv[2:]))

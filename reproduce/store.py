@@ -141,7 +141,7 @@ class Store:
     # -- results travel ------------------------------------------------------------------------------------------------
 
     def infos(self) -> Iterator[dict]:
-        """What is known of each finished entry, without its arrays, in no order."""
+        """What is known of each finished entry, without its arrays."""
         for file in sorted((self.root / "entries").glob("[!.]*/result.json")):
             yield json.loads(file.read_text())
 

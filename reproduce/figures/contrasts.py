@@ -23,6 +23,7 @@ def contrasts(rows: pd.DataFrame) -> Figure:
     rows = rows.dropna(subset="mean")
     if rows.empty:
         return nothing()
+    rows = rows[(rows["kind"] == "category") | (rows["n"] > 1)]  # the mean of one category is that category
     cnns, banks, names = (list(dict.fromkeys(rows[c])) for c in ("backbone", "coreset_ratio", "row"))
     pairs = list(dict.fromkeys(zip(rows["first"], rows["second"], strict=True)))
     size = 1.2 + 2.2 * len(banks), 0.9 + (0.28 * len(pairs) * len(names) / 1.6 + 0.35) * len(cnns)

@@ -255,8 +255,12 @@ def test_figures_are_drawn_of_nothing_and_of_something():
     from reproduce import figures
 
     rows = effects.contrasts(a_grid({"none": (0, 0), "random": (0, 0), "trained": (1, 1.1)}, 0.01))
-    axis = figures.contrasts(rows).axes[0]
-    assert [t.get_text() for t in axis.get_yticklabels()] == ["one", "mean"]
+    other = a_grid({"none": (0, 0), "random": (0, 0), "trained": (1, 1.1)}, 0.01, category="two")
+    one = a_grid({"none": (0, 0), "random": (0, 0), "trained": (1, 1.1)}, 0.01)
+    both = effects.contrasts(Grid(one.entries + other.entries, one.results + other.results, []))
+    for of, expected in ((rows, ["one"]), (both, ["one", "two", "mean"])):
+        axis = figures.contrasts(of).axes[0]
+        assert [t.get_text() for t in axis.get_yticklabels()] == expected
     empty = SimpleNamespace(pairs=list)
     for figure in (
         figures.contrasts(rows[:0]), figures.tornado(effects.moves(empty, {}, {}), {}),

@@ -74,6 +74,11 @@ def _gather(o: argparse.Namespace) -> None:
     print(o.csv)
 
 
+def _publish(o: argparse.Namespace) -> None:
+    for name, failed in batch.publish(o.folder, o.into).items():
+        print(f"{name}: left out, {failed}" if failed else o.into / f"{name}.ipynb")
+
+
 def _pack(o: argparse.Namespace) -> None:
     print(f"{Store(runs_root(o.runs)).pack(o.file, o.light)} entries packed into {o.file}")
 
@@ -88,9 +93,8 @@ def _bundle(o: argparse.Namespace) -> None:
     tasks = [task for name in o.grids for task in getattr(grids, name)(settings)]
     entries, others = bundle.missing(tasks, settings.store)
     print(bundle.describe(entries, others))
-    print(
-        f"{bundle.write(o.folder, entries) / 2**20:.1f} MiB in {o.folder}; there: python run.py --minutes 9 --out results.zip"
-    )
+    size = bundle.write(o.folder, entries) / 2**20
+    print(f"{size:.1f} MiB in {o.folder}; there: python run.py --minutes 9 --out results.zip")
 
 
 def _unpack(o: argparse.Namespace) -> None:
@@ -139,25 +143,15 @@ def _parser() -> argparse.ArgumentParser:
     csv = ("--csv", {"type": Path, "default": Path("results/published.csv")})
     command("gather", _gather, "all rows of a run's folder into one CSV", ("folder", {"type": Path}), csv)
     command("views", _views, "Markdown views of that CSV, beside it", csv)
-    light = (
-        "--light",
-        {"action": "store_true", "help": "without patch scores: tables can be drawn from it, maps cannot"},
-    )
+    into = ("--into", {"type": Path, "default": Path("results/notebooks")})
+    words = "copies of a run's executed notebooks, without a machine's paths"
+    command("publish", _publish, words, ("folder", {"type": Path}), into)
+    light = ("--light", {"action": "store_true", "help": "without patch scores: for tables, not for maps"})
     command("pack", _pack, "all finished entries into one file", ("file", {"type": Path}), light, runs)
     command("entries", _entries, "every entry of the store as a row of a CSV", ("file", {"type": Path}), runs)
-    some_grids = (
-        "--grids",
-        {"nargs": "+", "choices": BUNDLED, "default": ["does_training_help"], "help": "whose entries"},
-    )
-    folder = ("folder", {"type": Path})
-    command(
-        "bundle",
-        _bundle,
-        "what the store lacks, for a machine with a GPU and nothing else",
-        folder,
-        some_grids,
-        *batch[:9],
-    )
+    of = {"nargs": "+", "choices": BUNDLED, "default": ["does_training_help"], "help": "whose entries"}
+    words = "what the store lacks, for a machine with a GPU and nothing else"
+    command("bundle", _bundle, words, ("folder", {"type": Path}), ("--grids", of), *batch[:9])
     command("unpack", _unpack, "merge a packed file into the store", ("file", {"type": Path}), runs)
     command("doctor", _doctor, "device, versions, data, weights, disk, and what is missing")
     root = ("--root", {"type": Path, "help": "folder of data sets (default: data/)"})

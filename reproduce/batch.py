@@ -6,6 +6,7 @@ import hashlib
 import html
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -237,6 +238,29 @@ def execute(file: Path) -> None:
             cell.execution_count, cell.outputs = None, []
     executed.metadata["rcp"] = {"cells": cells_hash(executed)}
     nbformat.write(executed, file)
+
+
+def publish(run: Path, folder: Path) -> dict[str, str]:
+    """Copies the executed notebooks of a run's folder, without what names a machine: the folders of absolute paths, and times.
+
+    Returns: name -> "" where it was copied, or why it was not: a cell failed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {}
+    for file in sorted(run.glob("*.ipynb")):
+        executed = nbformat.read(file, as_version=4)
+        given = executed.metadata.pop("papermill", {}).get("parameters", {})
+        outputs = (output for cell in executed.cells for output in cell.get("outputs", []))
+        found[file.stem] = next((o.evalue for o in outputs if o.output_type == "error"), "")
+        for cell in executed.cells:
+            cell.metadata = NotebookNode(tags=cell.metadata.get("tags", []))
+        text = nbformat.writes(executed)
+        paths = re.findall(r'"(/[^"]+)"', json.dumps([given, str(PROJECT)]))  # escaped, as they stand in the text
+        for path in sorted(paths, key=len, reverse=True):
+            text = text.replace(path, Path(path).name)
+        if not found[file.stem]:
+            (folder / file.name).write_text(text, encoding="utf-8")
+    return found
 
 
 # ---- the index ----

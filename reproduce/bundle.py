@@ -162,10 +162,7 @@ def compute(folder: Path, arguments: Sequence[str]) -> int:
         if load(task, store) is not None:
             continue
         if began + longest > started + 60 * options.minutes:
-            print(
-                f"the time is up: {len(tasks) - i + 1} of {len(tasks)} tasks are left; the same command goes on",
-                flush=True,
-            )
+            print(f"time is up: {len(tasks) - i + 1} of {len(tasks)} are left; the same command goes on", flush=True)
             break
         result = run(task, store, lambda _line: None)
         longest = max(longest, time.monotonic() - began)

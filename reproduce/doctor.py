@@ -16,10 +16,9 @@ PAPER_BACKBONES = ("wide_resnet50_2", "wide_resnet101_2", "resnext101_32x8d", "d
 
 def report() -> tuple[list[str], list[str]]:
     """-> (lines on what is here, lines on what the paper profile lacks, each with its command)."""
-    lines, missing = [], []
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     memory = f", {torch.cuda.get_device_properties(0).total_memory / 2**30:.0f} GiB" if device.type == "cuda" else ""
-    lines.append(f"device    {device_name(device)}{memory}")
+    lines, missing = [f"device    {device_name(device)}{memory}"], []
     lines.append("versions  " + ", ".join(f"{name} {version}" for name, version in versions().items()))
     if device.type == "cpu":
         missing.append("a GPU: the paper profile (15 categories x 3 seeds x 120 epochs) takes days on a CPU")

@@ -28,9 +28,8 @@ def contrasts(grid, pairs: Sequence[tuple[str, str]] = PAIRS, by: Sequence[str] 
     "within noise".
     """
     fixed, of = grid.where(coreset_start={"mean"}), noise(grid)
-    rows = pd.concat(
-        [paired(fixed, by, {"method": a}, {"method": b}).assign(first=a, second=b) for a, b in pairs], ignore_index=True
-    )
+    rows = [paired(fixed, by, {"method": a}, {"method": b}).assign(first=a, second=b) for a, b in pairs]
+    rows = pd.concat(rows, ignore_index=True)
     of = of[of["metric"] == "image_auroc"].rename(columns={"spread": "noise"})[["backbone", "row", "noise"]]
     rows = rows.merge(of.astype({"noise": float}), on=["backbone", "row"], how="left")
     rows.loc[rows["coreset_ratio"] == 1, "noise"] = np.nan
@@ -131,10 +130,7 @@ def moved_in_words(rows: pd.DataFrame, noise_: Mapping[str, float]) -> str:
 
 def times(grid) -> pd.DataFrame:
     """Frame of ``inference_ms`` by the ratio of the bank, of :class:`reproduce.studies.InferenceTime` results."""
-    names = ("method", "category", "seed", "coreset_ratio")
-    return pd.DataFrame(
-        [{n: t.columns()[n] for n in names} | {"inference_ms": r.metrics["inference_ms"]} for t, r in grid.pairs()]
-    )
+    return grid.frame().reindex(columns=["method", "category", "seed", "coreset_ratio", "inference_ms"])
 
 
 def by_bank(frame: pd.DataFrame, ms: pd.DataFrame) -> pd.DataFrame:
@@ -215,14 +211,9 @@ def rank_correlations(rows: pd.DataFrame) -> pd.DataFrame:
                 alike = len(some) < 3 or (some.nunique() < 2).any()
                 rho, p = (np.nan, np.nan) if alike else spearmanr(some[criterion], some[truth])
                 cost = 100 * (some[truth].max() - some.loc[some[criterion].idxmax(), truth]) if len(some) else np.nan
-                about = {
-                    "metric": f"ρ with {METRICS[truth]}",
-                    "setting": CRITERIA[criterion],
-                    "kind": "category",
-                    "row": category,
-                }
-                about |= {"left_out": "", "why": "all settings are alike" * bool(alike), "mean": rho, "truth": truth}
-                found.append(about | {"settings": len(some), "p": p, "cost": cost})
+                about = {"metric": f"ρ with {METRICS[truth]}", "setting": CRITERIA[criterion], "kind": "category"}
+                about |= {"row": category, "left_out": "", "why": "all settings are alike" * bool(alike), "mean": rho}
+                found.append(about | {"truth": truth, "settings": len(some), "p": p, "cost": cost})
     return pd.DataFrame(found, columns=[*COLUMNS, "truth", "settings", "p", "cost"])
 
 

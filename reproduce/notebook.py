@@ -33,6 +33,12 @@ ON_BTAD = {"demo": {}, "paper": {"backbone": "wide_resnet101_2"}}
 
 # Half as many patches as at the paper's 224 px; of so few a hundredth is too small a memory.
 DEMO = {"resize": 183, "image_size": 160, "coreset_ratio": 0.1}
+# Whose images a figure shows: their licences ask to say so.
+CREDITS = {
+    "MVTec AD (Bergmann et al., CC BY-NC-SA 4.0)": paper.CATEGORIES,
+    "BTAD (Mishra et al., CC BY-NC-SA 4.0)": ("01", "02", "03"),
+    "KolektorSDD (Tabernik et al., CC BY-NC-SA 4.0)": ("kolektorsdd",),
+}
 DEMO_GROUPS = {"object": ("gear",), "texture": ("fabric",)}
 
 
@@ -98,8 +104,11 @@ class Settings:
         """Where the numbers of the single model at these settings come from."""
         return self.label_of(())
 
-    def label_of(self, tasks: Iterable) -> str:
-        """What a table or figure of these tasks says about where its numbers come from: what their entries in fact are."""
+    def label_of(self, tasks: Iterable, images: bool = False) -> str:
+        """What a table or figure of these tasks says about where its numbers come from: what their entries in fact are.
+
+        images: whether it shows images; then whose they are is said too.
+        """
         single = [entry for task in tasks for entry in getattr(task, "members", (task,))]
         configs = [entry.config for entry in single] or [self.config(seed=seed) for seed in self.seeds]
         categories_ = list(dict.fromkeys(entry.category for entry in single)) or self.categories
@@ -111,7 +120,9 @@ class Settings:
             return f"Demo: {images}, {backbones} with weights {weights}, {epochs}. The numbers are not the paper's."
         n = len({c.seed for c in configs})
         few = ", ".join(categories_) if len(categories_) <= 3 else f"{len(categories_)} categories"
-        return f"{few}; {backbones} ({weights}), {epochs}, {n} seed{'s' if n > 1 else ''}."
+        credits = ", ".join(words for words, names in CREDITS.items() if {*names} & {*categories_}) if images else ""
+        shown = f" Images: {credits}." if credits else ""
+        return f"{few}; {backbones} ({weights}), {epochs}, {n} seed{'s' if n > 1 else ''}.{shown}"
 
     def departures(self, of: Sequence[str] | None = None) -> list[str]:
         """In what this is not the paper's setting; empty where it is.

@@ -393,16 +393,12 @@ def of_store(store, csv: Path) -> int:
     Columns: what was computed (entry, or the study's name), category, every hyper-parameter (weights by name), every metric, and seconds in
     all, hours, device, commit, when it began.
     """
-    rows = []
+    rows, kinds = [], {"members": "ensemble", "refinement": "refined"}
     for info in store.infos():
         identity, measured = info["identity"], info["metrics"]
-        of = {
-            "task": identity.get(
-                "study", "ensemble" if "members" in identity else "refined" if "refinement" in identity else "entry"
-            )
-        }
-        of |= {"category": info.get("data", {}).get("category", ""), "seed": info["config"]["seed"]} | info["config"]
-        of["weights"] = Path(of["weights"]).name
+        kind = next((name for key, name in kinds.items() if key in identity), "entry")
+        of = {"task": identity.get("study", kind), "category": info.get("data", {}).get("category", "")}
+        of |= info["config"] | {"weights": Path(info["config"]["weights"]).name}
         of["perturbed"] = any((identity.get("perturbation") or {}).values())
         of |= {n: v for n, v in measured.items() if isinstance(v, int | float)}
         seconds = sum(info["seconds"].values())

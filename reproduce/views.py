@@ -1,5 +1,6 @@
 """From a grid's results to what is compared or drawn: frames for :func:`reproduce.tables.compare`, arrays for the figures."""
 
+from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
@@ -114,17 +115,19 @@ def _shown_as(task) -> str:
     return f"refined, {columns['simulation']}" if columns["refinement"] == "with" else columns["method"]
 
 
-def one_of_each(grid: Grid, method: str = "ReConPatch", images: bool = True) -> tuple:
-    """One defective image of every category that has one, with one method's map (Fig. S3, S4).
+def one_of_each(grid: Grid, methods: Sequence[str] = ("ReConPatch",), some: int = 1, images: bool = True) -> tuple:
+    """Defective images of every category that has one, each of another kind, with the maps of these methods (Fig. S3, S4).
 
-    grid: of one seed. Returns: what :func:`reproduce.figures.score_map_sheet` draws, as :func:`shown_maps` of one method.
+    grid: of one seed. Returns: what :func:`reproduce.figures.score_map_sheet` draws, as :func:`shown_maps`.
     """
-    some = {e.category: shown_maps(Grid([e], [r], [])) for e, r in grid.pairs() if e.method == method}
-    some = {category: shown for category, shown in some.items() if len(shown[1])}
-    if not some:
-        return None, NOTHING[1], np.zeros((0, 1, 1)), [], []
-    pixels, masks, maps, thresholds, titles = zip(*some.values(), strict=True)
-    titles = [f"{category}: {kinds[0]}" for category, kinds in zip(some, titles, strict=True)]
-    shown, truths = (np.stack([of[0] for of in arrays]) for arrays in (pixels, masks))
-    maps = np.stack([of[method][0] for of in maps])
-    return shown if images else None, truths, maps, [of.get(method) for of in thresholds], titles
+    chosen = grid.where(method=set(methods))
+    of = {c: shown_maps(chosen.where(category={c})) for c in dict.fromkeys(entry.category for entry in chosen.entries)}
+    of = {category: shown for category, shown in of.items() if len(shown[1]) and set(shown[2]) == set(methods)}
+    if not of:
+        return NOTHING
+    pixels, masks, maps, at, kinds = zip(*of.values(), strict=True)
+    pixels, masks = (np.concatenate([a[:some] for a in arrays]) for arrays in (pixels, masks))
+    maps = {method: np.concatenate([found[method][:some] for found in maps]) for method in methods}
+    titles = [f"{category}: {kind}" for category, names in zip(of, kinds, strict=True) for kind in names[:some]]
+    thresholds = [of_all for of_all, names in zip(at, kinds, strict=True) for _ in names[:some]]
+    return pixels if images else None, masks, maps, thresholds, titles

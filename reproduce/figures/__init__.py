@@ -10,4 +10,4 @@ from reproduce.figures.comparisons import ablation, bank_memory  # noqa: F401
 from reproduce.figures.contrasts import against, contrasts, ranks, tornado  # noqa: F401
 from reproduce.figures.maps import images, refined_maps, score_histogram, score_map_sheet, score_maps, training_curve  # noqa: F401
 from reproduce.figures.spaces import feature_space, figure_2  # noqa: F401
-from reproduce.figures.style import save  # noqa: F401
+from reproduce.figures.style import caption, save  # noqa: F401

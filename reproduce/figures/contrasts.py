@@ -33,12 +33,8 @@ def contrasts(rows: pd.DataFrame) -> Figure:
         for r in part.to_dict("records"):
             pair = pairs.index((r["first"], r["second"]))
             y = names.index(r["row"]) + 0.8 * ((pair + 0.5) / len(pairs) - 0.5)
-            colour = PALETTE[pair]
-            axis.plot([r["low"], r["high"]], [y, y], lw=0.9, color=colour)
-            spread = np.nan_to_num(r["spread"])
-            axis.plot(
-                [r["mean"] - spread, r["mean"] + spread], [y, y], lw=3, alpha=0.6, color=colour, solid_capstyle="butt"
-            )
+            axis.plot([r["low"], r["high"]], [y, y], lw=0.9, color=(colour := PALETTE[pair]))
+            axis.errorbar(r["mean"], y, xerr=np.nan_to_num(r["spread"]), elinewidth=3, alpha=0.6, color=colour)
             axis.plot(r["mean"], y, "o", ms=4, color=colour, label=f"{r['first']} - {r['second']}")
             if np.isfinite(r["noise"]):
                 at = names.index(r["row"]) + np.array([-0.45, 0.45])

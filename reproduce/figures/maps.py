@@ -120,19 +120,23 @@ def refined_maps(images: Images, masks: ndarray, maps: Maps, thresholds: Thresho
 
 
 @style()
-def score_map_sheet(images: Images, masks: ndarray, maps: ndarray, thresholds: list, titles: list, columns=5) -> Figure:
-    """Many images, each with its map below it on a scale of its own (Fig. S3, S4).
+def score_map_sheet(
+    images: Images, masks: ndarray, maps: Maps, thresholds: Sequence[Thresholds], titles: Sequence, columns=5
+) -> Figure:
+    """Many images, each with its maps below it on a scale of their own (Fig. S3, S4).
 
-    maps: (n, S, S) float32. thresholds: a score or None for each image. titles: of the images.
+    thresholds: of each image. titles: of the images.
     """
     if not len(masks):
         return nothing()
-    columns = min(columns, len(masks))
+    columns, rows = min(columns, len(masks)), 1 + len(maps)
     lines = -(-len(masks) // columns)
-    figure, axes = subplots(2 * lines, columns, (1.5 * columns, 3.1 * lines + 0.3), subplot_kw=BARE)
+    figure, axes = subplots(rows * lines, columns, (1.5 * columns, 1.55 * rows * lines + 0.3), subplot_kw=BARE)
     for n, title in enumerate(titles):
         line, column = divmod(n, columns)
-        _panels(axes[2 * line :, column][:2], n, images, masks, {"": maps}, {"": thresholds[n]}, title=title)
+        _panels(axes[rows * line :, column][:rows], n, images, masks, maps, thresholds[n], title=title)
+    for axis, name in zip(axes[1:, 0], list(maps) * (len(maps) > 1), strict=False):
+        axis.set_ylabel(plain(name))
     return figure
 
 

@@ -24,14 +24,16 @@ PARAMETERS = {
 style = partial(plt.rc_context, PARAMETERS)
 
 
-def save(figure: Figure, path: str | Path, label: str = "") -> tuple[Path, Path]:
-    """Writes PATH.png (180 dpi) and PATH.pdf, without dates: the same figure is the same two files.
+def caption(figure: Figure, label: str) -> Figure:
+    """The figure with where its numbers, or its images, are from in small print below it."""
+    figure.supxlabel(plain(fill(label, int(figure.get_figwidth() * 21))), x=0.01, ha="left", fontsize=6, color=GREY)
+    return figure
 
-    label: in small print below the figure, where its numbers are from.
-    """
+
+def save(figure: Figure, path: str | Path, label: str = "") -> tuple[Path, Path]:
+    """Writes PATH.png (180 dpi) and PATH.pdf, without dates: the same figure is the same two files. label: its :func:`caption`."""
     if label:
-        label = plain(fill(label, int(figure.get_figwidth() * 21)))
-        figure.supxlabel(label, x=0.01, ha="left", fontsize=6, color=GREY)
+        caption(figure, label)
     png, pdf = Path(f"{path}.png"), Path(f"{path}.pdf")
     png.parent.mkdir(parents=True, exist_ok=True)
     with style():

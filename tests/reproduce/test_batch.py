@@ -127,6 +127,20 @@ def test_command_line_says_what_is_wrong_and_fails(capsys, tmp_path, small_demo)
     assert cli.main(["check", str(tmp_path)]) == 1 and "verdict.json" in capsys.readouterr().err
 
 
+def test_what_is_published_names_no_machine_and_leaves_out_what_failed(tmp_path, small_demo, folder, capsys):
+    shown = "print(data_root, [data_root + '/gear'], epochs)\n1 / (3 - epochs)"
+    files = [tiny(tmp_path, name, shown) for name in ("table_1", "table_2")]
+    batch.reproduce({"data_root": str(small_demo), "epochs": 2}, files[:1])
+    batch.reproduce({"data_root": str(small_demo), "epochs": 3}, files[1:])
+    into = tmp_path / "published"
+    assert cli.main(["publish", str(folder), "--into", str(into)]) == 0
+    assert "table_2: left out, division by zero" in capsys.readouterr().out
+    (file,) = into.iterdir()
+    text, name = file.read_text(), small_demo.name
+    assert str(small_demo.parent) not in text and str(batch.PROJECT) not in text and "start_time" not in text
+    assert f"{name} ['{name}/gear'] 2" in text, "what is published keeps its outputs"
+
+
 def test_doctor_names_what_is_missing_and_how_to_get_it(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("RCP_DATA", str(tmp_path))
     monkeypatch.setenv("RCP_WEIGHTS", str(tmp_path))

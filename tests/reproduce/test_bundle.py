@@ -113,7 +113,7 @@ def test_the_time_that_is_given_is_kept(made, capsys, tmp_path):
         fresh = tmp_path / "bundle"
         __import__("shutil").copytree(made, fresh, ignore=lambda *_: ["runs"])
         bundle.compute(fresh, ["--minutes", "0", "--out", str(tmp_path / "none.zip")])
-    assert "the time is up: 2 of 2 tasks are left" in capsys.readouterr().out
+    assert "time is up: 2 of 2 are left" in capsys.readouterr().out
 
 
 def test_other_weights_or_other_code_are_refused(made, tmp_path):

@@ -47,7 +47,7 @@ def test_a_figure_of_nothing_says_so():
         figures.score_histogram({}),
         figures.score_maps(None, nothing, {}, {}, []),
         figures.refined_maps(None, nothing, {}, {}, []),
-        figures.score_map_sheet(None, nothing, nothing, [], []),
+        figures.score_map_sheet(None, nothing, {}, [], []),
         figures.feature_space({}, np.zeros((1, 2), int)),
     ):
         assert panel_texts(figure) == [[style.NOTHING]]

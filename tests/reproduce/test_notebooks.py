@@ -10,6 +10,7 @@ import pytest
 
 from rcp.config import Config
 from reproduce import batch, grids, notebook, studies, views
+from reproduce.entries import Entry
 from reproduce.notebook import Settings, settings
 from reproduce.run import run_grid
 from reproduce.store import Store
@@ -172,12 +173,13 @@ def test_an_own_parameter_of_another_value_is_in_the_verdict(stem, given, words,
 
 def test_a_sheet_shows_one_defect_of_every_category(patchcore_only, small_demo):
     grid = run_grid(grids.table_5(shared(small_demo)), Store(patchcore_only), render_only=True).where(seed={0})
-    pixels, masks, maps, thresholds, titles = views.one_of_each(grid, "PatchCore", images=False)
+    pixels, masks, maps, thresholds, titles = views.one_of_each(grid, ["PatchCore"], images=False)
     assert titles == ["gear: broken tooth"] and pixels is None and masks.any()
     _, _, of, found, _ = views.shown_maps(grid.where(method={"PatchCore"}))
-    assert (maps[0] == of["PatchCore"][0]).all() and thresholds == [found["PatchCore"]]
-    assert any((maps[0] == whole).all() for whole in grid.results[0].maps()), "the same map as among all"
-    assert not len(views.one_of_each(grid, "ReConPatch")[1])
+    (shown,) = maps["PatchCore"]
+    assert (shown == of["PatchCore"][0]).all() and thresholds == [found]
+    assert any((shown == whole).all() for whole in grid.results[0].maps()), "the same map as among all"
+    assert not len(views.one_of_each(grid, ["ReConPatch"])[1])
 
 
 def test_where_btad_is_missing_figure_5_and_its_verdict_say_so(small_demo, tmp_path, capsys):
@@ -185,3 +187,10 @@ def test_where_btad_is_missing_figure_5_and_its_verdict_say_so(small_demo, tmp_p
     names = executed(NOTEBOOKS[0].with_name("figure_5.ipynb"), render_only=True, **roots, **PARAMETERS)
     why = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Figure S4 is not drawn: "))
     assert "absent" in why and why in names["settings"].out("figure_5.verdict.json").read_text()
+
+
+def test_a_figure_of_images_says_whose_they_are(small_demo):
+    of = notebook.Settings(profile="paper", render_only=True, data_root=str(small_demo))
+    entry = Entry(of.config(), "/data", "bottle")
+    assert "Images: MVTec AD (Bergmann et al., CC BY-NC-SA 4.0)." in of.label_of([entry], images=True)
+    assert "Images" not in of.label_of([entry]) + of.label_of([], images=True), "no images, and an own folder's"

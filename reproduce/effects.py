@@ -66,7 +66,8 @@ def answers(rows: pd.DataFrame) -> str:
         above, below, within = ((single["answer"] == answer).sum() for answer in ("above", "below", "within noise"))
         span = f"means over categories from {means['mean'].min():+.2f} to {means['mean'].max():+.2f} points"
         follows = {(True, False): "it helps", (False, True): "it hurts", (True, True): "it depends"}
-        follows = follows.get((above > 0, below > 0), "no effect is shown")
+        some = " in some" if 0 < above + below < len(single) else ""
+        follows = follows.get((above > 0, below > 0), "no effect is shown") + some
         found.append(
             f"{first} against {second}: {follows}. Above in {above}, below in {below}, within noise in {within} of {len(single)} "
             f"(CNN, bank, category); {span}."

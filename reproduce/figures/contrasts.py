@@ -28,7 +28,7 @@ def contrasts(rows: pd.DataFrame) -> Figure:
     pairs = list(dict.fromkeys(zip(rows["first"], rows["second"], strict=True)))
     size = 1.2 + 2.2 * len(banks), 0.9 + (0.28 * len(pairs) * len(names) / 1.6 + 0.35) * len(cnns)
     figure, axes = subplots(len(cnns), len(banks), size, sharex=True, sharey=True)
-    for (cnn, bank), axis in zip(((c, b) for c in cnns for b in banks), axes.flat, strict=True):
+    for (cnn, bank), axis in zip(((c, b) for c in cnns for b in sorted(banks)), axes.flat, strict=True):
         part = rows[(rows["backbone"] == cnn) & (rows["coreset_ratio"] == bank)]
         for r in part.to_dict("records"):
             pair = pairs.index((r["first"], r["second"]))

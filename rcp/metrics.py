@@ -3,6 +3,7 @@
 One rule for every threshold here: an image (or pixel) counts as defective where score >= threshold.
 """
 
+import os
 from typing import NamedTuple
 
 import numpy as np
@@ -72,7 +73,7 @@ def normal_threshold(train_scores: np.ndarray, z: float = 3.5, beta: float = 1.4
             patches there scores too low.
     Returns: threshold in units of the score.
     Raises:
-        UndefinedMetric: fewer than two scores.
+        UndefinedMetric: fewer than two scores; no spread (MAD is 0), as of identical images.
         ValueError: a score that is NaN or infinite.
     """
     scores = np.asarray(train_scores, dtype=np.float64).ravel()
@@ -80,7 +81,9 @@ def normal_threshold(train_scores: np.ndarray, z: float = 3.5, beta: float = 1.4
         raise UndefinedMetric(f"a spread of training scores needs at least two, found {len(scores)}")
     _need_finite(scores, "train_scores")
     median = np.median(scores)
-    return float(median + z * beta * np.median(np.abs(scores - median)))
+    if not (mad := np.median(np.abs(scores - median))):
+        raise UndefinedMetric("no spread: half or more of the training scores are the same (MAD is 0)")
+    return float(median + z * beta * mad)
 
 
 def d_prime(scores_normal: np.ndarray, scores_defective: np.ndarray, *, ddof: int = 0) -> float:
@@ -155,17 +158,18 @@ def evaluate(prediction, split) -> dict[str, float | int | dict[str, str] | None
 
     Args:
         prediction: has scores (n,), maps (n, S, S) or None, transform, and train_scores (n_train,) or None: the
-            held-out scores of the training images.
+            held-out scores of the training images; perhaps paths, which must be the split's, in its order.
         split: has paths, labels (n,), has_masks and load_masks(transform) -> (n, S, S) bool.
     Returns: name -> float, int or None. Rates and areas are fractions; thresholds have the unit of the scores; ``f1``
         and ``f1_pixel`` belong to the oracle thresholds. ``n_masks_cropped_away`` counts defective images with no
         defective pixel left after the crop: they stay in the image metrics, and all their pixels count as normal.
         ``undefined`` maps each name whose value is None to the reason.
     Raises:
-        ValueError: numbers of scores or maps and of images differ, a score or map with NaN or infinity (names the
+        ValueError: numbers of scores or maps and of images differ, or their paths, a score or map with NaN or infinity (names the
             image), maps of another shape than the masks.
     """
     _check_images(prediction.scores, split.paths, "scores")
+    _check_order(getattr(prediction, "paths", ()), split.paths)
     labels, scores = _checked(split.labels, prediction.scores, "labels", "scores")
     report = {"n_normal": int((~labels).sum()), "n_defective": int(labels.sum()), "undefined": {}}
     _add(report, ["image_auroc"], image_auroc, labels, scores)
@@ -309,6 +313,15 @@ def _need_finite(values: np.ndarray, name: str, paths=None) -> None:
         i = int(bad.argmax())
         image = f" ({paths[i]})" if paths is not None else ""
         raise ValueError(f"{name}: NaN or infinite at index {i}{image}; {int(bad.sum())} of {len(bad)} are")
+
+
+def _check_order(paths, expected) -> None:
+    """Refuse scores of other images than the labels, or in another order; what came as pixels has no path."""
+    for i, (path, other) in enumerate(zip(paths, expected, strict=False)):
+        if isinstance(path, os.PathLike) and os.path.abspath(path) != os.path.abspath(other):
+            raise ValueError(
+                f"scores: expected the split's images in its order; image {i} is {path}, the split has {other}"
+            )
 
 
 def _check_images(values, paths, name: str) -> None:

@@ -47,6 +47,15 @@ sys.exit(compute(here, sys.argv[1:]))
 
 
 @dataclass(frozen=True)
+class Cropped(Transform):
+    """Of images and masks that are cropped already: a mask may be empty or full."""
+
+    def mask(self, path: Path, of: Path | None = None) -> np.ndarray:
+        with Image.open(path) as image:
+            return np.asarray(image) > 0
+
+
+@dataclass(frozen=True)
 class Bundled(Entry):
     """An entry whose images lie in a bundle, cropped: ``dataset`` is their folder, ``named`` its identity's JSON."""
 
@@ -64,7 +73,7 @@ class Bundled(Entry):
         return Dataset(folder, about["layout"], self.category, splits["train"], splits["test"], folder=folder)
 
     def transform(self, split: str) -> Transform:
-        return Transform(resize=self.config.image_size, image_size=self.config.image_size)
+        return Cropped(resize=self.config.image_size, image_size=self.config.image_size)
 
     def identity(self) -> dict:
         return json.loads(self.named)

@@ -6,23 +6,40 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")  # by content: no other decoder is ever started
-LABELS = 32  # a mask whose values all lie below this holds class numbers (VisA: 0, 1, 2, ...), not grey levels
+LABELS = (
+    32  # a mask of at most so many distinct values holds class numbers or colours (VisA: 0, 1, 2, ...), not grey levels
+)
+
+
+class Original(NamedTuple):
+    """An image before resize and crop: its size in pixels, upright, and how its file turns it (EXIF's orientation, 1 to 8)."""
+
+    width: int
+    height: int
+    orientation: int = 1
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
-    """An opened image, its header read and checked; whatever goes wrong inside is raised with the path."""
+def _opened(source: "str | Path | Image.Image | np.ndarray", name: str | Path = "") -> Iterator[Image.Image]:
+    """An opened image, its header read and checked; whatever goes wrong inside is raised with its path or name."""
+    path = name or source
+    if not isinstance(source, str | Path):
+        try:
+            yield _of_pixels(source)
+        except Exception as error:
+            raise ValueError(f"unreadable image {name or 'given as pixels'}: {error}") from error
+        return
     # Another library may have switched this on for the whole process: half an image would then pass as a whole one.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(source, formats=FORMATS) as image:
             yield image
     except MemoryError:
         raise
@@ -37,6 +54,15 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
         ) from error
     except Exception as error:  # Pillow's decoders raise many kinds: SyntaxError for a broken PNG, struct.error, ...
         raise ValueError(f"unreadable image {path}: {error}") from error
+
+
+def _of_pixels(source: Image.Image | np.ndarray) -> Image.Image:
+    if isinstance(source, Image.Image):
+        return source
+    if not isinstance(source, np.ndarray) or source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
+        what = f"{source.dtype} {source.shape}" if isinstance(source, np.ndarray) else type(source).__name__
+        raise ValueError(f"expected a path, a PIL image or an array (H, W, 3) of uint8, RGB, got {what}")
+    return Image.fromarray(source)
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -55,24 +81,41 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _defective(image: Image.Image) -> np.ndarray:
-    """-> bool (h, w): where a mask says defective."""
-    image = _upright(image)
-    if image.mode == "1":
-        return np.asarray(image)
-    if image.mode == "L" or image.mode.startswith("I;16"):
-        levels = np.asarray(image)
+    """-> bool (h, w): where a mask says defective, by :meth:`Transform.mask`'s rule.
+
+    Raises:
+        ValueError: nowhere, or everywhere.
+    """
+    lossless, mode, image = image.format != "JPEG", image.mode, _upright(image)
+    if image.has_transparency_data and np.ptp(alpha := np.asarray(image.convert("RGBA"))[..., 3]):
+        levels = alpha
+    elif image.mode in ("1", "L") or image.mode.startswith("I;16"):
+        levels = np.asarray(image).astype(np.uint16)
     else:
-        colours = np.asarray(image.convert("RGB"))
-        levels = colours.max(axis=2)
-        if image.mode == "P" and (colours != levels[..., None]).any():
-            return levels > 0  # a coloured palette numbers classes; the background is black
-    full = 65535 if image.mode.startswith("I;16") else 255
-    return levels > (0 if levels.max() < LABELS else full / 2)
+        colours = np.asarray(image.convert("RGB")).astype(np.int64) @ [1, 2**8, 2**16]
+        values, counts = np.unique(colours, return_counts=True)
+        background = 0 if values[0] == 0 else values[counts.argmax()]
+        coded = lossless and len(values) <= LABELS
+        levels = (colours != background).astype(np.uint8) if coded else np.asarray(image.convert("RGB")).max(2)
+    classes = lossless and len(np.unique(levels)) <= LABELS
+    found = levels > (0 if classes else max(LABELS, levels.max() / 2))
+    if found.any() and not found.all():
+        return found
+    where = "everywhere" if found.any() else "nowhere"
+    raise ValueError(f"as a mask it says defective {where} (mode {mode}, values {levels.min()} to {levels.max()})")
+
+
+def open_rgb(source: "str | Path | Image.Image | np.ndarray") -> Image.Image:
+    """The whole image, upright, RGB. Errors: as `Transform.image`."""
+    with _opened(source) as image:
+        return _rgb(image)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
     """(width, height) in pixels after EXIF rotation, from the header alone unless the image is rotated."""
     with _opened(path) as image:
+        if image.format == "PNG" and b"eXIf" in Path(path).read_bytes():  # it may stand after the pixels
+            image.load()
         # The base class's getexif: the PNG one would decode the whole image.
         if Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1) > 4:
             image = ImageOps.exif_transpose(image)
@@ -85,11 +128,13 @@ class Transform:
 
     resize: side in pixels before the crop. image_size: side S of the crop, at most ``resize``.
     aspect: "keep" brings the shorter side to ``resize``; "squash" brings both sides there.
+    tiles: (rows, columns) of S x S that an image is seen as: everything is so many times as tall and wide, and squashed.
     """
 
     resize: int = 256
     image_size: int = 224
     aspect: Literal["keep", "squash"] = "keep"
+    tiles: tuple[int, int] = (1, 1)
 
     def __post_init__(self):
         for name in ("resize", "image_size"):
@@ -101,22 +146,36 @@ class Transform:
         if self.image_size > self.resize:
             raise ValueError(f"image_size (the crop) is {self.image_size} px, larger than resize ({self.resize} px)")
 
-    def image(self, path: str | Path) -> np.ndarray:
-        """-> uint8 (S, S, 3), RGB.
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width) of what is seen, in pixels."""
+        return self.tiles[0] * self.image_size, self.tiles[1] * self.image_size
+
+    def image(self, source: "str | Path | Image.Image | np.ndarray") -> np.ndarray:
+        """A file, a PIL image, or an array (H, W, 3) uint8 -> uint8 (S, S, 3), RGB.
 
         Greyscale is repeated; 16 bits are scaled to 8; transparent pixels show white, as on a page; EXIF rotation is
         applied; of several frames the first is taken. Bilinear with antialias.
         Errors: FileNotFoundError; ValueError for a file that is no image, truncated or too large. Both name the path.
         """
-        with _opened(path) as image:
-            return np.asarray(self._crop(self._image(self._resize(_rgb(image), Image.Resampling.BILINEAR), path)))
+        return self.read(source)[0]
+
+    def read(self, source, name: str | Path = "") -> tuple[np.ndarray, Original]:
+        """:meth:`image`, and what the image was before. name: for messages, where the source has no path."""
+        with _opened(source, name) as image:
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)  # before TIFF's decoder turns the pixels
+            upright = _rgb(image)
+            seen = self._crop(self._image(self._resize(upright, Image.Resampling.BILINEAR), name or source))
+            return np.asarray(seen), Original(*upright.size, orientation if orientation in range(1, 9) else 1)
 
     def mask(self, path: str | Path, of: str | Path | None = None) -> np.ndarray:
-        """-> bool (S, S), True where defective: the value is above half of full scale; nearest neighbour.
+        """-> bool (S, S), True where defective; nearest neighbour.
 
-        A mask of class numbers, as VisA's (all below 32, or a coloured palette), is True where it is not 0 or black.
+        Classes (at most 32 distinct values or colours in a file other than JPEG: 0/255, 0/1, class numbers, a palette): what is not 0
+        or black, or where nothing is black, not the commonest colour; so soft edges of few levels count as defective. JPEG, and more
+        values: above half of the greatest. A shape in the alpha channel, where that is not the same everywhere: the same of alpha.
         of: the image that the mask belongs to.
-        Errors: as `image`.
+        Errors: as `image`; ValueError where the whole mask, before any crop, is empty or full.
         """
         with _opened(path) as image:
             binary = Image.fromarray(_defective(image).astype(np.uint8))
@@ -130,14 +189,27 @@ class Transform:
     def _mask(self, mask: Image.Image, of: str | Path) -> Image.Image:
         return mask
 
-    def _resize(self, image: Image.Image, resample: Image.Resampling) -> Image.Image:
-        width, height, side = *image.size, self.resize
+    def window(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """What the crop shows of an upright image of this size: left, top, right, bottom in the image's own pixels."""
+        size = self._resized(width, height)
+        left, top, right, bottom = self._box(size)
+        x, y = width / size[0], height / size[1]
+        return left * x, top * y, right * x, bottom * y
+
+    def _box(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
+        (tall, wide), (width, height) = self.shape, size
+        left, top = round((width - wide) / 2), round((height - tall) / 2)
+        return left, top, left + wide, top + tall
+
+    def _resized(self, width: int, height: int) -> tuple[int, int]:
+        side = self.resize
         if self.aspect == "squash":
-            size = (side, side)
-        elif width <= height:
-            size = (side, int(side * height / width))
-        else:
-            size = (int(side * width / height), side)
+            return self.tiles[1] * side, self.tiles[0] * side
+        return (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
+
+    def _resize(self, image: Image.Image, resample: Image.Resampling) -> Image.Image:
+        width, height = image.size
+        size = self._resized(width, height)
         if Image.MAX_IMAGE_PIXELS and size[0] * size[1] > Image.MAX_IMAGE_PIXELS:
             raise ValueError(
                 f"at {width} x {height} px it is too long for aspect='keep': it would become {size[0]} x {size[1]} px"
@@ -145,8 +217,7 @@ class Transform:
         return image if size == image.size else image.resize(size, resample)
 
     def _crop(self, image: Image.Image) -> Image.Image:
-        left, top = (round((n - self.image_size) / 2) for n in image.size)
-        return image.crop((left, top, left + self.image_size, top + self.image_size))
+        return image.crop(self._box(image.size))
 
 
 def threaded(work: Callable[[int], None], count: int, progress: Callable | None = None) -> None:
@@ -166,7 +237,7 @@ def load_images(paths: Sequence[str | Path], transform: Transform, progress: Cal
     if isinstance(paths, str | Path):
         raise ValueError(f"paths must be a list of images, not one path: {paths}; for a folder use load_dataset")
     paths = list(paths)
-    out = np.empty((len(paths), transform.image_size, transform.image_size, 3), np.uint8)
+    out = np.empty((len(paths), *transform.shape, 3), np.uint8)
 
     def read(i: int) -> None:
         out[i] = transform.image(paths[i])

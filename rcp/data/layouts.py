@@ -5,16 +5,20 @@ import difflib
 import hashlib
 import os
 import re
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 
 from rcp.checks import nearest
 from rcp.data.images import IMAGE_SUFFIXES, Transform, image_size, threaded
 
+NOT_READ = (".jfif", ".pgm", ".ppm", ".gif", ".heic", ".avif", ".jp2", ".tga", ".dng")  # images all the same
 NORMAL = ("good", "ok", "normal")  # names of folders of normal images; a Split calls them all "good"
 
 
@@ -63,7 +67,7 @@ class Split(Sequence):
 
         Errors: ValueError naming a defective image without ground truth, or an unreadable mask.
         """
-        out = np.zeros((len(self), transform.image_size, transform.image_size), bool)
+        out = np.zeros((len(self), *transform.shape), bool)
 
         def read(i: int) -> None:
             if self.masks[i] is not None:
@@ -139,7 +143,7 @@ def _is_image_name(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
-def _images(folder: Path) -> list[Path]:
+def images_in(folder: Path) -> list[Path]:
     """Images directly in a folder (none if it is absent), in natural order."""
     found = sorted(filter(_is_image_name, folder.iterdir()), key=_natural) if folder.is_dir() else []
     for path in found:
@@ -148,28 +152,67 @@ def _images(folder: Path) -> list[Path]:
     return found
 
 
-def _any_image_below(folder: Path) -> bool:
-    return any(map(_is_image_name, folder.rglob("*")))
+def _of_a_system(name: str) -> bool:
+    """Folders that a file manager, an editor or a file server leaves: .ipynb_checkpoints, @eaDir, __MACOSX."""
+    return name.startswith((".", "@")) or name == "__MACOSX"
+
+
+def _images_below(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[Path]:
+    found = []
+    for at, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not _of_a_system(name)]
+        found += [Path(at, f) for f in files if f.lower().endswith(tuple(suffixes)) and not f.startswith(".")]
+    return found
 
 
 def _folders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return sorted((p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")), key=_natural)
+    return sorted((p for p in folder.iterdir() if p.is_dir() and not _of_a_system(p.name)), key=_natural)
+
+
+def composed(name: str) -> str:
+    """A name in Unicode's composed form: archives of some systems hold the decomposed one."""
+    return normalize("NFC", name)
+
+
+def say_what_is_left_out(folder: Path, used: Iterable[Path]) -> None:
+    """Warns, once, of images that are not used: in sub-folders that mean nothing here, or of a kind that is not read."""
+    used = set(used)
+    found = [p for p in _images_below(folder, (*IMAGE_SUFFIXES, *NOT_READ)) if p not in used]
+    places = Counter(
+        p.parent.relative_to(folder).as_posix() + f"/*{p.suffix.lower()}"
+        for p in found
+        if p.parts[len(folder.parts)] != "ground_truth"
+    )
+    if places:
+        listed = ", ".join(f"{n} of {place}" for place, n in sorted(places.items(), key=lambda p: (-p[1], p[0]))[:8])
+        more = f" and {len(places) - 8} more places" if len(places) > 8 else ""
+        warnings.warn(f"images left out of {folder}: {listed}{more}", stacklevel=3)
 
 
 def _is_normal(folder: Path) -> bool:
     return folder.name.lower() in NORMAL
 
 
-def _masks_by_stem(folder: Path) -> dict[str, Path]:
-    masks: dict[str, Path] = {}
-    for path in _images(folder):
-        stem = path.stem.removesuffix("_mask")
-        if stem in masks:
-            raise ValueError(f"two masks for one image: {masks[stem]} and {path}")
-        masks[stem] = path
-    return masks
+def _masks_of(kind: Path, images: Sequence[Path]) -> dict[Path, Path]:
+    """Image -> its mask in ``kind``: of the image's name with ``_mask``, or else of its name; any suffix."""
+    masks: dict[str, list[Path]] = {}
+    for path in images_in(kind):
+        masks.setdefault(composed(path.stem), []).append(path)
+    found: dict[Path, Path] = {}
+    stems = {composed(image.stem) for image in images}
+    for image in images:
+        stem = composed(image.stem)
+        of_another = stem.endswith("_mask") and stem.removesuffix("_mask") in stems
+        own = masks.get(f"{stem}_mask", []) + ([] if of_another else masks.get(stem, []))
+        if len(own) > 1:
+            raise ValueError(f"two masks for one image: {' and '.join(map(str, sorted(own, key=_natural)[:2]))}")
+        if own and own[0] in found.values():
+            other = next(i for i, mask in found.items() if mask == own[0])
+            raise ValueError(f"two images for one mask, {own[0]}: {other} and {image}")
+        found |= {image: own[0]} if own else {}
+    return found
 
 
 def _check_masks(test: Split) -> None:
@@ -201,22 +244,26 @@ def _read_tree(folder: Path) -> tuple[Split, Split]:
     """train/ and test/ of MVTec AD, BTAD and own folders; or a plain folder of normal images."""
     train_folder, truth = folder / "train", folder / "ground_truth"
     if not train_folder.is_dir():
-        return _split([(path, "good", None) for path in _images(folder)]), _split([])
+        return _split([(path, "good", None) for path in images_in(folder)]), _split([])
     sources = [train_folder, *filter(_is_normal, _folders(train_folder))]
-    train = [(path, "good", None) for source in sources for path in _images(source)]
+    train = [(path, "good", None) for source in sources for path in images_in(source)]
 
-    if unlabelled := _images(folder / "test"):
+    if unlabelled := images_in(folder / "test"):
         raise ValueError(f"test image without label: {unlabelled[0]}; move it to test/good/ or to test/NAME_OF_DEFECT/")
-    truth_exists = _any_image_below(truth)
+    truth_exists, truths = bool(_images_below(truth)), {composed(f.name): f for f in _folders(truth)}
     test: list[tuple[Path, str, Path | None]] = []
     for kind in _folders(folder / "test"):
         if _is_normal(kind):
-            test += [(path, "good", None) for path in _images(kind)]
+            test += [(path, "good", None) for path in images_in(kind)]
             continue
-        masks = _masks_by_stem(truth / kind.name)
-        for path in _images(kind):
+        masks = _masks_of(truths.get(composed(kind.name), truth / kind.name), images_in(kind))
+        for path in images_in(kind):
             looked_for = truth / kind.name / f"{path.stem}_mask.png" if truth_exists else None
-            test.append((path, kind.name, masks.get(path.stem, looked_for)))
+            test.append((path, kind.name, masks.get(path, looked_for)))
+    if unknown := [f.name for f in _folders(folder) if not test and f.name.startswith("test_") and _images_below(f)]:
+        raise ValueError(
+            f"{folder} has no test/, but {', '.join(unknown)}: a layout (MVTec AD 2's?) that is not known; rename or link one of them"
+        )
     return _split(train), _split(test)
 
 
@@ -228,7 +275,7 @@ def _read_visa(folder: Path) -> tuple[Split, Split]:
         if missing := {"object", "split", "label", "image", "mask"} - set(reader.fieldnames or ()):
             raise ValueError(f"{table} has no column {', '.join(sorted(missing))}; its columns are {reader.fieldnames}")
         rows = [row for row in reader if row["object"] == folder.name]
-    truth_exists = _any_image_below(folder / "Data" / "Masks")
+    truth_exists = bool(_images_below(folder / "Data" / "Masks"))
     splits: dict[str, list] = {"train": [], "test": []}
     for row in rows:
         path, split, label = folder.parent / row["image"], row["split"], row["label"]
@@ -288,9 +335,9 @@ def _find(root: Path, layout: str) -> tuple[str, dict[str, Path]]:
     for name, candidate in wanted.items():
         if candidate.matches(root):
             return name, {root.name: root}
-        if found := {folder.name: folder for folder in _folders(root) if candidate.matches(folder)}:
+        if found := {composed(folder.name): folder for folder in _folders(root) if candidate.matches(folder)}:
             return name, found
-    if "own" in wanted and _images(root):
+    if "own" in wanted and images_in(root):
         return "own", {root.name: root}
 
     there = [p.name + "/" * p.is_dir() for p in sorted(root.iterdir(), key=_natural)]
@@ -319,6 +366,8 @@ def load_dataset(root: str | Path, category: str | None = None, layout: str = "a
     ``ground_truth/KIND_OF_DEFECT``; a plain folder of images is training data alone. A mask bears its image's name,
     with or without ``_mask``, and any image extension. Without any ground truth, ``test.has_masks`` is False.
 
+    Images that are in neither split are warned of, by place and number.
+
     Errors, all before any image is decoded and each naming the path: FileNotFoundError if there is no such folder;
     ValueError for an unknown layout or category, no training images, a test image without label, a defective
     image without mask where others have one, a mask whose size is not its image's.
@@ -327,6 +376,7 @@ def load_dataset(root: str | Path, category: str | None = None, layout: str = "a
     name, folders = _find(root, layout)
     if category is None and len(folders) > 1:
         raise ValueError(f"{root} holds {len(folders)} categories; name one with category=: {', '.join(folders)}")
+    category = category if category is None else composed(str(category))
     if category is not None and category not in folders:
         near = sorted(
             folders, key=lambda there: -difflib.SequenceMatcher(None, str(category).lower(), there.lower()).ratio()
@@ -342,4 +392,6 @@ def load_dataset(root: str | Path, category: str | None = None, layout: str = "a
             f"directly or in {', '.join(NORMAL)}"
         )
     _check_masks(test)
+    if name != "visa":
+        say_what_is_left_out(folder, [*train, *test])
     return Dataset(root, name, category, train, test, folder=folder)

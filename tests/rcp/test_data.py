@@ -447,13 +447,55 @@ def test_mask_modes(tmp_path, mode):
     assert np.array_equal(EXACT.mask(mask(tmp_path / "m.png", (8, 8), mode)), np.tile(np.arange(8) < 4, (8, 1)))
 
 
-def test_mask_threshold_is_half_of_full_scale(tmp_path):
-    for dtype, below, above in ((np.uint8, 127, 128), (np.uint16, 32767, 32768)):
-        levels = np.full((8, 8), below, dtype)
-        levels[2:5, 3:7] = above
-        Image.fromarray(levels).save(tmp_path / "m.png")
-        got = EXACT.mask(tmp_path / "m.png")
-        assert got.dtype == bool and np.array_equal(got, levels == above)
+TRUTH = np.zeros((48, 48), bool)
+TRUTH[10:30, 20:41] = True
+
+
+def coded(name: str) -> Image.Image:
+    """The truth as an annotator's tool may write it."""
+    t, soft = TRUTH, np.where(TRUTH, 255, 0).astype(np.uint8)
+    ids = t * np.uint8(1)
+    ids[12:14, 22:30] = 40
+    palette = Image.fromarray(t.astype(np.uint8))
+    if name.startswith("palette"):
+        palette = palette.convert("P")
+        palette.putpalette(
+            {"palette, red on white": [255, 255, 255, 255, 0, 0], "palette, grey on black": [0, 0, 0, 100, 100, 100]}[
+                name
+            ]
+        )
+    white = np.full((48, 48, 4), 255, np.uint8)
+    white[..., 3] = soft
+    return {
+        "0/255": Image.fromarray(soft), "1 bit": Image.fromarray(t), "0/100": Image.fromarray(t * np.uint8(100)),
+        "16 bits, 0/255": Image.fromarray(t * np.uint16(255)), "16 bits, 0/65535": Image.fromarray(t * np.uint16(65535)),
+        "classes 1 and 40": Image.fromarray(ids), "colour": Image.fromarray(np.where(t[..., None], np.uint8([64, 0, 0]), np.uint8(0))),
+        "blue on grey": Image.fromarray(np.where(t[..., None], np.uint8([0, 0, 90]), np.uint8(120))),
+        "alpha": Image.fromarray(white), "alpha, all the same": Image.fromarray(soft).convert("RGBA"),
+        "soft edges": Image.fromarray(np.clip(soft.astype(int) + np.arange(48)[None] - 47, 0, 255).astype(np.uint8)),
+    }.get(name, palette)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [
+    "0/255", "1 bit", "0/100", "16 bits, 0/255", "16 bits, 0/65535", "classes 1 and 40", "colour", "blue on grey", "alpha",
+    "alpha, all the same", "soft edges", "palette, red on white", "palette, grey on black",
+])  # fmt: skip
+def test_a_mask_is_read_however_it_is_coded(tmp_path, name):
+    coded(name).save(tmp_path / "m.png")
+    assert np.array_equal(Transform(48, 48).mask(tmp_path / "m.png"), TRUTH)
+
+
+@pytest.mark.parametrize(("level", "mode"), [(255, "L"), (100, "L"), (255, "RGB")])
+def test_a_mask_s_jpeg_noise_is_no_class(tmp_path, level, mode):
+    Image.fromarray(TRUTH * np.uint8(level)).convert(mode).save(tmp_path / "m.jpg", quality=60)
+    assert (Transform(48, 48).mask(tmp_path / "m.jpg") != TRUTH).mean() < 0.02
+
+
+@pytest.mark.parametrize(("level", "where"), [(0, "nowhere"), (255, "everywhere"), (1, "everywhere")])
+def test_an_empty_or_full_mask_is_an_error_that_names_it(tmp_path, level, where):
+    Image.fromarray(np.full((48, 48), level, np.uint8)).save(tmp_path / "m.png")
+    with pytest.raises(ValueError, match=rf"m\.png: as a mask it says defective {where} \(mode L, values {level}"):
+        Transform(48, 48).mask(tmp_path / "m.png")
 
 
 def test_mask_is_nearest_neighbour_and_lies_on_its_image(tmp_path):
@@ -552,3 +594,62 @@ def test_real_mvtec(shared_data, category, counts):
     assert (masks.any(axis=(1, 2)) == (few.labels == 1)).all()
     expected = torchvision_pixels(Image.open(few[3]).convert("RGB"), 256, 224, transforms.InterpolationMode.BILINEAR)
     assert np.array_equal(load_images(few, Transform())[3], expected)
+
+
+def picture(path, **how) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(0).integers(0, 2, (32, 32), np.uint8) * 255).save(path, **how)
+
+
+@pytest.fixture
+def own(tmp_path):
+    for name in ("train/good/0.png", "test/good/0.png", "test/bad/0.png"):
+        picture(tmp_path / name)
+    return tmp_path
+
+
+def test_images_that_are_in_no_split_are_named_with_their_number(own):
+    for i in range(3):
+        picture(own / f"train/good/day1/{i}.png")
+        picture(own / f"test/bad/{i}.pgm")
+    with pytest.warns(UserWarning, match=r"3 of test/bad/\*\.pgm, 3 of train/good/day1/\*\.png"):
+        assert len(load_dataset(own).train) == 1
+
+
+def test_nothing_is_said_of_what_systems_leave_behind(own, recwarn):
+    for name in (
+        "ground_truth/.ipynb_checkpoints/0.png",
+        "test/@eaDir/0.png",
+        "test/__MACOSX/0.png",
+        "test/bad/._0.png",
+    ):
+        picture(own / name)
+    test = load_dataset(own).test
+    assert sorted(set(test.defects)) == ["bad", "good"] and not test.has_masks and not len(recwarn)
+
+
+def test_names_in_another_unicode_form_are_the_same_names(own):
+    composed, decomposed = "pr\u00fcfling", "pru\u0308fling"
+    picture(own / "test" / composed / f"{composed}.png")
+    picture(own / "ground_truth" / decomposed / f"{decomposed}_mask.png")
+    picture(own / "ground_truth/bad/0.png")
+    assert load_dataset(own).test.has_masks
+    picture(own / "all" / decomposed / "train/0.png")
+    assert len(load_dataset(own / "all", composed).train) == 1
+
+
+def test_a_name_may_end_in_mask_and_a_mask_has_one_image(own):
+    picture(own / "test/bad/0_mask.png")
+    picture(own / "ground_truth/bad/0_mask.png")
+    picture(own / "ground_truth/bad/0_mask_mask.png")
+    assert [m.name for m in load_dataset(own).test.masks if m] == ["0_mask.png", "0_mask_mask.png"]
+    picture(own / "test/bad/0.bmp")
+    with pytest.raises(ValueError, match=r"two images for one mask, .*0_mask\.png: .*0\.bmp and .*0\.png"):
+        load_dataset(own)
+
+
+def test_a_newer_set_is_refused_by_its_folders(tmp_path):
+    for name in ("train/good/0.png", "validation/good/0.png", "test_public/good/0.png", "test_private/0.png"):
+        picture(tmp_path / "can" / name)
+    with pytest.raises(ValueError, match="no test/, but test_private, test_public"):
+        load_dataset(tmp_path)

@@ -278,13 +278,21 @@ def test_evaluate_reports_each_metric_under_its_name(case):
     assert (report["n_normal"], report["n_defective"], report["n_masks_cropped_away"]) == (5, 5, 0)
 
 
+def test_copies_of_one_training_image_give_no_threshold(case):
+    prediction, split, _ = case
+    prediction.train_scores = np.array([0.0, 0, 0, 0, 1])
+    report = evaluate(prediction, split)
+    assert report["normal_threshold"] is None and "no spread" in report["undefined"]["normal_threshold"]
+
+
 def test_evaluate_rates_the_normal_threshold(case):
     prediction, split, _ = case
-    prediction.train_scores = np.array([1, 1, 1])  # median 1, no spread: the threshold is 1
-    prediction.scores[split.labels == 0] = [0.1, 0.2, 0.3, 0.4, 1.0]  # at the threshold counts as defective
+    prediction.train_scores, prediction.scores = np.array([0.3, 0.4, 0.5]), prediction.scores.astype(np.float64)
+    threshold = normal_threshold(prediction.train_scores)
+    prediction.scores[split.labels == 0] = [0.1, 0.2, 0.3, 0.4, threshold]  # at the threshold counts as defective
     prediction.scores[split.labels == 1] = [0.9, 1.1, 1.2, 1.3, 0.1]
     report = evaluate(prediction, split)
-    assert report["normal_threshold"] == 1
+    assert report["normal_threshold"] == threshold == pytest.approx(0.4 + 3.5 * 1.4826 * 0.1)
     assert report["normal_threshold_false_positive_rate"] == pytest.approx(1 / 5)
     assert report["normal_threshold_true_positive_rate"] == pytest.approx(3 / 5)
 

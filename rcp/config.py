@@ -70,101 +70,64 @@ class Config:
         ValueError: a value outside its range; the message names the argument, what was expected and what came.
     """
 
+    # fmt: off
     resize: int = option("features", 256, "shorter side before the crop, pixels; 256, 366 or 512 [P]", above=0)
     image_size: int = option("features", 224, "side S of the centre crop, pixels; 224, 320 or 480 [P]", above=0)
     aspect: Literal["keep", "squash"] = option(
-        "features", "keep", "resize the shorter side, or both sides (they differ on BTAD 03 only) [I]"
-    )
+        "features", "keep", "resize the shorter side, or both sides (they differ on BTAD 03 only) [I]")
+    tiles: tuple[int, ...] = option("features", (1, 1),
+        "rows and columns that an image is cut into, image_size pixels each, for small defects in large images [?]")
     backbone: str = option("features", "wide_resnet50_2", "a torchvision or timm CNN by name [P]")
     weights: str = option("features", "IMAGENET1K_V1", 'a tag [I], a file (.safetensors, .pth), or "random:SEED"')
     layers: tuple[int, ...] = option("features", (2, 3), "hierarchy levels, 1 is stride 4 [P]")
     backbone_dtype: Literal["float32", "bfloat16"] = option(
-        "features", "float32", "arithmetic of the CNN; bfloat16 is faster where the machine has it, moves p by 1e-2 [?]"
-    )
+        "features", "float32", "arithmetic of the CNN; bfloat16 is faster where the machine has it, moves p by 1e-2 [?]")
     patch_size: int = option("features", 3, "side of the neighbourhood that is aggregated, odd; 3 or 5 [P]", above=0)
-    aggregation: Literal["pooled", "mean"] = option(
-        "features",
-        "pooled",
+    aggregation: Literal["pooled", "mean"] = option("features", "pooled",
         "how a neighbourhood becomes a vector: its C·p·p numbers pooled to patch_dim, PatchCore's chain, which the tables take [I]; "
         "or the mean per channel, levels concatenated, nothing pooled away (what anomalib does), for CNNs with few channels: "
-        "ResNet-18's 1,152 numbers pooled to 1,024 are hardly averaged at all [?]",
-    )
-    patch_dim: int | None = option(
-        "features", None, "size every level, then their concatenation, is pooled to; None is 1024 [I]", above=0
-    )
+        "ResNet-18's 1,152 numbers pooled to 1,024 are hardly averaged at all [?]")
+    patch_dim: int | None = option("features", None, "size every level, then their concatenation, is pooled to; None is 1024 [I]", above=0)
     feature_dtype: Literal["float16", "float32"] = option(
-        "features", "float16", "how p is held and stored; what comes after is float32 [?]"
-    )
-    representation: Literal["trained", "random", "whitened", "none"] = option(
-        "training",
-        "trained",
+        "features", "float16", "how p is held and stored; what comes after is float32 [?]")
+    representation: Literal["trained", "random", "whitened", "none"] = option("training", "trained",
         "what is scored: f(p) of the f that the paper trains [P]; of f as initialised, the control that shows what training adds; "
-        "p whitened by the training patches in closed form, where textures vary in directions that do not matter; or p itself, PatchCore",
-    )
-    dim: int = option(
-        "training", 512, "D_f, size of f(p), or the size that p is pooled to without f, but for the mean's [P]", above=0
-    )
-    whitening: float = of_f(
-        1.0,
-        "λ of whitening, in mean eigenvalues; a large one changes nothing but the scale [?]",
-        ("whitened",),
-        above=0,
-    )
+        "p whitened by the training patches in closed form, where textures vary in directions that do not matter; or p itself, PatchCore")
+    dim: int = option("training", 512, "D_f, size of f(p), or the size that p is pooled to without f, but for the mean's [P]", above=0)
+    whitening: float = of_f(1.0, "λ of whitening, in mean eigenvalues; a large one changes nothing but the scale [?]", ("whitened",),
+        above=0)
     projection: int | None = of_f(128, "size of g's output, or None for no g (Table S4) [?]", above=0)
-    init: Literal["default", "orthogonal", "pca"] = of_f(
-        "default",
+    init: Literal["default", "orthogonal", "pca"] = of_f("default",
         "initialisation of f and g; default is nn.Linear's; pca begins f at the principal directions of p, close to PatchCore [?]",
-        ("trained", "random"),
-    )
+        ("trained", "random"))
     epochs: int = of_f(120, "of training f; 60 for the 320 px ensemble [P]", above=0)
     lr: float = of_f(1e-5, "learning rate; 1e-6 for ensembles and 480 px [P]", above=0)
     weight_decay: float = of_f(1e-2, "of AdamP [P]", least=0)
     batch_size: int = of_f(1024, "patches in a mini-batch, N of Eq. 7 [?]", above=0)
-    batch_images: int = of_f(
-        0, "0 shuffles the patches of the whole training set; n takes batch_size patches of n images [?]", least=0
-    )
+    batch_images: int = of_f(0, "0 shuffles the patches of the whole training set; n takes batch_size patches of n images [?]", least=0)
     k: int = of_f(5, "neighbours in N_k (Eq. 2) [P]", least=2)
     margin: float = of_f(1.0, "m of Eq. 7 [P]", least=0)
     alpha: float = of_f(0.5, "share of pairwise similarity in Eq. 6 [P]", least=0)
     sigma: float = of_f(1.0, "bandwidth of Eq. 1, divides the squared distance [?]", above=0)
     gamma: float = of_f(0.999, "momentum of the EMA copies, Eq. 8 [?]", least=0)
     normalize_teacher: bool = of_f(False, "divide z̄ by its length before Eq. 1 to 5 [?]")
-    expansion: Literal["reciprocal", "plain"] = of_f(
-        "reciprocal", "what Eq. 4 averages over [P], or all k/2 neighbours"
-    )
-    coreset_ratio: float = option(
-        "bank",
-        0.01,
-        "share of all patches kept [P]; 1.0 keeps all: nothing is selected, and the score is the distance alone [?]",
-        above=0,
-    )
+    expansion: Literal["reciprocal", "plain"] = of_f("reciprocal", "what Eq. 4 averages over [P], or all k/2 neighbours")
+    coreset_ratio: float = option("bank", 0.01,
+        "share of all patches kept [P]; 1.0 keeps all: nothing is selected, and the score is the distance alone [?]", above=0)
     selection: Literal["greedy", "random"] = option(
-        "bank", "greedy", "k-center [P]; or drawn from the seed: cheap, and outliers are not preferred [?]"
-    )
+        "bank", "greedy", "k-center [P]; or drawn from the seed: cheap, and outliers are not preferred [?]")
     coreset_projection: int | None = option(
-        "bank", None, "random projection before greedy selection, a size or None; PatchCore's is 128 [I]", above=0
-    )
-    coreset_start: Literal["mean", "random"] = option(
-        "bank", "mean", "start at the patch farthest from the mean, or anywhere [I]"
-    )
-    neighbours: int = option(
-        "scores",
-        9,
-        "b of Eq. 10; with 1 that would be 0; none where the bank is all patches, as r* has near-duplicates there [?]",
-        least=2,
-    )
-    weighting: Literal["patches", "none"] = option(
-        "scores", "patches", "Eq. 10's weight for every patch [P], or the plain distance"
-    )
+        "bank", None, "random projection before greedy selection, a size or None; PatchCore's is 128 [I]", above=0)
+    coreset_start: Literal["mean", "random"] = option("bank", "mean", "start at the patch farthest from the mean, or anywhere [I]")
+    neighbours: int = option("scores", 9,
+        "b of Eq. 10; with 1 that would be 0; none where the bank is all patches, as r* has near-duplicates there [?]", least=2)
+    weighting: Literal["patches", "none"] = option("scores", "patches", "Eq. 10's weight for every patch [P], or the plain distance")
     blur: float = option("scores", 4.0, "σ of the Gaussian on score maps, pixels of the crop [I]", least=0)
-    calibration_folds: int = option(
-        "scores",
-        2,
-        "folds of the held-out training scores behind normal_threshold; 0 is none; not the paper's",
-        least=0,
-    )
+    calibration_folds: int = option("scores", 2,
+        "folds of the held-out training scores behind normal_threshold; 0 is none; not the paper's", least=0)
     seed: int = option("training", 0, "of initialisation, mini-batches, projection and random start", least=0)
     device: str = option(None, "auto", "auto, cpu, cuda, cuda:1, ...")
+    # fmt: on
 
     def __post_init__(self):
         object.__setattr__(self, "weights", str(self.weights))
@@ -174,7 +137,8 @@ class Config:
         object.__setattr__(self, "layers", tuple(sorted(set(self.layers))))
         kinds = get_type_hints(type(self))
         for f in dataclasses.fields(self):
-            value = check_type(f.name, kinds[f.name], getattr(self, f.name))
+            value = getattr(self, f.name)
+            value = check_type(f.name, kinds[f.name], tuple(value) if isinstance(value, list) else value)
             object.__setattr__(self, f.name, value)
             above, least = f.metadata["above"], f.metadata["least"]
             require(f.name, value is None or above is None or value > above, f"a number above {above}", value)
@@ -184,6 +148,8 @@ class Config:
         for name, holds, expected in (
             ("image_size", self.image_size <= self.resize, inside),
             ("patch_size", self.patch_size % 2 == 1, "an odd number"),
+            ("tiles", len(self.tiles) == 2 and min(self.tiles) > 0, "rows and columns, such as (2, 3)"),
+            ("aspect", self.tiles == (1, 1) or self.aspect == "squash", "'squash' where images are cut into tiles"),
             ("alpha", self.alpha <= 1, "a share from 0 (contextual only) to 1 (pairwise only)"),
             ("gamma", self.gamma <= 1, "a momentum from 0 to 1"),
             ("coreset_ratio", self.coreset_ratio <= 1, "a share of the patches, above 0 and at most 1"),
@@ -212,8 +178,6 @@ class Config:
             fixed, why = FIXED[name]
             require(name, values.pop(name) == fixed, f"{fixed!r}, for it is no option: {why}", "another value")
         check_names("unknown hyper-parameter", values, cls.names())
-        if isinstance(values.get("layers"), list):
-            values["layers"] = tuple(values["layers"])
         return cls(**values)
 
     @classmethod
@@ -226,7 +190,7 @@ class Config:
 
     def asdict(self) -> dict[str, Any]:
         """JSON-able values by name."""
-        return dataclasses.asdict(self) | {"layers": list(self.layers)}
+        return dataclasses.asdict(self) | {"layers": list(self.layers), "tiles": list(self.tiles)}
 
     def upto(self, stage: str) -> dict[str, Any]:
         """What the result of a stage depends on: the JSON-able values of its hyper-parameters and of those of the stages before it.

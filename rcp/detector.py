@@ -1,14 +1,15 @@
 """The detectors: ``ReConPatch``, and ``PatchCore``, which is ReConPatch without f."""
 
 import dataclasses
+import hashlib
 import inspect
 import json
+import math
 import mmap
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,37 +18,21 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rcp import backbone
+from rcp import backbone, decision
 from rcp.checks import require
 from rcp.config import FIXED, Config
 from rcp.coreset import coreset_size, greedy_k_center, random_selection
-from rcp.data.images import Transform, load_images
+from rcp.data.images import Original, Transform
+from rcp.data.sources import batches, images_of
 from rcp.maps import center_and_deviation, score_maps
 from rcp.model import represent
 from rcp.patches import PatchExtractor, images_at_a_time, pool
 from rcp.paths import require_disk, require_memory
+from rcp.prediction import Prediction
 from rcp.refinement import training as refinement
 from rcp.refinement.network import RefinementNet
 from rcp.refinement.options import RefinementConfig
 from rcp.scoring import MemoryBank, image_scores, patch_scores
-
-
-@dataclass(frozen=True, eq=False)
-class Prediction:
-    """What ``predict`` returns.
-
-    scores: (n,) float32 image scores; higher is more anomalous, in units of feature distance; of a refined map, in [0, 1].
-    maps: (n, S, S) float32 score maps at ``image_size``, or None; where refined, in [0, 1].
-    transform: the resize and crop that were applied, for masks to go the same way.
-    train_scores: (n_train,) float32, each training image scored against a bank made of other images (None without folds).
-    patch_scores: (n, h, w) float32, what scores and maps are made of (Eq. 10).
-    """
-
-    scores: np.ndarray
-    maps: np.ndarray | None
-    transform: Transform
-    train_scores: np.ndarray | None
-    patch_scores: np.ndarray | None = None
 
 
 class Timings(dict):
@@ -81,6 +66,10 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+class OtherClassError(ValueError):
+    """A saved detector is of the other class."""
+
+
 def bank_size(config: Config, patches: int, extracted: int) -> int:
     """-> number of entries of the memory bank of so many training patches; extracted: size of p.
 
@@ -101,6 +90,8 @@ class ReConPatch:
     default and provenance; an unknown name raises ValueError with the nearest valid one.
 
     refine: train a refinement network as well (Appendix D): True, a :class:`rcp.refinement.Refinement`, or its options as a dict.
+    false_alarm_rate: the share of normal images that may be called defective, also settable after ``fit`` and saved with the detector;
+        None is 0.01, or the least that the training images support (:func:`rcp.decision.threshold`).
 
     Attributes after ``fit``:
         f_: nn.Linear, p -> f(p); None for PatchCore.
@@ -108,6 +99,8 @@ class ReConPatch:
         history_: one dict per training epoch (loss, quantiles of ω^P).
         train_patch_scores_: (n_train, h · w) float32, held-out patch scores of the training images, or None; not saved.
         train_scores_: (n_train,) float32, their maxima, or None.
+        threshold_: an image is defective where its score is this or more; None where there is none.
+        skipped_: (name, reason) of the training images that could not be read.
         fold_banks_: for a refinement, the F banks of the held-out scores, the i-th for the training images i, i + F, ...; not saved.
         refiner_: the refinement network, or None. refinement_history_: one dict per epoch of its training.
         timings_: seconds per stage of the last fit and predict.
@@ -115,14 +108,23 @@ class ReConPatch:
 
     represents = ("trained", "random", "whitened")  # the representations of this class
 
-    def __init__(self, *, refine: RefinementConfig | dict | bool | None = None, **hyper_parameters):
+    def __init__(
+        self,
+        *,
+        refine: RefinementConfig | dict | bool | None = None,
+        false_alarm_rate: float | None = None,
+        **hyper_parameters,
+    ):
+        self.train_scores_: np.ndarray | None = None
+        self.false_alarm_rate = false_alarm_rate
         self.refine = RefinementConfig.of(refine)
         self.config = c = Config.build(**({"representation": self.represents[0]} | hyper_parameters))
         words = f"{' or '.join(map(repr, self.represents))} of a {type(self).__name__}"
         require("representation", c.representation in self.represents, words, c.representation)
         for_refinement = "2 or more (the refinement normalises by held-out scores)"
         require("calibration_folds", not self.refine or c.calibration_folds >= 2, for_refinement, c.calibration_folds)
-        self.transform = Transform(resize=c.resize, image_size=c.image_size, aspect=c.aspect)
+        require("tiles", not self.refine or c.tiles == (1, 1), "(1, 1) with refine, which knows no tiles", c.tiles)
+        self.transform = Transform(c.resize, c.image_size, c.aspect, c.tiles)
         self.device = resolve_device(c.device)
         backbone.check(c.backbone, c.weights)
         self.f_: nn.Linear | None = None
@@ -131,7 +133,7 @@ class ReConPatch:
         self.refiner_: RefinementNet | None = None
         self.history_, self.refinement_history_ = [], []
         self.train_patch_scores_: np.ndarray | None = None
-        self.train_scores_: np.ndarray | None = None
+        self.skipped_: list[tuple[Path | str, str]] = []
         self.timings_ = Timings()
         self._extractor: PatchExtractor | None = None
 
@@ -147,21 +149,71 @@ class ReConPatch:
             self._extractor = PatchExtractor(self.config, self.device)
         return self._extractor
 
-    def fit(self, images: Sequence[str | Path], log: Callable[[str], None] = print) -> "ReConPatch":
+    @property
+    def false_alarm_rate(self) -> float | None:
+        return self._false_alarm_rate
+
+    @false_alarm_rate.setter
+    def false_alarm_rate(self, rate: float | None) -> None:
+        """Raises ValueError for no share between 0 and 1, and of a fitted detector for one that its images do not support."""
+        if rate is not None:
+            decision.check_rate(rate)
+            if self.train_scores_ is not None:
+                decision.threshold(self.train_scores_, rate)
+        self._false_alarm_rate = rate
+
+    @property
+    def threshold_(self) -> float | None:
+        return self.decide()[0]
+
+    def decide(self, refined: bool = False) -> tuple[float | None, str]:
+        """-> (threshold, "") or (None, why there is none)."""
+        self._check_fitted()
+        if refined:
+            return None, "held-out scores are of unrefined maps"
+        if self.train_scores_ is None:
+            return None, "no held-out scores (calibration_folds=0, or one image)"
+        try:
+            return decision.threshold(self.train_scores_, self.false_alarm_rate), ""
+        except ValueError as error:
+            return None, str(error)
+
+    def promise(self) -> str:
+        """A sentence: the threshold, the false alarms to expect of it, and how far so few images let them vary; or why there is none."""
+        found, why = self.decide(self.refiner_ is not None)
+        if found is None:
+            return f"no threshold: {why}"
+        n = len(self.train_scores_)
+        low, high = decision.false_alarms(n, self.false_alarm_rate, 100)
+        rate = decision.rate_of(n, self.false_alarm_rate)
+        return f"threshold {found:.4g}; false alarms: {rate:.1%} on average, of 100 normal images {low:.0%} to {high:.0%} ({n} held out)"
+
+    def fit(self, images, log: Callable[[str], None] = print, *, skip_unreadable: bool = False) -> "ReConPatch":
         """Learns the normal state from images without defects.
 
+        All are decoded, a few at a time into a temporary file, before any feature is computed.
+
         Args:
-            images: paths; ``dataset.train``, or any list.
-            log: receives one line per training epoch.
+            images: ``dataset.train``, or whatever :func:`rcp.data.sources.images_of` takes: a folder, paths, arrays, a generator, ...
+            log: receives one line per training epoch, what the crop does not see, and what the threshold promises.
+            skip_unreadable: leave out what cannot be read; it is listed in ``skipped_``.
 
         Raises:
             ValueError: no images; a file that is no image (named, before any feature is computed); a ratio that selects nothing.
         """
-        paths, c = list(images), self.config
-        require("images", len(paths) > 0, "at least one image without defects", paths)
+        c, self.skipped_ = self.config, []
         textures = self.refine.load_textures(c.image_size) if self.refine else None
         with self.timings_("decode"):
-            decoded = load_images(paths, self.transform)
+            paths, decoded, originals = self._decoded(images_of(images, train=True), skip_unreadable)
+        left_out = f" ({len(self.skipped_)} are unreadable: {self.skipped_[0][0]})" if self.skipped_ else ""
+        require("images", len(paths) > 0, f"at least one image without defects{left_out}", paths)
+        said = [f"left out, {name}: {why}" for name, why in self.skipped_] + self._cropped(originals)
+        if copies := len(decoded) - len({hashlib.blake2b(image).digest() for image in decoded}):
+            said += [
+                f"{copies} of {len(decoded)} images are copies of others: the threshold is then too low; leave them out"
+            ]
+        for line in said:
+            log(line)
         h, w, dim = self.extractor.shape()
         shape, dtype = (len(decoded), h * w, dim), np.dtype(c.feature_dtype)
         bank_size(c, len(decoded) * h * w, dim)
@@ -172,9 +224,36 @@ class ReConPatch:
                 self.extractor(decoded, out=p, names=paths)
             if not self.refine:
                 del decoded
-            return self._remember(p, *self.train(p, log))._refine(
-                decoded if self.refine else None, textures, log, paths
-            )
+            self._remember(p, *self.train(p, log))
+            self._refine(decoded if self.refine else None, textures, log, paths)
+        log(self.promise())
+        return self
+
+    def _decoded(self, images, skip: bool) -> tuple[list, np.ndarray, list[Original]]:
+        """Names, pixels (n, S, S, 3) uint8 in a temporary file that goes with the array, and sizes of all images."""
+        names, originals = [], []
+        with tempfile.TemporaryFile() as file:
+            for batch in batches(images, self.transform, 64, self.skipped_ if skip else None):
+                require_disk(tempfile.gettempdir(), batch.pixels.nbytes, "decoded images")
+                file.write(batch.pixels)
+                names += batch.names
+                originals += batch.originals
+            file.flush()
+            pixels = np.memmap(file, np.uint8, "r+", shape=(len(names), *self.transform.shape, 3)) if names else None
+        return names, pixels, originals
+
+    def _cropped(self, originals: Sequence[Original]) -> list[str]:
+        """A line where the crop does not see all of the images: how much it sees of the worst."""
+        seen = {}
+        for width, height in {original[:2] for original in originals}:
+            left, top, right, bottom = self.transform.window(width, height)
+            across, down = (min(b, n) - max(a, 0) for a, b, n in ((left, right, width), (top, bottom, height)))
+            seen[across * down / (width * height)] = f"{width} x {height}"
+        if not seen or min(seen) > 0.999:
+            return []
+        side = self.config.image_size
+        words = f"the crop sees {min(seen):.0%} of the area of images of {seen[min(seen)]} px; a defect outside it is not found"
+        return [f"{words} (all of it: aspect='squash', resize={side}, image_size={side})"]
 
     def train(
         self, p: np.ndarray, log: Callable[[str], None] = print, each_epoch: Callable | None = None
@@ -245,7 +324,7 @@ class ReConPatch:
             """Maps of changed images against banks without them: a bank that holds an image scores its unchanged patches 0."""
             banks = [self.fold_banks_[i % len(self.fold_banks_)] for i in numbers]
             scores = self.score_patches(self.represent_patches(torch.as_tensor(self.extractor(changed))), banks)
-            return score_maps(scores, self.config.image_size, self.config.blur)
+            return score_maps(scores, self.transform.shape, self.config.blur)
 
         normal = center_and_deviation(self.train_patch_scores_)
         with self.timings_("refinement"):
@@ -269,30 +348,57 @@ class ReConPatch:
         return torch.stack([self.f_(image) for image in p]) if self._one_by_one(p) else self.f_(p)
 
     def score_patches(self, represented: Tensor, banks: Sequence[MemoryBank] = ()) -> Tensor:
-        """f(p): (n, h · w, dim) -> (n, h, w) float32, Eq. 9 and 10; h = w: the crop is a square. banks: one per image, else ``bank_``."""
+        """f(p): (n, h · w, dim) -> (n, h, w) float32, Eq. 9 and 10; a tile is a square. banks: one per image, else ``bank_``."""
         one_by_one = banks or self._one_by_one(represented)
         parts = represented if one_by_one else [represented.flatten(0, 1)]
-        side = int(represented.shape[1] ** 0.5)
+        side = int((represented.shape[1] // math.prod(self.config.tiles)) ** 0.5)
+        rows, columns = self.config.tiles
         scores = [self._score(part, bank) for part, bank in zip(parts, banks or [self.bank_] * len(parts), strict=True)]
-        return torch.cat(scores).reshape(len(represented), side, side)
+        return torch.cat(scores).reshape(len(represented), rows * side, columns * side)
 
     def _one_by_one(self, images: Tensor) -> bool:
         """On a CPU each image goes by itself: its scores are the same in any batch, to the last bit."""
         return images.ndim == 3 and self.device.type == "cpu"
 
-    def predict(self, images: Sequence[str | Path], maps: bool = True, refined: bool = True) -> Prediction:
-        """Scores images.
+    def predict(self, images, maps: bool = True, refined: bool = True, *, skip_unreadable: bool = False) -> Prediction:
+        """Scores images, and decides.
 
         Args:
-            images: paths; ``dataset.test``, or any list. A file that is no image is named before any feature is computed.
+            images: ``dataset.test``, or whatever :func:`rcp.data.sources.images_of` takes: a path, a folder, arrays, ... A file that is no
+                image is named before any feature is computed.
             maps: also return score maps at ``image_size``.
             refined: by the refinement network, where there is one; False gives scores and maps without it.
+            skip_unreadable: leave out what cannot be read; it is listed in ``out.skipped``.
         """
         self._check_fitted()
-        paths = list(images)
+        skipped = [] if skip_unreadable else None
         with self.timings_("decode"):
-            decoded = load_images(paths, self.transform)
-        return self._predict(len(decoded), lambda part: self.extractor(decoded[part], names=paths[part]), maps, refined)
+            found = list(batches(images_of(images), self.transform, 64, skipped))
+        names, originals = ([v for batch in found for v in getattr(batch, name)] for name in ("names", "originals"))
+        decoded = np.concatenate(
+            [np.empty((0, *self.transform.shape, 3), np.uint8), *(batch.pixels for batch in found)]
+        )
+        del found
+        out = self._predict(len(names), lambda part: self.extractor(decoded[part], names=names[part]), maps, refined)
+        about = {"paths": tuple(names), "originals": tuple(originals), "skipped": tuple(skipped or ())}
+        return dataclasses.replace(out, **about)
+
+    def predict_iter(
+        self, images, maps: bool = True, refined: bool = True, *, batch: int | None = None, skipped: list | None = None
+    ) -> Iterator[Prediction]:
+        """Scores images one after the other and keeps none of them: each is given as a :class:`Prediction` of one.
+
+        Args:
+            images, maps, refined: as :meth:`predict`.
+            batch: how many are read and scored together; None suits the device.
+            skipped: receives (name, reason) of those that cannot be read; where None, the first of them raises.
+        """
+        self._check_fitted()
+        at_a_time = batch or images_at_a_time(self.device, self.config.image_size)
+        for some in batches(images_of(images), self.transform, at_a_time, skipped):
+            p = self.extractor(some.pixels, names=some.names)
+            out = self._predict(len(some.names), p.__getitem__, maps, refined)
+            yield from dataclasses.replace(out, paths=tuple(some.names), originals=tuple(some.originals))
 
     def predict_features(self, p: np.ndarray, maps: bool = True, refined: bool = True) -> Prediction:
         """``predict`` from features that are there already: p (n, h · w, D) as :class:`PatchExtractor` makes them."""
@@ -308,14 +414,14 @@ class ReConPatch:
         c, batch = self.config, images_at_a_time(self.device, self.config.image_size)
         refined = refined and self.refiner_ is not None
         scores, patches = np.empty(n, np.float32), []
-        all_maps = np.empty((n, c.image_size, c.image_size), np.float32) if maps else None
+        all_maps = np.empty((n, *self.transform.shape), np.float32) if maps else None
         for start in range(0, n, batch):
             part = slice(start, min(start + batch, n))
             with self.timings_("features"):
                 p = as_tensor(p_of(part))
             with self.timings_("scoring"):
                 s = self.score_patches(self.represent_patches(p))
-                found = score_maps(s, c.image_size, c.blur) if maps or refined else None
+                found = score_maps(s, self.transform.shape, c.blur) if maps or refined else None
                 if refined:
                     found = self.refiner_.refine(found)
                 scores[part] = found.max((1, 2)) if refined else image_scores(s.flatten(1)).cpu().numpy()
@@ -324,7 +430,9 @@ class ReConPatch:
                     all_maps[part] = found
         # held-out scores are unrefined: a refined one of an image that the network was trained on would not be held out
         train_scores = None if refined else self.train_scores_
-        return Prediction(scores, all_maps, self.transform, train_scores, np.concatenate(patches))
+        threshold, why = self.decide(refined)
+        patches = np.concatenate(patches) if patches else np.empty((0, 0, 0), np.float32)
+        return Prediction(scores, all_maps, self.transform, train_scores, patches, threshold=threshold, why=why)
 
     def _memorize(self, represented: Tensor, count: int, among: Tensor | None = None) -> MemoryBank:
         """(N, dim) -> the coreset of ``count`` patches as a memory bank; of all of them where the ratio is 1."""
@@ -371,9 +479,12 @@ class ReConPatch:
     def save(self, path: str | Path) -> None:
         """Writes one safetensors file: bank, f and training scores, with the config as JSON in its header. Not the backbone."""
         self._check_fitted()
+        if not Path(path).absolute().parent.is_dir():
+            raise FileNotFoundError(f"no folder {Path(path).absolute().parent} to save {path} in")
         tensors, c = {"bank": self.bank_.entries}, self.config
         header = {"format": "rcp-detector-1", "config": json.dumps(c.asdict())}
         header["backbone"] = backbone.weights_identity(c.backbone, c.weights)
+        header["false_alarm_rate"] = json.dumps(self.false_alarm_rate)
         if self.train_scores_ is not None:
             tensors["train_scores"] = torch.from_numpy(self.train_scores_)
         if self.f_ is not None:
@@ -406,7 +517,7 @@ class ReConPatch:
         values = _without_dropped(json.loads(header["config"]))
         if values["representation"] not in cls.represents:
             kind = "PatchCore" if values["representation"] == "none" else "ReConPatch"
-            raise ValueError(f"{path} holds a {kind}, not a {cls.__name__}")
+            raise OtherClassError(f"{path} holds a {kind}, not a {cls.__name__}")
         values |= {"device": device or "auto"} | ({"weights": str(weights)} if weights else {})
         detector = cls(**values, refine=json.loads(header["refine"]) if "refine" in header else None)
         c = detector.config
@@ -416,6 +527,9 @@ class ReConPatch:
             )
         detector.bank_ = MemoryBank(tensors["bank"].to(detector.device), c.neighbours)
         detector.train_scores_ = tensors["train_scores"].numpy() if "train_scores" in tensors else None
+        detector._false_alarm_rate = json.loads(
+            header.get("false_alarm_rate", "null")
+        )  # one that cannot be kept gives no threshold
         if c.representation != "none":
             dim, size = tensors["f.weight"].shape
             detector.f_ = nn.Linear(size, dim, bias="f.bias" in tensors, device=detector.device).requires_grad_(False)
@@ -437,6 +551,14 @@ class PatchCore(ReConPatch):
     """PatchCore: ReConPatch without f, p pooled to ``dim``; everything else is the same code and the same arguments."""
 
     represents = ("none",)
+
+
+def load(path: str | Path, **how) -> ReConPatch:
+    """What ``save`` wrote, of whichever class. how: as of :meth:`ReConPatch.load`."""
+    try:
+        return ReConPatch.load(path, **how)
+    except OtherClassError:
+        return PatchCore.load(path, **how)
 
 
 def _part(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -469,7 +591,7 @@ def as_tensor(p: np.ndarray) -> Tensor:
 
 _DEFAULTS = {f.name: f.default for f in dataclasses.fields(Config)}
 _SIGNATURE = inspect.Signature(
-    [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=v) for n, v in [*_DEFAULTS.items(), ("refine", None)]
-    ]
-)  # fmt: skip
+    inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value)
+    for name, value in [*_DEFAULTS.items(), ("refine", None), ("false_alarm_rate", None)]
+)
 ReConPatch.__signature__ = PatchCore.__signature__ = _SIGNATURE  # so that help() and editors show every argument

@@ -10,12 +10,13 @@ from torch import Tensor
 from rcp.checks import require
 
 
-def score_maps(scores: Tensor, size: int, blur: float) -> np.ndarray:
-    """scores: (n, h, w) -> (n, size, size) float32: bilinear to the crop's size, then a Gaussian of σ ``blur`` pixels.
+def score_maps(scores: Tensor, size: int | tuple[int, int], blur: float) -> np.ndarray:
+    """scores: (n, h, w) -> (n, S, S) float32: bilinear to the crop's size S (or height and width), then a Gaussian of σ ``blur`` pixels.
 
     Both are linear and act on each axis by itself, so a map is A_h s A_wᵀ.
     """
-    rows, columns = (_axis_operator(side, size, blur).to(scores) for side in scores.shape[1:])
+    sizes = size if isinstance(size, tuple) else (size, size)
+    rows, columns = (_axis_operator(n, s, blur).to(scores) for n, s in zip(scores.shape[1:], sizes, strict=True))
     return (rows @ scores @ columns.T).cpu().numpy()
 
 

@@ -1,5 +1,6 @@
 """Locally aware patch features p (Sec. 3.1): the CNN's maps, each neighbourhood (``patch_size`` a side) joined into one vector."""
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -84,8 +85,9 @@ class PatchExtractor:
         self._shape = (*first.shape[-2:], config.extracted_dim or sum(self.backbone.channels))
 
     def shape(self) -> tuple[int, int, int]:
-        """(h, w, D) of one image's features."""
-        return self._shape
+        """(h, w, D) of one image's features, of all its tiles."""
+        (rows, columns), (h, w, dim) = self.config.tiles, self._shape
+        return rows * h, columns * w, dim
 
     @torch.inference_mode()
     def maps(self, images: np.ndarray) -> list[Tensor]:
@@ -121,6 +123,8 @@ class PatchExtractor:
     ) -> np.ndarray:
         """images: (n, S, S, 3) uint8 -> p: (n, h · w, D) in ``feature_dtype``, written into ``out`` (a memory map) if given.
 
+        With tiles, images are so many times as tall and wide, each tile goes through the CNN by itself, and p is that of the whole again.
+
         Args:
             batch: images at a time; None suits the device.
             names: of the images, for messages.
@@ -128,6 +132,8 @@ class PatchExtractor:
         Raises:
             FloatingPointError: as :meth:`patches`.
         """
+        if self.config.tiles != (1, 1):
+            return self._of_tiles(images, out, names)
         batch = batch or images_at_a_time(self.device, self.config.image_size)
         h, w, dim = self.shape()
         if out is None:
@@ -136,4 +142,17 @@ class PatchExtractor:
         for start in range(0, len(images), batch):
             part = slice(start, min(start + batch, len(images)))
             self.patches(self.maps(images[part]), torch.from_numpy(np.asarray(out[part])), names[part])
+        return out
+
+    def _of_tiles(self, images: np.ndarray, out: np.ndarray | None, names: Sequence | None) -> np.ndarray:
+        """One image after the other: (rows · S, columns · S, 3) -> its tiles -> p of the whole, in raster order."""
+        (rows, columns), side, (h, w, dim) = self.config.tiles, self.config.image_size, self._shape
+        out = np.empty((len(images), rows * h * columns * w, dim), self.config.feature_dtype) if out is None else out
+        of_one = copy.copy(self)
+        of_one.config = self.config.replace(tiles=(1, 1))
+        for i, image in enumerate(images):
+            cut = image.reshape(rows, side, columns, side, 3).swapaxes(1, 2).reshape(rows * columns, side, side, 3)
+            name = names[i] if names else f"image {i}"
+            p = of_one(cut, names=[f"{name}, tile {n + 1}" for n in range(len(cut))])
+            out[i] = p.reshape(rows, columns, h, w, dim).swapaxes(1, 2).reshape(-1, dim)
         return out

@@ -76,7 +76,7 @@ class Entry:
     def transform(self, split: str) -> Transform:
         """How the images of a split ("train", "test") are read."""
         c, how = self.config, self.perturbation_of(split)
-        transform = Transform(resize=c.resize, image_size=c.image_size, aspect=c.aspect)
+        transform = Transform(c.resize, c.image_size, c.aspect, c.tiles)
         return transform if how is None else PerturbedTransform.of(transform, how)
 
     def identity(self) -> dict:
@@ -302,7 +302,7 @@ class Ensemble(OfAnEntry):
         else:
             images, patches = zip(*(self.normalized(r) for r in results), strict=True)
             # a map is linear in its patch scores: the mean of the maps is the map of the mean where the grids agree
-            maps = [score_maps(torch.from_numpy(p), c.image_size, c.blur) for p in patches]
+            maps = [score_maps(torch.from_numpy(p), self.transform("test").shape, c.blur) for p in patches]
         scores, maps = np.mean(images, 0), np.mean(maps, 0)
         info = {
             "config": c.asdict(), "data": results[0].info["data"],

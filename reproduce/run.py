@@ -74,7 +74,9 @@ class Result:
         if "log_odds" in self.arrays:  # of a refinement network
             return 1 / (1 + np.exp(-self.arrays["log_odds"][some].astype(np.float32)))
         c = self.info["config"]
-        return score_maps(torch.from_numpy(self.patch_scores[some]), c["image_size"], c["blur"])
+        rows, columns = c.get("tiles", (1, 1))
+        size = rows * c["image_size"], columns * c["image_size"]
+        return score_maps(torch.from_numpy(self.patch_scores[some]), size, c["blur"])
 
 
 def run(task, store: Store | None = None, log: Callable[[str], None] = logger.info) -> Result:

@@ -1,0 +1,107 @@
+"""What ``fit`` and ``predict`` take, read a few images at a time: paths, folders, patterns, PIL images, arrays, lists, generators."""
+
+import glob
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from rcp.checks import require
+from rcp.data.images import IMAGE_SUFFIXES, Original, Transform, threaded
+from rcp.data.layouts import Dataset, images_in, load_dataset, say_what_is_left_out
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """A few images as a detector sees them.
+
+    names: each one's path, or "image 3" where it came as pixels. pixels: (n, S, S, 3) uint8. originals: their sizes before resize and crop.
+    """
+
+    names: list[Path | str]
+    pixels: np.ndarray
+    originals: list[Original]
+
+
+def images_of(given, *, train: bool = False) -> Iterable:
+    """One image after the other, each a path, a PIL image or an array (H, W, 3) uint8, of whatever names them.
+
+    given: a path, a folder, a pattern such as "line1/*.png", one of those images, an array (n, H, W, 3), an iterable, or a data set.
+    train: of a data set or of a folder that holds ``train/``, the training images.
+
+    Raises:
+        FileNotFoundError, ValueError: nothing there; a folder without images, with what it holds instead; something else.
+    """
+    if isinstance(given, Dataset):
+        return given.train if train else given.test
+    if isinstance(given, str | Path):
+        return _at(Path(given).expanduser(), train)
+    if isinstance(given, Image.Image):
+        return [given]
+    if isinstance(given, np.ndarray):
+        require("images", given.ndim in (3, 4), "an array (H, W, 3) or (n, H, W, 3)", given.shape)
+        return given if given.ndim == 4 else [given]
+    require("images", isinstance(given, Iterable) and not isinstance(given, bytes | dict), _EXPECTED, given)
+    return given
+
+
+_EXPECTED = "a path, a folder, a pattern, PIL images, arrays (H, W, 3), or a list or generator of those"
+
+
+def _at(path: Path, train: bool) -> Iterable[Path]:
+    if path.is_dir():
+        if train:
+            return load_dataset(path).train
+        if found := images_in(path):
+            say_what_is_left_out(path, found)
+            return found
+        kinds = Counter(p.suffix.lower() or "no suffix" for p in path.rglob("*") if p.is_file())
+        there = ", ".join(f"{n} of {suffix}" for suffix, n in kinds.most_common(6)) or "nothing"
+        below = any(p.suffix.lower() in IMAGE_SUFFIXES for p in path.rglob("*"))
+        hint = f"; for its sub-folders: {path}/**/*" if below else ""
+        raise ValueError(f"no image in {path} (of {', '.join(IMAGE_SUFFIXES)}); it holds {there}{hint}")
+    if not path.exists() and glob.has_magic(str(path)):
+        found = sorted(
+            Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).suffix.lower() in IMAGE_SUFFIXES
+        )
+        require("images", bool(found), "a pattern that fits some image", str(path))
+        return found
+    if not path.exists():
+        raise FileNotFoundError(f"no such image or folder: {path}")
+    return [path]
+
+
+def batches(images: Iterable, transform: Transform, at_a_time: int, skipped: list | None = None) -> Iterator[Batch]:
+    """Reads images as :func:`images_of` gives them, so many at a time, on all cores.
+
+    skipped: receives (name, reason) of each unreadable one, which is left out; where None, it raises.
+    """
+    left, start = iter(images), 0
+    while some := list(islice(left, at_a_time)):
+        names = [
+            s if isinstance(s, Path) else Path(s) if isinstance(s, str) else f"image {start + i}"
+            for i, s in enumerate(some)
+        ]
+        found: list = [None] * len(some)
+
+        def read(i: int, some=some, names=names, found=found) -> None:
+            try:
+                found[i] = transform.read(some[i], names[i])
+            except (ValueError, OSError) as error:
+                found[i] = error
+
+        threaded(read, len(some))
+        bad = [(name, f) for name, f in zip(names, found, strict=True) if isinstance(f, Exception)]
+        if bad and skipped is None:
+            raise bad[0][1]
+        if bad:
+            skipped += [(name, str(f)) for name, f in bad]
+        good = [(n, *f) for n, f in zip(names, found, strict=True) if not isinstance(f, Exception)]
+        if good:
+            names, pixels, originals = zip(*good, strict=True)
+            yield Batch(list(names), np.stack(pixels), list(originals))
+        start += len(some)

@@ -1,0 +1,65 @@
+"""From scores to a decision: a threshold from held-out normal images at a false-alarm rate, and what so few images can promise."""
+
+import math
+
+import numpy as np
+from scipy.stats import betabinom
+
+from rcp.checks import require
+
+DEFAULT_RATE = 0.01
+
+
+def threshold(held_out: np.ndarray, rate: float | None = None) -> float:
+    """Where an image counts as defective: score >= threshold, flagging at most the share ``rate`` of normal images.
+
+    The smallest number above the ⌈(n + 1)(1 - rate)⌉-th of the n held-out scores (split conformal): a further normal image, drawn
+    as the training images were, reaches it with a probability of at most ``rate``, whatever the scores' distribution. That is a
+    mean over training sets; :func:`false_alarms` gives the interval. 60 images can promise no rate below 1 / 61. Scores held
+    out against smaller banks are a little high, so the rate is rather kept than reached.
+
+    Args:
+        held_out: (n,) scores of normal images, each against a bank without it.
+        rate: None is 0.01, or 1 / (n + 1) where n images support no less.
+
+    Raises:
+        ValueError: a rate outside (0, 1), or one that so few images do not support; more than half of the scores are the same.
+    """
+    scores = np.sort(np.asarray(held_out, np.float64).ravel())
+    n = len(scores)
+    rate = rate_of(n, rate)
+    enough = (
+        f"at least 1 / (n + 1) = {1 / (n + 1):.4f} with {n} images (or {math.ceil(1 / rate - 1)} images for this rate)"
+    )
+    require("false_alarm_rate", n >= 1 and _rank(n, rate) <= n, enough, rate)
+    alike = np.median(np.abs(scores - np.median(scores))) == 0
+    require(
+        "images",
+        not alike,
+        "normal images that differ (a threshold needs the spread of their scores)",
+        f"{n} with one score",
+    )
+    return float(np.nextafter(np.float32(scores[_rank(n, rate) - 1]), np.float32(np.inf)))
+
+
+def rate_of(n: int, rate: float | None) -> float:
+    """The rate that is meant with n held-out images: 0.01, or 1 / (n + 1) where they support no less, for None."""
+    return max(DEFAULT_RATE, 1 / (n + 1)) if rate is None else check_rate(rate)
+
+
+def check_rate(rate: float) -> float:
+    """Raises ValueError where it is no share between 0 and 1."""
+    fits = isinstance(rate, int | float) and not isinstance(rate, bool) and 0 < rate < 1
+    require("false_alarm_rate", fits, "a share of the normal images, above 0 and below 1", rate)
+    return float(rate)
+
+
+def false_alarms(n: int, rate: float | None, m: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Between which shares of m further normal images the false alarms lie, with this probability: beta-binomial, n held-out scores."""
+    k = _rank(n, rate_of(n, rate))
+    low, high = betabinom(m, n + 1 - k, k).interval(confidence)
+    return float(low / m), float(high / m)
+
+
+def _rank(n: int, rate: float) -> int:
+    return math.ceil((n + 1) * (1 - rate) - 1e-9)

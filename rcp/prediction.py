@@ -1,0 +1,213 @@
+"""What ``predict`` returns: scores, maps, decisions, and where on the original image they are."""
+
+import html
+from base64 import b64encode
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw
+from scipy import ndimage
+
+from rcp.checks import require
+from rcp.data.images import Original, Transform, open_rgb
+
+# EXIF orientation -> (transpose, then mirror columns, then mirror rows): an upright array back to how its file stores it.
+_STORED = {
+    1: (0, 0, 0), 2: (0, 1, 0), 3: (0, 1, 1), 4: (0, 0, 1), 5: (1, 0, 0), 6: (1, 0, 1), 7: (1, 1, 1), 8: (1, 1, 0),
+}  # fmt: skip
+
+
+class Box(NamedTuple):
+    """A region in which patches reach the threshold: pixels of the original image, right and bottom outside it; its highest score."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+    score: float
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Prediction:
+    """Scores of n images; ``out[i]`` is one of them, ``for one in out`` goes through them.
+
+    scores: (n,) float32 image scores; higher is more anomalous, in units of feature distance; of a refined map, in [0, 1].
+    maps: (n, S, S) float32 score maps at ``image_size``, or None; where refined, in [0, 1].
+    transform: the resize and crop that were applied, for masks to go the same way.
+    train_scores: (n_train,) float32, each training image scored against a bank made of other images (None without folds).
+    patch_scores: (n, h, w) float32, what scores and maps are made of (Eq. 10).
+    paths: of each image, or "image 3" where it came as pixels. originals: their sizes before resize and crop.
+    threshold: an image is defective where its score is this or more; None where there is none, ``why`` says why.
+    skipped: (name, reason) of the images that could not be read.
+    """
+
+    scores: np.ndarray
+    maps: np.ndarray | None
+    transform: Transform
+    train_scores: np.ndarray | None
+    patch_scores: np.ndarray | None = None
+    paths: tuple[Path | str, ...] = ()
+    originals: tuple[Original, ...] = ()
+    threshold: float | None = None
+    why: str = ""
+    skipped: tuple[tuple[Path | str, str], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __getitem__(self, i: int) -> "Prediction":
+        """The prediction of one image."""
+        part = slice(i, i + 1 or None)
+        require("i", len(self.scores[part]) == 1, f"an image from 0 to {len(self) - 1}", i)
+        rows = {n: getattr(self, n)[part] for n in ("scores", "maps", "patch_scores") if getattr(self, n) is not None}
+        return replace(self, **rows, paths=self.paths[part], originals=self.originals[part], skipped=())
+
+    def __iter__(self) -> Iterator["Prediction"]:
+        return (self[i] for i in range(len(self)))
+
+    @property
+    def defective(self) -> np.ndarray:
+        """(n,) bool: score >= threshold. Raises ValueError, with the reason, where there is no threshold."""
+        require("threshold", self.threshold is not None, "a decision's threshold", f"none: {self.why}")
+        return self.scores >= self.threshold
+
+    def maps_on_original(self, i: int, upright: bool = False) -> np.ndarray:
+        """(H, W) float32: the map of image i on its own pixels, as its file stores them; NaN where the crop did not look.
+
+        upright: as EXIF says it is to be seen, instead.
+        """
+        self._check(i)
+        require("maps", self.maps is not None, "a prediction with maps", None)
+        width, height, orientation = self.originals[i]
+        left, top, right, bottom = (round(v) for v in self.transform.window(width, height))
+        seen = Image.fromarray(self.maps[i]).resize((right - left, bottom - top), Image.Resampling.BILINEAR)
+        whole = np.full((height, width), np.nan, np.float32)
+        inside = np.asarray(seen)[max(0, -top) : height - top, max(0, -left) : width - left]
+        whole[max(0, top) : bottom, max(0, left) : right] = inside
+        return whole if upright else _stored(whole, orientation)
+
+    def boxes(self, i: int, upright: bool = False) -> list[Box]:
+        """The regions of image i whose patches reach the threshold, highest score first: none where it is not defective.
+
+        upright: in the image as EXIF says it is to be seen, instead of as its file stores it.
+        """
+        self._check(i)
+        width, height, orientation = self.originals[i]
+        hot = self.patch_scores[i] >= (self.threshold if self.threshold is not None else np.inf)
+        left, top, right, bottom = self.transform.window(width, height)
+        x, y = ((b - a) / n for a, b, n in ((left, right, hot.shape[1]), (top, bottom, hot.shape[0])))
+        found = []
+        regions, _ = ndimage.label(hot, np.ones((3, 3)))
+        for number, (rows, columns) in enumerate(ndimage.find_objects(regions), 1):
+            score = float(self.patch_scores[i][rows, columns][regions[rows, columns] == number].max())
+            across = np.clip(np.rint(left + x * np.array([columns.start, columns.stop])), 0, width).astype(int)
+            down = np.clip(np.rint(top + y * np.array([rows.start, rows.stop])), 0, height).astype(int)
+            if not upright:
+                transposed, mirrored, flipped = _STORED[orientation]
+                across, down, size = (down, across, (height, width)) if transposed else (across, down, (width, height))
+                across = size[0] - across[::-1] if mirrored else across
+                down = size[1] - down[::-1] if flipped else down
+            found.append(Box(*(int(v) for v in (across[0], down[0], across[1], down[1])), score))
+        return sorted(found, key=lambda box: -box.score)
+
+    def overlay(self, i: int, side: int = 800) -> Image.Image:
+        """Image i upright, at most ``side`` pixels long, its map in red over grey, its boxes."""
+        path, (width, height, _) = self.paths[i], self.originals[i]
+        known = isinstance(path, Path)  # what came as pixels is not kept
+        grey = open_rgb(path).convert("L").convert("RGB") if known else Image.new("RGB", (width, height), "#808080")
+        low, high = self._scale(i)
+        heat = np.nan_to_num(np.clip((self.maps_on_original(i, upright=True) - low) / (high - low), 0, 1))
+        mask = Image.fromarray((170 * heat).astype(np.uint8))
+        grey.paste(Image.new("RGB", grey.size, "#d62728"), mask=mask)
+        draw = ImageDraw.Draw(grey)
+        for box in self.boxes(i, upright=True):
+            draw.rectangle([*box[:2], box.right - 1, box.bottom - 1], outline="#ffd92f", width=max(1, side // 200))
+        grey.thumbnail((side, side))
+        return grey
+
+    def _scale(self, i: int) -> tuple[float, float]:
+        """Scores between which an overlay goes from grey to red: around the threshold, or those of the map."""
+        if self.threshold is not None:
+            return 0.5 * self.threshold, 1.5 * self.threshold
+        low, high = float(self.maps[i].min()), float(self.maps[i].max())
+        return low, max(high, low + 1e-12)
+
+    def records(self) -> Iterator[dict]:
+        """Of each image its path, score, defective (None without a threshold), threshold and boxes: what JSON can hold."""
+        paths = self.paths or [f"image {i}" for i in range(len(self))]
+        for i, (path, score) in enumerate(zip(paths, self.scores.tolist(), strict=True)):
+            defective = None if self.threshold is None else score >= self.threshold
+            boxes = [box._asdict() for box in (self.boxes(i) if self.originals else ())]
+            yield {
+                "path": str(path),
+                "score": score,
+                "defective": defective,
+                "threshold": self.threshold,
+                "boxes": boxes,
+            }
+
+    def table(self):
+        """DataFrame, see :func:`tabulated`."""
+        return tabulated(self.records())
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes FOLDER/predictions.csv and an overlay for every image, FOLDER/0001_NAME.jpg; -> the folder."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for i in range(len(self) if self.maps is not None else 0):
+            self.save_overlay(folder, i, i + 1)
+        self.table().to_csv(folder / "predictions.csv", index=False, errors="surrogateescape")
+        return folder
+
+    def save_overlay(self, folder: Path, i: int, number: int) -> None:
+        """Writes FOLDER/NUMBER_NAME.jpg."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.overlay(i).save(folder / f"{number:04d}_{Path(self.paths[i]).stem.replace(' ', '_')}.jpg", quality=90)
+
+    def __repr__(self) -> str:
+        if self.threshold is None:
+            return f"Prediction({len(self)} images, no threshold: {self.why})"
+        lost = f", {len(self.skipped)} unreadable" if self.skipped else ""
+        return f"Prediction({len(self)} images, {int(self.defective.sum())} defective at {self.threshold:.4g}{lost})"
+
+    def _repr_html_(self, most: int = 12) -> str:
+        """A table of the most anomalous images with thumbnails, for notebooks."""
+        rows = []
+        for i in np.argsort(-self.scores)[:most] if self.paths else ():
+            data = BytesIO()
+            if self.maps is not None:
+                self.overlay(int(i), 160).save(data, "PNG")
+            shown = (
+                f'<img src="data:image/png;base64,{b64encode(data.getvalue()).decode()}">' if data.getvalue() else ""
+            )
+            decision = "" if self.threshold is None else "defective" if self.scores[i] >= self.threshold else "normal"
+            name = "/".join(Path(self.paths[i]).parts[-2:])
+            cells = shown, html.escape(name), f"{self.scores[i]:.4g}", decision
+            rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+        head = "<tr><th></th><th>image</th><th>score</th><th>decision</th></tr>" if rows else ""
+        return f"<p>{html.escape(repr(self))}</p><table>{head}{''.join(rows)}</table>"
+
+    def _check(self, i: int) -> None:
+        require("i", 0 <= i < len(self.originals), f"an image from 0 to {len(self.originals) - 1} of predict()", i)
+
+
+def tabulated(records: Iterable[dict]):
+    """DataFrame of path, score, defective (missing without a threshold), the number of regions, and the box of the highest."""
+    import pandas as pd
+
+    sides = ("left", "top", "right", "bottom")
+    rows = [
+        r | {"regions": len(r["boxes"])} | {s: r["boxes"][0][s] if r["boxes"] else None for s in sides} for r in records
+    ]
+    table = pd.DataFrame(rows, columns=["path", "score", "defective", "threshold", "regions", *sides])
+    return table.astype({"defective": "boolean", **dict.fromkeys(sides, "Int64")})
+
+
+def _stored(upright: np.ndarray, orientation: int) -> np.ndarray:
+    transposed, mirrored, flipped = _STORED[orientation]
+    array = upright.T if transposed else upright
+    return np.ascontiguousarray(array[:: -1 if flipped else 1, :: -1 if mirrored else 1])

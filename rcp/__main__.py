@@ -1,0 +1,159 @@
+"""``rcp``: from a folder of images of good parts to a decision on new ones (``rcp --help``)."""
+
+import argparse
+import json
+import sys
+from itertools import chain
+from pathlib import Path
+
+from rcp.config import INSPECTION, Config
+from rcp.data.sources import images_of
+from rcp.detector import ReConPatch, load
+from rcp.prediction import tabulated
+from rcp.watch import watch
+
+WHOLE = {"aspect": "squash", "resize": 224, "image_size": 224}  # the paper's crop would not see a defect at the border
+PRESETS = {"inspection": INSPECTION | WHOLE, "patchcore": {"representation": "none"} | WHOLE, "paper": {}}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command. -> 0; 1 with ``--fail`` where an image is defective; 2 where something is wrong, said in one line."""
+    options = _parser().parse_args(arguments)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # of a file's name that is no text
+    try:
+        return options.run(options) or 0
+    except KeyboardInterrupt:  # how a watch ends
+        return 130
+    except Exception as error:  # 1 means a defect: nothing else may end with it
+        known = isinstance(error, ValueError | OSError | MemoryError)
+        _say(f"rcp {options.command}: {error}" if known else f"rcp {options.command}: {type(error).__name__}: {error}")
+        return 2
+
+
+def _fit(o: argparse.Namespace) -> None:
+    given = {name: getattr(o, name) for name in ("backbone", "weights", "device") if getattr(o, name)} | dict(o.set)
+    detector = ReConPatch.from_config(Config.build(**PRESETS[o.preset] | given))
+    _require_writable(o.output)
+    detector.false_alarm_rate = o.false_alarm_rate
+    detector.fit(o.folder, _say, skip_unreadable=o.skip_unreadable).save(o.output)
+    _say(f"saved {o.output}: {detector!r}")
+
+
+def _predict(o: argparse.Namespace) -> int:
+    detector, rows, skipped, defective = _loaded(o), [], [] if o.skip_unreadable else None, []
+    given = [images_of(image) for image in o.images]  # what is misspelt is said before any is scored
+    threshold, why = detector.decide(detector.refiner_ is not None)
+    if threshold is None:
+        _say(f"no decision: {why}")
+    try:
+        for number, one in enumerate(detector.predict_iter(chain(*given), skipped=skipped), 1):
+            (found,) = one.records()
+            print(json.dumps(found) if o.json else _line(found), flush=True)
+            defective.append(found["defective"])
+            if o.out:
+                rows.append(found)
+                one.save_overlay(o.out, 0, number)
+    finally:  # also what was scored before one that cannot be read
+        if rows:
+            tabulated(rows).to_csv(o.out / "predictions.csv", index=False, errors="surrogateescape")
+        for name, reason in skipped or ():
+            _say(f"left out, {name}: {reason}")
+    decided = threshold is not None and len(defective) > 0
+    return (int(any(defective)) if decided else 2) if o.fail else 0
+
+
+def _watch(o: argparse.Namespace) -> None:
+    for found in watch(_loaded(o), o.folder, o.log or o.folder / "rcp.jsonl", o.seconds, o.looks):
+        print(json.dumps(found) if o.json else _line(found), flush=True)
+
+
+def _info(o: argparse.Namespace) -> None:
+    detector = load(o.detector, weights=o.weights, device="cpu")
+    entries, dim = detector.bank_.entries.shape
+    _say(f"{detector!r}\nmemory bank: {entries} x {dim}\n{detector.promise()}")
+
+
+def _loaded(o: argparse.Namespace) -> ReConPatch:
+    detector = load(o.detector, weights=o.weights, device=o.device)
+    if o.false_alarm_rate is not None:
+        detector.false_alarm_rate = o.false_alarm_rate
+    return detector
+
+
+def _line(found: dict) -> str:
+    if "error" in found:
+        return f"unreadable  {found['path']}: {found['error']}"
+    decision = {None: "?", True: "DEFECTIVE", False: "normal"}[found["defective"]]
+    return f"{decision:9}  {found['score']:.4f}  {found['path']}"
+
+
+def _say(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)
+
+
+def _require_writable(file: Path) -> None:
+    """Raises OSError before the work where the file could not be written."""
+    there = file.exists()
+    file.open("ab").close()
+    if not there:
+        file.unlink()
+
+
+def _setting(text: str) -> tuple[str, object]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, such as coreset_ratio=0.1, got {text!r}")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="rcp", description="a detector of defects from images of good parts")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def command(name: str, run, words: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=words, description=words, allow_abbrev=False)
+        added.set_defaults(run=run)
+        added.add_argument("--device", help="auto (default), cpu, cuda")
+        added.add_argument("--weights", help="of the CNN: a tag, or a file")
+        if name != "info":
+            words = "share of normal images that may be called defective (default: 0.01, or the least that the images support)"
+            added.add_argument("--false-alarm-rate", type=float, help=words)
+        return added
+
+    fit = command("fit", _fit, "learn from a folder of images of good parts")
+    fit.add_argument("folder", help="images, or train/ and perhaps test/")
+    fit.add_argument("-o", "--output", type=Path, required=True, help="the detector's file, such as part.rcp")
+    fit.add_argument(
+        "--preset",
+        choices=PRESETS,
+        default="inspection",
+        help="default: %(default)s; but for paper, nothing is cropped",
+    )
+    fit.add_argument("--backbone", help="a torchvision or timm CNN")
+    fit.add_argument(
+        "--set", type=_setting, action="append", default=[], metavar="NAME=VALUE", help="a hyper-parameter"
+    )
+    predict = command("predict", _predict, "score images and decide")
+    watch = command("watch", _watch, "score each new image of a folder, once")
+    for added in (predict, watch, command("info", _info, "what a detector's file holds")):
+        added.add_argument("detector", type=Path, help="what fit wrote")
+    for added in (predict, watch):
+        added.add_argument("--json", action="store_true", help="a line of JSON for each image")
+    for added in (fit, predict):
+        added.add_argument("--skip-unreadable", action="store_true", help="leave out and list what cannot be read")
+    predict.add_argument("images", nargs="+", help="files, folders, patterns")
+    predict.add_argument("--out", type=Path, help="folder for predictions.csv and pictures of where")
+    predict.add_argument("--fail", action="store_true", help="exit status 1 where an image is defective")
+    watch.add_argument("folder", type=Path)
+    watch.add_argument("--log", type=Path, help="JSON lines of what is done (default: rcp.jsonl in the folder)")
+    watch.add_argument("--seconds", type=float, default=1.0, help="between two looks (default: 1)")
+    watch.add_argument("--looks", type=int, help="end after so many")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

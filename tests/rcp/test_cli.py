@@ -1,0 +1,153 @@
+"""The command line: three commands from a folder to a decision, exit statuses, and a watch that scores each image once."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from PIL import Image
+
+from rcp.__main__ import main
+from rcp.data import load_dataset
+from rcp.detector import load
+from rcp.watch import watch
+
+HOW = [
+    "--backbone",
+    "resnet18",
+    "--weights",
+    "random:0",
+    "--set",
+    "resize=64",
+    "--set",
+    "image_size=64",
+    "--set",
+    "dim=64",
+]
+
+
+@pytest.fixture(scope="module")
+def data(demo_root):
+    return load_dataset(demo_root, category="gear")
+
+
+@pytest.fixture(scope="module")
+def part(data, tmp_path_factory):
+    file = tmp_path_factory.mktemp("part") / "part.rcp"
+    assert main(["fit", str(data.folder / "train" / "good"), "-o", str(file), *HOW, "--set", "coreset_ratio=0.2"]) == 0
+    return file
+
+
+def test_loose_jpegs_without_labels_to_decisions(data, part, tmp_path, capsys):
+    for i, path in enumerate(data.test[:4]):
+        Image.open(path).convert("RGB").save(tmp_path / f"{i}.jpg")
+    out = tmp_path / "results"
+    assert main(["predict", str(part), str(tmp_path), "--out", str(out), "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["path"] for row in rows] == [str(tmp_path / f"{i}.jpg") for i in range(4)]
+    assert all(row["defective"] == (row["score"] >= row["threshold"]) == bool(row["boxes"]) for row in rows)
+    assert len(list(out.glob("*.jpg"))) == 4 and len((out / "predictions.csv").read_text().splitlines()) == 5
+    assert main(["info", str(part)]) == 0
+    assert "memory bank" in (said := capsys.readouterr().err) and "false alarms" in said and "whitened" in said
+
+
+def test_exit_status(data, part, tmp_path, capsys):
+    defect = str(next(p for p, label in zip(data.test.paths, data.test.labels, strict=True) if label))
+    assert main(["predict", str(part), defect, "--false-alarm-rate", "0.9"]) == 0
+    assert "DEFECTIVE" in capsys.readouterr().out
+    assert main(["predict", str(part), defect, "--false-alarm-rate", "0.9", "--fail"]) == 1
+    for wrong, words in (
+        (["predict", str(part), str(tmp_path / "absent.png")], "absent.png"),
+        (["predict", str(tmp_path / "absent.rcp"), defect], "no detector file"),
+        (["predict", str(part), defect, "--false-alarm-rate", "0.001"], "false_alarm_rate: expected at least"),
+        (["fit", str(tmp_path), "-o", str(tmp_path / "a.rcp"), *HOW], "no known layout"),
+        (["fit", str(data.folder), "-o", str(tmp_path / "no" / "a.rcp"), *HOW], "No such file or directory"),
+        (["fit", str(data.folder), "-o", str(tmp_path / "a.rcp"), "--set", "dmi=3"], "Did you mean 'dim'?"),
+        (["watch", str(part), str(tmp_path / "absent")], "a folder that is there"),
+    ):
+        assert main(wrong) == 2
+        assert words in capsys.readouterr().err and not (tmp_path / "a.rcp").exists()
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    for i in range(4):
+        shutil.copy(data.train[0], copies / f"{i}.png")
+    assert main(["fit", str(copies), "-o", str(tmp_path / "c.rcp"), *HOW]) == 0
+    assert main(["predict", str(tmp_path / "c.rcp"), defect, "--fail"]) == 2, "no threshold is no good part"
+    assert "no decision: images: expected normal images that differ" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as usage:
+        main(["predict"])
+    assert usage.value.code == 2
+
+
+def test_watch_scores_each_image_once_whatever_happens(data, part, tmp_path, capsys):
+    detector, log = load(part), tmp_path / "log.jsonl"
+    folder = tmp_path / "line"
+    folder.mkdir()
+    whole = [path.read_bytes() for path in data.test[:4]]
+    (folder / "half.png").write_bytes(whole[0][:900])
+    (folder / "note.txt").write_text("no image")
+    shutil.copy(data.test[1], folder / "b.png")
+    look = lambda n=3: list(watch(detector, folder, log, 0, n))  # noqa: E731
+    first = look()
+    assert [os.path.basename(row["path"]) for row in first] == ["b.png"], "half a file waits"
+    (folder / "half.png").write_bytes(whole[0])
+    (folder / "b.png").rename(folder / "c.png")
+    assert [os.path.basename(row["path"]) for row in look()] == ["half.png"], "a renamed one is no new one"
+    log.write_bytes(log.read_bytes() + b'{"path": "cut of')
+    assert look() == [] and len(log.read_text().splitlines()) == 2, "a restart goes on; what a kill cut is removed"
+    (folder / "c.png").write_bytes(whole[2])
+    assert len(look()) == 1, "written anew it is a new image"
+    (folder / "d.png").symlink_to(folder / "absent")
+    (folder / "e.png").mkdir()
+    assert look() == []
+    (folder / "bad.png").write_bytes(b"never an image")
+    assert "error" in look(15)[0] and look(15) == [], "reported once"
+    (tmp_path / "notes.txt").write_text("no log")
+    for wrong, words in (
+        (tmp_path / "notes.txt", "lines of JSON that watch wrote, got '.*notes.txt, line 1"),
+        (log, "2 or more"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            list(watch(detector, folder, wrong, 0, 1 if wrong == log else 3))
+    assert (tmp_path / "notes.txt").read_text() == "no log"
+    shutil.rmtree(folder)
+    with pytest.raises(ValueError, match="folder: expected a folder that is there"):
+        look()
+
+
+def test_a_killed_watch_loses_and_repeats_nothing(data, part, tmp_path):
+    folder, n = tmp_path / "line", 24
+    folder.mkdir()
+
+    def write():
+        for i in range(n):
+            content = data.test[i % len(data.test)].read_bytes()
+            with open(folder / f"{i:03d}.part", "wb") as file:
+                file.write(content[:500])
+                file.flush()
+                time.sleep(0.05)
+                file.write(content[500:])
+            (folder / f"{i:03d}.part").rename(folder / f"{i:03d}.png")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    command = [sys.executable, "-m", "rcp", "watch", str(part), str(folder), "--seconds", "0.05", "--json"]
+    log = folder / "rcp.jsonl"
+
+    def scored() -> int:
+        return log.read_bytes().count(b"\n") if log.exists() else 0
+
+    for until in (4, 12, n):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        ends = time.monotonic() + 120
+        while scored() < until and time.monotonic() < ends:
+            time.sleep(0.02)
+        process.kill()
+        process.wait()
+    writer.join()
+    names = [os.path.basename(json.loads(line)["path"]) for line in log.read_text().splitlines()]
+    assert sorted(names) == [f"{i:03d}.png" for i in range(n)]

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMITS = {"rcp": 2710, "reproduce": 3000, "tests": 4600}
+LIMITS = {"rcp": 3330, "reproduce": 3010, "tests": 5000}
 
 
 def code_lines(file: Path) -> int:

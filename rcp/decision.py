@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-from scipy.stats import betabinom
 
 from rcp.checks import require
 
@@ -56,6 +55,8 @@ def check_rate(rate: float) -> float:
 
 def false_alarms(n: int, rate: float | None, m: int, confidence: float = 0.95) -> tuple[float, float]:
     """Between which shares of m further normal images the false alarms lie, with this probability: beta-binomial, n held-out scores."""
+    from scipy.stats import betabinom  # a second to import, that a score does without
+
     k = _rank(n, rate_of(n, rate))
     low, high = betabinom(m, n + 1 - k, k).interval(confidence)
     return float(low / m), float(high / m)

@@ -59,7 +59,8 @@ def of_f(default: Any, meaning: str, of: tuple[str, ...] = ("trained",), **limit
 
 # With ResNet-50, on the four categories that λ was chosen on: +1.97 image AUROC over PatchCore with 1 % and D 512, +0.45 over D 1024,
 # at worst -0.25, with the paper's crop (benchmarks/results/preset_resnet50.md); with nothing cropped, as ``rcp fit`` does, transistor
-# has 97.46 instead of 99.75, the others about the same (false_alarms_resnet50.md). For CNNs as wide as that: with ResNet-18 whitening costs transistor 2.6.
+# has 97.46 instead of 99.75, the others about the same (false_alarms_resnet50.md).
+# For CNNs as wide as that: with ResNet-18 whitening costs transistor 2.6.
 INSPECTION = {"representation": "whitened", "whitening": 3.0, "dim": 1024, "coreset_projection": 128}
 
 

@@ -4,6 +4,7 @@ import numpy as np
 from common import arguments, write
 
 from rcp import Config, ReConPatch
+from rcp.config import WHOLE
 from rcp.data import categories, load_dataset
 from rcp.decision import false_alarms
 from rcp.metrics import image_auroc
@@ -14,11 +15,10 @@ parser.add_argument("--categories", nargs="+", help="some of them; all where lef
 parser.add_argument("--rate", type=float, default=0.05)
 options = parser.parse_args()
 
-how = {"aspect": "squash", "resize": 224, "image_size": 224}  # as the command line's default: all of the image
 rows = []
 for name in options.categories or categories(options.data):
     data = load_dataset(options.data, category=name)
-    config = Config.for_inspection(backbone=options.backbone, weights=options.weights, **how)
+    config = Config.for_inspection(backbone=options.backbone, weights=options.weights, **WHOLE)
     detector = ReConPatch.from_config(config).fit(data.train)
     detector.false_alarm_rate = options.rate
     out, labels = detector.predict(data.test, maps=False), data.test.labels

@@ -6,13 +6,12 @@ import sys
 from itertools import chain
 from pathlib import Path
 
-from rcp.config import INSPECTION, Config
+from rcp.config import INSPECTION, WHOLE, Config
 from rcp.data.sources import images_of
 from rcp.detector import ReConPatch, load
 from rcp.prediction import tabulated
 from rcp.watch import watch
 
-WHOLE = {"aspect": "squash", "resize": 224, "image_size": 224}  # the paper's crop would not see a defect at the border
 PRESETS = {"inspection": INSPECTION | WHOLE, "patchcore": {"representation": "none"} | WHOLE, "paper": {}}
 
 

@@ -61,6 +61,11 @@ def of_f(default: Any, meaning: str, of: tuple[str, ...] = ("trained",), **limit
 # at worst -0.25, with the paper's crop (benchmarks/results/preset_resnet50.md); with nothing cropped, as ``rcp fit`` does, transistor
 # has 97.46 instead of 99.75, the others about the same (false_alarms_resnet50.md).
 # For CNNs as wide as that: with ResNet-18 whitening costs transistor 2.6.
+WHOLE = {
+    "aspect": "squash",
+    "resize": 224,
+    "image_size": 224,
+}  # for own images: the paper's crop does not see a defect at the border
 INSPECTION = {"representation": "whitened", "whitening": 3.0, "dim": 1024, "coreset_projection": 128}
 
 

@@ -73,7 +73,8 @@ class Bundled(Entry):
         return Dataset(folder, about["layout"], self.category, splits["train"], splits["test"], folder=folder)
 
     def transform(self, split: str) -> Transform:
-        return Cropped(resize=self.config.image_size, image_size=self.config.image_size)
+        c = self.config
+        return Cropped(c.image_size, c.image_size, c.aspect, c.tiles)
 
     def identity(self) -> dict:
         return json.loads(self.named)

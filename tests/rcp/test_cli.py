@@ -119,6 +119,26 @@ def test_watch_scores_each_image_once_whatever_happens(data, part, tmp_path, cap
         look()
 
 
+def test_an_image_that_is_replaced_while_it_is_scored_is_scored_as_what_it_is(data, part, tmp_path, monkeypatch):
+    detector, file = load(part), tmp_path / "latest.png"
+    shutil.copy(data.test[0], file)
+    predict, seen = detector.predict, []
+
+    def slow(paths):
+        seen.append(paths)
+        if len(seen) == 1:  # the line renames the image and writes the next one under its name
+            file.rename(tmp_path / "0001.png")
+            shutil.copy(data.test[5], file)
+        return predict(paths)
+
+    monkeypatch.setattr(detector, "predict", slow)
+    found = list(watch(detector, tmp_path, tmp_path / "log.jsonl", 0, 6))
+    expected = {"0001.png": data.test[0], "latest.png": data.test[5]}
+    assert {os.path.basename(f["path"]): f["score"] for f in found} == pytest.approx(
+        {name: predict([path]).scores.item() for name, path in expected.items()}, rel=1e-5
+    )
+
+
 def test_a_killed_watch_loses_and_repeats_nothing(data, part, tmp_path):
     folder, n = tmp_path / "line", 24
     folder.mkdir()

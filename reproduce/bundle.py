@@ -4,23 +4,30 @@ Images travel as they are after resize and crop, without loss, and weights as th
 entry here, so :meth:`reproduce.store.Store.unpack` merges it. The code must be the same; that is checked there.
 """
 
+import argparse
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from rcp import backbone
 from rcp.checks import require
 from rcp.config import Config
 from rcp.data import Dataset, Split, Transform
-from reproduce.entries import Entry
-from reproduce.provenance import ROOT, code_upto
+from rcp.detector import Timings, as_tensor
+from rcp.model import epochs_of_training
+from reproduce.entries import Entry, features, keep_f, stored_f
+from reproduce.provenance import ROOT, code_upto, commit
 from reproduce.run import load, run
 from reproduce.store import Store
 
@@ -62,15 +69,7 @@ class Bundled(Entry):
     named: str = ""
 
     def data(self) -> Dataset:
-        folder = Path(self.dataset)
-        about = json.loads((folder / "about.json").read_text())
-        splits = {}
-        for name in ("train", "test"):
-            defects, masks = about[name]["defects"], about[name]["masks"]
-            paths = tuple(folder / name / f"{i:04d}.webp" for i in range(len(defects)))
-            of = tuple(path.with_suffix(".mask.png") if m else None for path, m in zip(paths, masks, strict=True))
-            splits[name] = Split(paths, np.array([d != "good" for d in defects]), tuple(defects), of)
-        return Dataset(folder, about["layout"], self.category, splits["train"], splits["test"], folder=folder)
+        return _dataset(Path(self.dataset), self.category)
 
     def transform(self, split: str) -> Transform:
         c = self.config
@@ -78,6 +77,18 @@ class Bundled(Entry):
 
     def identity(self) -> dict:
         return json.loads(self.named)
+
+
+@lru_cache
+def _dataset(folder: Path, category: str) -> Dataset:
+    about = json.loads((folder / "about.json").read_text())
+    splits = {}
+    for name in ("train", "test"):
+        defects, masks = about[name]["defects"], about[name]["masks"]
+        paths = tuple(folder / name / f"{i:04d}.webp" for i in range(len(defects)))
+        of = tuple(path.with_suffix(".mask.png") if m else None for path, m in zip(paths, masks, strict=True))
+        splits[name] = Split(paths, np.array([d != "good" for d in defects]), tuple(defects), of)
+    return Dataset(folder, about["layout"], category, splits["train"], splits["test"], folder=folder)
 
 
 def missing(tasks: Iterable, store: Store) -> tuple[list[Entry], list]:
@@ -98,6 +109,7 @@ def write(folder: Path, tasks: Sequence[Entry]) -> int:
     for name in ("rcp", "reproduce"):
         for file in sorted((ROOT / name).rglob("*.py")):
             _copy(file, folder / "code" / file.relative_to(ROOT))
+    (folder / "code" / "COMMIT").write_text(commit())
     lines = []
     for task in tasks:
         weights = Path(task.config.weights)
@@ -159,28 +171,116 @@ def _within(folder: Path) -> int:
 
 
 def compute(folder: Path, arguments: Sequence[str]) -> int:
-    """What ``run.py`` does: the tasks that are not there yet, while the longest so far still fits the time; then packs what is there."""
-    import argparse
+    """What ``run.py`` does: the tasks that are not there yet, until the time is up; then packs what is there.
 
+    Tasks are shared by ``--jobs`` processes. On a GPU this one trains f of several tasks at a time, which one alone leaves half idle.
+    """
     parser = argparse.ArgumentParser(description="compute this bundle's tasks")
     parser.add_argument("--minutes", type=float, default=9.0, help="of all, after which nothing new is begun")
     parser.add_argument("--out", type=Path, default=folder / "results.zip")
-    options, started, longest = parser.parse_args(arguments), time.monotonic(), 0.0
-    store, tasks = Store(folder / "runs"), tasks_of(folder)
-    for i, task in enumerate(tasks, 1):
-        began = time.monotonic()
-        if load(task, store) is not None:
-            continue
-        if began + longest > started + 60 * options.minutes:
-            print(f"time is up: {len(tasks) - i + 1} of {len(tasks)} are left; the same command goes on", flush=True)
-            break
-        result = run(task, store, lambda _line: None)
-        longest = max(longest, time.monotonic() - began)
-        words = f"{task.config.backbone} {task.category} {task.method} {task.config.coreset_ratio:.0%} seed {task.config.seed}"
-        auroc = result.metrics["image_auroc"]
-        print(f"[{i}/{len(tasks)}] {words}: image AUROC {auroc}, {time.monotonic() - began:.0f} s", flush=True)
+    parser.add_argument(
+        "--jobs", type=int, default=0, help="processes; 0: one on a CPU, six beside the training on a GPU"
+    )
+    parser.add_argument("--together", type=int, default=4, help="trainings of f at a time on a GPU")
+    parser.add_argument(
+        "--until", type=float, default=0.0, help=argparse.SUPPRESS
+    )  # of the processes that this one starts
+    options, store, tasks = parser.parse_args(arguments), Store(folder / "runs"), tasks_of(folder)
+    claims, training = folder / "claims", folder / "claims" / "training"
+    if options.until:
+        _work(tasks, store, claims, options.until)
+        return 0
+    until, on_gpu = time.time() + 60 * options.minutes, torch.cuda.is_available()
+    shutil.rmtree(claims, ignore_errors=True)
+    claims.mkdir()
+    if on_gpu:
+        training.touch()
+    command = [sys.executable, str(folder / "run.py"), "--until", str(until)]
+    others = [subprocess.Popen(command) for _ in range((options.jobs or (6 if on_gpu else 1)) - (not on_gpu))]
+    try:
+        if on_gpu:
+            _train(tasks, store, options.together, until)
+            training.unlink()
+        _work(tasks, store, claims, until)
+        for process in others:
+            process.wait()
+    finally:
+        for process in others:
+            process.kill()
+    left = sum(load(task, store) is None for task in tasks)
+    if left:
+        print(f"time is up: {left} of {len(tasks)} are left; the same command goes on", flush=True)
     print(f"{store.pack(options.out, light=True)} results in {options.out}", flush=True)
     return 0
+
+
+def _work(tasks: Sequence[Bundled], store: Store, claims: Path, until: float) -> None:
+    """The tasks that no other process has begun, while the longest so far still fits the time; what fails is named."""
+    left, longest = list(enumerate(tasks, 1)), 0.0
+    while left:
+        waiting = []
+        for i, task in left:
+            began = time.time()
+            if began + longest > until:
+                return
+            if (claims / str(i)).exists():
+                continue
+            untrained = task.config.representation == "trained" and not stored_f(task, task.data(), store)
+            if untrained and (claims / "training").exists():
+                waiting.append((i, task))
+                continue
+            try:
+                (claims / str(i)).touch(exist_ok=False)
+            except FileExistsError:
+                continue
+            if load(task, store) is not None:
+                continue
+            words = f"{task.config.backbone} {task.category} {task.method} {task.config.coreset_ratio:.0%} seed {task.config.seed}"
+            try:
+                auroc = run(task, store, lambda _line: None).metrics["image_auroc"]
+            except (ValueError, OSError, RuntimeError, MemoryError) as error:
+                print(f"[{i}/{len(tasks)}] {words}: {type(error).__name__}: {error}", flush=True)
+                continue
+            longest = max(longest, time.time() - began)
+            print(f"[{i}/{len(tasks)}] {words}: image AUROC {auroc}, {time.time() - began:.0f} s", flush=True)
+        if waiting:
+            time.sleep(1)
+        left = waiting
+
+
+def _train(tasks: Sequence[Bundled], store: Store, together: int, until: float) -> None:
+    """Trains each f that the tasks need and the store lacks, several at a time, and stores it."""
+    needed = {}
+    for task in tasks:
+        if task.config.representation == "trained" and load(task, store) is None:
+            needed.setdefault(json.dumps(task.identity_upto("training", task.data(), ("train",)), sort_keys=True), task)
+    waiting = [task for task in needed.values() if not stored_f(task, task.data(), store)]
+    active, longest = [], 0.0
+    while waiting or active:
+        while waiting and len(active) < together and time.time() + longest < until:
+            task, stream = waiting.pop(0), torch.cuda.Stream()
+            p = as_tensor(features(task, task.data(), ("train",), store, Timings())["train"]).to("cuda")
+            torch.cuda.synchronize()
+            active.append((task, stream, epochs_of_training(p, task.config, lambda _line: None), time.time(), []))
+        if time.time() > until or not active:
+            break
+        for one in list(active):
+            task, stream, epochs, began, last = one
+            with torch.cuda.stream(stream):
+                reached = next(epochs, None)
+            if reached:
+                last[:] = [reached]
+                continue
+            active.remove(one)
+            f, history = last[0]
+            keep_f(task, task.data(), store, f, history)
+            longest = max(longest, time.time() - began)
+            print(
+                f"f of {task.config.backbone} {task.category} seed {task.config.seed}: {time.time() - began:.0f} s",
+                flush=True,
+            )
+    if waiting:
+        print(f"time is up: {len(waiting) + len(active)} f are not trained", flush=True)
 
 
 def tasks_of(folder: Path) -> list[Bundled]:

@@ -102,7 +102,9 @@ def versions() -> dict[str, str]:
 
 @cache
 def commit() -> str:
-    """The project's commit, with "+" where the working tree differs from it; "unknown" outside a checkout."""
+    """The project's commit, with "+" where the working tree differs from it, or what a bundle was made with; "unknown" outside a checkout."""
+    if (ROOT / "COMMIT").is_file():
+        return (ROOT / "COMMIT").read_text()
     try:
         command = ["git", "-C", str(PROJECT), "describe", "--always", "--dirty=+", "--exclude=*"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -117,8 +117,9 @@ def write(folder: Path, tasks: Sequence[Entry]) -> int:
         prepared = folder / "data" / _name_of(task)
         if not prepared.exists():
             _prepare(task, prepared)
-            _copy(weights, folder / "weights" / weights.name)
             _within(folder)
+        if not (folder / "weights" / weights.name).exists():  # a second CNN may see the same pixels
+            _copy(weights, folder / "weights" / weights.name)
         lines.append({
             "config": task.config.asdict() | {"weights": weights.name}, "category": task.category,
             "images": prepared.name, "identity": task.identity(),

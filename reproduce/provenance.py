@@ -102,7 +102,7 @@ def versions() -> dict[str, str]:
 
 @cache
 def commit() -> str:
-    """The project's commit, with "+" where the working tree differs from it, or what a bundle was made with; "unknown" outside a checkout."""
+    """The project's commit, with "+" where the working tree differs from it, or a bundle's; "unknown" outside a checkout."""
     if (ROOT / "COMMIT").is_file():
         return (ROOT / "COMMIT").read_text()
     try:

@@ -147,6 +147,14 @@ def test_bad_bundles_are_refused_before_work(tasks, tmp_path, monkeypatch):
         bundle.write(tmp_path / "c", tasks)
 
 
+def test_two_cnns_that_see_the_same_pixels_both_travel(tasks, tmp_path):
+    other = tmp_path / "other.safetensors"
+    save_file({name: value + 1 for name, value in load_file(tasks[0].config.weights).items()}, other)
+    second = dataclasses.replace(tasks[0], config=tasks[0].config.replace(weights=other))
+    bundle.write(tmp_path / "bundle", [tasks[0], second])
+    assert len(bundle.tasks_of(tmp_path / "bundle")) == 2 and len(list((tmp_path / "bundle" / "data").iterdir())) == 1
+
+
 def test_what_is_no_entry_does_not_travel_and_is_named(tasks, tmp_path, demo_root, monkeypatch):
     monkeypatch.setenv("RCP_RUNS", str(tmp_path))
     s = Settings(profile="paper", data_root=str(demo_root), categories=("gear",), seeds=(0, 1))

@@ -147,7 +147,8 @@ def test_bad_bundles_are_refused_before_work(tasks, tmp_path, monkeypatch):
         bundle.write(tmp_path / "c", tasks)
 
 
-def test_two_cnns_that_see_the_same_pixels_both_travel(tasks, tmp_path):
+def test_two_cnns_that_see_the_same_pixels_both_travel(tasks, tmp_path, monkeypatch):
+    monkeypatch.setattr(bundle, "LIMIT", 1 << 30)
     other = tmp_path / "other.safetensors"
     save_file({name: value + 1 for name, value in load_file(tasks[0].config.weights).items()}, other)
     second = dataclasses.replace(tasks[0], config=tasks[0].config.replace(weights=other))

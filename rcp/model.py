@@ -179,21 +179,6 @@ def train(
         ValueError: the whole set has no more than k patches.
         FloatingPointError: the loss is NaN or infinite; names epoch, step and the likely cause.
     """
-    for f, rows in epochs_of_training(features, config, log, each_epoch):  # noqa: B007
-        pass
-    return f.requires_grad_(False), rows
-
-
-def epochs_of_training(
-    features: Tensor,
-    config: Config,
-    log: Callable[[str], None] = print,
-    each_epoch: Callable[[int, nn.Linear], None] | None = None,
-) -> Iterator[tuple[nn.Linear, list[dict]]]:
-    """:func:`train`, an epoch at a time: yields f and its rows when an epoch's steps are queued on the device, before waiting for them.
-
-    Several of these, each on a CUDA stream of its own and taken in turns, share a GPU that one alone leaves half idle.
-    """
     n, patches, in_dim = features.shape
     device, flat = features.device, features.reshape(-1, in_dim)
     smallest = len(flat) if config.batch_images == 0 else patches
@@ -225,11 +210,11 @@ def epochs_of_training(
         indices = torch.stack(list(mini_batches(n, patches, config, generator))).to(device)
         for i, index in enumerate(indices):
             losses[i], omega_p = step(index)
-        yield student.f, rows
         rows.append(_row(epoch, losses, omega_p, time.perf_counter() - started))
         log(_line(rows[-1], config.epochs))
         if each_epoch:
             each_epoch(epoch, student.f)
+    return student.f.requires_grad_(False), rows
 
 
 def _row(epoch: int, losses: Tensor, omega_p: Tensor, seconds: float) -> dict:

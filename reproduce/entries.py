@@ -164,33 +164,19 @@ def representation(entry: Entry, data: Dataset, p: np.ndarray, store: Store, tim
     c, device = entry.config, resolve_device(entry.config.device)
     if c.representation == "none":
         return None, []
-    with store.locked("representations", entry.identity_upto("training", data, ("train",))):
-        if stored := stored_f(entry, data, store):
-            log(f"f from the store, {len(stored[1])} epochs")
-            return stored
+    identity = entry.identity_upto("training", data, ("train",))
+    with store.locked("representations", identity):
+        if stored := store.load("representations", identity):
+            info, arrays = stored
+            f = torch.nn.Linear(*reversed(arrays["weight"].shape), device=device).requires_grad_(False)
+            f.load_state_dict({name: torch.from_numpy(value) for name, value in arrays.items()})
+            log(f"f from the store, {len(info['history'])} epochs")
+            return f, info["history"]
         with timings("training"):
             f, history = represent(as_tensor(p).to(device), c, log)
-        keep_f(entry, data, store, f, history)
+        arrays = {name: value.cpu().numpy() for name, value in f.state_dict().items()}
+        store.save("representations", identity, {"history": history}, arrays)
     return f, history
-
-
-def stored_f(entry: Entry, data: Dataset, store: Store) -> tuple[torch.nn.Linear, list[dict]] | None:
-    """f and its history from the store, or None."""
-    found = store.load("representations", entry.identity_upto("training", data, ("train",)))
-    if not found:
-        return None
-    info, arrays = found
-    f = torch.nn.Linear(*reversed(arrays["weight"].shape), device=resolve_device(entry.config.device)).requires_grad_(
-        False
-    )
-    f.load_state_dict({name: torch.from_numpy(value) for name, value in arrays.items()})
-    return f, info["history"]
-
-
-def keep_f(entry: Entry, data: Dataset, store: Store, f: torch.nn.Linear, history: list[dict]) -> None:
-    """Stores f and its history."""
-    arrays = {name: value.cpu().numpy() for name, value in f.state_dict().items()}
-    store.save("representations", entry.identity_upto("training", data, ("train",)), {"history": history}, arrays)
 
 
 def fit(

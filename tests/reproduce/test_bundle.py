@@ -70,7 +70,7 @@ def results(made, tmp_path_factory):
         f"sys.path[:] = [p for p in sys.path if not p.endswith({os.path.basename(os.getcwd())!r})]\n"
     )
     environment = os.environ | {"PYTHONPATH": str(elsewhere)}
-    command = [sys.executable, str(made / "run.py"), "--out", str(out)]
+    command = [sys.executable, str(made / "run.py"), "--out", str(out), "--jobs", "2"]
     done = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "2 results in" in done.stdout

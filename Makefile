@@ -91,6 +91,7 @@ $(GRID_STAMP): requirements-grid.lock $(STAMP)
 # nbval-lax compares only cells with the tag nbval-check-output.
 test: export OMP_NUM_THREADS ?= $(shell echo $$((($$(nproc) + 1) / 2)))
 test: export NUMBA_NUM_THREADS ?= $(OMP_NUM_THREADS)
+test: export TQDM_DISABLE := 1
 test: $(STAMP) $(GRID_STAMP) ## all tests, and every notebook in the demo profile (nbval)
 	@echo "test: tests/, then $(words $(NOTEBOOKS)) notebooks in the demo profile"
 	@$(PY) -m pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=900 tests $(NOTEBOOKS) || { \

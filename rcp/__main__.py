@@ -73,6 +73,11 @@ def _info(o: argparse.Namespace) -> None:
     _say(f"{detector!r}\nmemory bank: {entries} x {dim}\n{detector.promise()}")
 
 
+def _export(o: argparse.Namespace) -> None:
+    written = _loaded(o).export(o.output)
+    _say(f"exported {written}, {written.stat().st_size / 2**20:.1f} MiB; resize and crop the images before it")
+
+
 def _loaded(o: argparse.Namespace) -> ReConPatch:
     detector = load(o.detector, weights=o.weights, device=o.device)
     if o.false_alarm_rate is not None:
@@ -138,12 +143,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     predict = command("predict", _predict, "score images and decide")
     watch = command("watch", _watch, "score each new image of a folder, once")
-    for added in (predict, watch, command("info", _info, "what a detector's file holds")):
+    exported = command("export", _export, "write a file that runs without rcp")
+    for added in (predict, watch, exported, command("info", _info, "what a detector's file holds")):
         added.add_argument("detector", type=Path, help="what fit wrote")
     for added in (predict, watch):
         added.add_argument("--json", action="store_true", help="a line of JSON for each image")
     for added in (fit, predict):
         added.add_argument("--skip-unreadable", action="store_true", help="leave out and list what cannot be read")
+    exported.add_argument("output", type=Path, help="such as part.onnx or part.pt2")
     predict.add_argument("images", nargs="+", help="files, folders, patterns")
     predict.add_argument("--out", type=Path, help="folder for predictions.csv and pictures of where")
     predict.add_argument("--fail", action="store_true", help="exit status 1 where an image is defective")

@@ -3,8 +3,11 @@
 import hashlib
 import logging
 import pickle
+import sys
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from safetensors import SafetensorError
@@ -76,8 +79,7 @@ def check(name: str, weights: str) -> None:
         ValueError: neither torchvision nor timm has the model, or the model has no such tag, or the seed is no number.
         FileNotFoundError: no such weights file.
     """
-    from torchvision import models  # seconds, that showing what is stored does without
-
+    models = torchvision_models()
     tag = _tag_of(weights)
     if name in models.list_models(module=models):
         tags = [w.name for w in models.get_model_weights(name)]
@@ -101,6 +103,25 @@ def check(name: str, weights: str) -> None:
         raise FileNotFoundError(
             f"weights: no file {weights} (expected a .safetensors or .pth file, a tag such as IMAGENET1K_V1, or random:SEED)"
         )
+
+
+def torchvision_models() -> ModuleType:
+    """``torchvision.models``, imported when first needed, without torch's compiler.
+
+    That is imported by an operator which no CNN here has, and takes 2.2 s of the 8 s until a saved detector's first score: a stand-in
+    leaves it to the operator's first use.
+    """
+    stood_in, compiler = [], ("torch._dynamo", "torch._dynamo.utils")
+    if not any(name in sys.modules for name in ("torchvision", *compiler)):
+        stood_in = [ModuleType(name) for name in compiler]
+        stood_in[1].is_compile_supported = lambda device: import_module(compiler[1]).is_compile_supported(device)
+        sys.modules.update(zip(compiler, stood_in, strict=True))
+    try:
+        from torchvision import models
+    finally:
+        for module in stood_in:
+            sys.modules.pop(module.__name__, None)
+    return models
 
 
 def _is_file(weights: str) -> bool:
@@ -128,7 +149,7 @@ def _file_hash(path: Path, _mtime: int) -> str:
 
 def _build(name: str, weights: str, levels: tuple[int, ...]) -> tuple[nn.Module, set[str]]:
     """-> (module that yields the levels' maps, keys of the whole model's state dict)."""
-    from torchvision import models
+    models = torchvision_models()
     from torchvision.models.feature_extraction import create_feature_extractor
 
     tag = _tag_of(weights)
@@ -153,8 +174,7 @@ def _build(name: str, weights: str, levels: tuple[int, ...]) -> tuple[nn.Module,
 
 def _tagged_weights(name: str, tag: str) -> dict[str, Tensor]:
     """torchvision's published weights, from ``paths.weights_root()`` or fetched into it and hash-checked."""
-    from torchvision import models
-
+    models = torchvision_models()
     published = models.get_model_weights(name)[tag]
     try:
         return published.get_state_dict(

@@ -29,6 +29,7 @@ from rcp.model import represent
 from rcp.patches import PatchExtractor, images_at_a_time, pool
 from rcp.paths import require_disk, require_memory
 from rcp.prediction import Prediction
+from rcp.progress import progress
 from rcp.refinement import training as refinement
 from rcp.refinement.network import RefinementNet
 from rcp.refinement.options import RefinementConfig
@@ -233,7 +234,7 @@ class ReConPatch:
         """Names, pixels (n, S, S, 3) uint8 in a temporary file that goes with the array, and sizes of all images."""
         names, originals = [], []
         with tempfile.TemporaryFile() as file:
-            for batch in batches(images, self.transform, 64, self.skipped_ if skip else None):
+            for batch in progress(batches(images, self.transform, 64, self.skipped_ if skip else None), "images"):
                 require_disk(tempfile.gettempdir(), batch.pixels.nbytes, "decoded images")
                 file.write(batch.pixels)
                 names += batch.names
@@ -415,7 +416,7 @@ class ReConPatch:
         refined = refined and self.refiner_ is not None
         scores, patches = np.empty(n, np.float32), []
         all_maps = np.empty((n, *self.transform.shape), np.float32) if maps else None
-        for start in range(0, n, batch):
+        for start in progress(range(0, n, batch), "scores"):
             part = slice(start, min(start + batch, n))
             with self.timings_("features"):
                 p = as_tensor(p_of(part))
@@ -460,7 +461,7 @@ class ReConPatch:
         if folds < 2:
             return None
         scores, banks = np.empty((n, patches), np.float32), []
-        for fold in range(folds):
+        for fold in progress(range(folds), "held-out scores"):
             held = torch.arange(n, device=represented.device) % folds == fold
             others = (~held).repeat_interleave(patches)
             count = max(2, len(self.bank_.entries) * int(others.sum()) // len(others))  # Eq. 10 needs a neighbour
@@ -493,6 +494,13 @@ class ReConPatch:
             tensors |= {f"refiner.{name}": value for name, value in self.refiner_.state_dict().items()}
             header["refine"] = json.dumps(self.refine.asdict())
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path, metadata=header)
+
+    def export(self, path: str | Path) -> Path:
+        """Writes an .onnx or .pt2 file that needs no rcp to run: see :func:`rcp.export.export`."""
+        from rcp.export import export  # of those who deploy alone
+
+        self._check_fitted()
+        return export(self, path)
 
     @classmethod
     def load(cls, path: str | Path, *, weights: str | Path | None = None, device: str | None = None) -> "ReConPatch":

@@ -16,12 +16,12 @@ def score_maps(scores: Tensor, size: int | tuple[int, int], blur: float) -> np.n
     Both are linear and act on each axis by itself, so a map is A_h s A_wᵀ.
     """
     sizes = size if isinstance(size, tuple) else (size, size)
-    rows, columns = (_axis_operator(n, s, blur).to(scores) for n, s in zip(scores.shape[1:], sizes, strict=True))
+    rows, columns = (axis_operator(n, s, blur).to(scores) for n, s in zip(scores.shape[1:], sizes, strict=True))
     return (rows @ scores @ columns.T).cpu().numpy()
 
 
 @lru_cache
-def _axis_operator(side: int, size: int, blur: float) -> Tensor:
+def axis_operator(side: int, size: int, blur: float) -> Tensor:
     """(size, side) float64: bilinear interpolation of one axis, then scipy's Gaussian (4 σ to each side, mirrored at the border)."""
     units = torch.eye(side, dtype=torch.float64)[None]
     linear = torch.nn.functional.interpolate(units, size=size, mode="linear", align_corners=False)[0].T.numpy()

@@ -12,6 +12,7 @@ from rcp import fast
 from rcp.backbone import Backbone, normalize
 from rcp.config import Config
 from rcp.fast import features
+from rcp.progress import progress
 
 
 def aggregate(maps: list[Tensor], patch_size: int, level_dim: int, dim: int) -> Tensor:
@@ -139,7 +140,7 @@ class PatchExtractor:
         if out is None:
             out = np.empty((len(images), h * w, dim), self.config.feature_dtype)
         names = names or [f"image {i}" for i in range(len(images))]
-        for start in range(0, len(images), batch):
+        for start in progress(range(0, len(images), batch), "features"):
             part = slice(start, min(start + batch, len(images)))
             self.patches(self.maps(images[part]), torch.from_numpy(np.asarray(out[part])), names[part])
         return out

@@ -122,6 +122,7 @@ def _threads_of_each(workers: int) -> Iterator[None]:
     """Kernels side by side share the cores; a number that the caller has set stays."""
     names = [n for n in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS") if workers > 1 and n not in os.environ]
     os.environ.update(dict.fromkeys(names, str(max(1, (os.cpu_count() or 1) // workers))))
+    os.environ.setdefault("TQDM_DISABLE", "1")  # of kernels: nobody watches
     try:
         yield
     finally:

@@ -23,7 +23,7 @@ MODULES = {
     "scores": ("rcp.detector", "rcp.metrics"),
 }  # fmt: skip
 # Declarations and messages: the values of hyper-parameters are in an identity by themselves.
-NO_CODE = ("rcp.checks", "rcp.config", "rcp.paths")
+NO_CODE = ("rcp.checks", "rcp.config", "rcp.paths", "rcp.progress")
 
 
 def code_upto(stage: str, root: Path = ROOT) -> str:

@@ -1,6 +1,9 @@
 """Backbones: levels by number, weights by tag, file and seed, and errors before any work."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -143,3 +146,22 @@ def test_a_pth_that_is_no_state_dict(tmp_path, content):
     torch.save(content, tmp_path / "w.pth")
     with pytest.raises(ValueError, match="is not a state dict"):
         Backbone("resnet18", str(tmp_path / "w.pth"), (1,))
+
+
+def test_a_cnn_does_without_torchs_compiler_which_is_there_when_asked_for():
+    """It takes 2 s of what a first score waits for."""
+    code = (
+        "import sys, torch, rcp.backbone as b; b.Backbone('resnet18', 'random:0', (2,)); assert 'torch._dynamo' not in sys.modules;"
+        "import torchvision; boxes = torch.tensor([[0, 0.0, 0, 8, 8]]);"
+        "assert torchvision.ops.roi_align(torch.rand(1, 3, 16, 16), boxes, 4).shape == (1, 3, 4, 4);"
+        "assert torch.compile(lambda x: x + 1, backend='eager')(torch.ones(1)) == 2"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_threads_that_wait_give_their_core_away_unless_the_user_says_otherwise():
+    code = "import os, rcp; print(os.environ['OMP_WAIT_POLICY'])"
+    for given, expected in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
+        environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"} | ({"OMP_WAIT_POLICY": given} if given else {})
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == expected

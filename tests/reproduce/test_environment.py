@@ -94,7 +94,7 @@ def test_lock_names_no_index_and_no_path():
 
 
 @pytest.mark.parametrize(
-    ("folder", "extras"), [("rcp", []), ("reproduce", []), ("tests", ["test"]), ("benchmarks", ["peers", "benchmarks"])]
+    ("folder", "extras"), [("rcp", ["test"]), ("reproduce", []), ("tests", ["test"]), ("benchmarks", ["peers", "benchmarks"])]
 )
 def test_every_import_is_declared(folder, extras):
     """What is only there because something else needs it may be gone tomorrow."""

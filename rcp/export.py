@@ -1,0 +1,141 @@
+"""A fitted detector as one file that needs no rcp where it runs: ONNX (``.onnx``) or torch.export (``.pt2``)."""
+
+import copy
+import importlib.util
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rcp.backbone import normalize
+from rcp.checks import require
+from rcp.maps import axis_operator
+from rcp.patches import pool
+
+OUTPUTS = ("scores", "maps", "defective")
+
+
+class Deployed(nn.Module):
+    """images: (n, S, S, 3) uint8, resized and cropped -> scores (n,), maps (n, S, S) float32, defective (n,) bool.
+
+    The whole of Eq. 9 and 10 by plain products, so that any runtime can run it. Without a threshold no image is called defective.
+    """
+
+    def __init__(self, detector):
+        super().__init__()
+        c, extractor, bank = detector.config, detector.extractor, detector.bank_
+        self.trunk, self.aggregate, self.f, self.dim = (
+            extractor.backbone,
+            extractor.aggregate,
+            detector.f_,
+            bank.entries.shape[1],
+        )
+        self.held_as, self.side = getattr(torch, c.feature_dtype), extractor.shape()[:2]
+        self.weighted = c.coreset_ratio < 1 and c.weighting != "none" and len(bank.entries) > 1
+        self.threshold = float("inf") if detector.threshold_ is None else detector.threshold_
+        operators = [axis_operator(n, c.image_size, c.blur).float() for n in self.side]
+        held = {
+            "entries": bank.entries,
+            "centre": bank.entries.mean(0),
+            "rows": operators[0],
+            "columns": operators[1].T.contiguous(),
+        }
+        if self.weighted:
+            held["neighbourhood"] = bank.neighbourhood
+        for name, tensor in held.items():
+            self.register_buffer(name, tensor.detach().cpu().clone())
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        p = self.aggregate([m.float() for m in self.trunk(normalize(images))])
+        p = p.to(self.held_as).float().flatten(0, 1)
+        x = pool(p, self.dim) if self.f is None else self.f(p)
+        entries = self.entries - self.centre  # distances stay, and small ones keep their digits
+        d2 = entries.square().sum(1) - 2 * (x - self.centre) @ entries.T
+        nearest = d2.argmin(1)
+        d = (x - self.entries[nearest]).square().sum(1).sqrt()  # Eq. 9
+        s = d
+        if self.weighted:
+            around = (x[:, None] - self.entries[self.neighbourhood[nearest]]).square().sum(2).sqrt()
+            s = (1 - torch.exp(d - around.logsumexp(1))) * d  # Eq. 10
+        s = s.reshape(-1, *self.side)
+        scores = s.flatten(1).amax(1)
+        return scores, self.rows @ s @ self.columns, scores >= self.threshold
+
+
+def export(detector, path: str | Path) -> Path:
+    """Writes ``path`` (.onnx or .pt2), checked against ``predict`` on three drawn images; resize and crop stay outside, named in the file.
+
+    Raises:
+        ValueError: another suffix; a detector with tiles, or a refinement network; what the file gives is off by more than 1e-4
+            (scores) or 1e-3 (maps) of the largest: it is not written then.
+        ImportError: an ONNX file without the extra ``export``; says how to get it.
+        FileNotFoundError: no such folder.
+    """
+    path, c = Path(path), detector.config
+    require("path", path.suffix in (".onnx", ".pt2"), "a name that ends in .onnx or .pt2", str(path))
+    require("tiles", c.tiles == (1, 1), "(1, 1): a file takes one tile at a time", c.tiles)
+    require("refine", detector.refiner_ is None, "a detector without a refinement network", "one with it")
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"no folder {path.absolute().parent} to export {path} into")
+    if path.suffix == ".onnx" and not all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript")):
+        raise ImportError('an ONNX file needs the extra export: pip install "rcp[export]", or write a .pt2 file')
+    images = _drawn(c.image_size)
+    module = copy.deepcopy(Deployed(detector)).eval().cpu()  # the detector stays where it is
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(
+            module, (images[:2],), dynamic_shapes={"images": {0: torch.export.Dim("n", min=1, max=4096)}}
+        )
+    written = path.with_name(f".{path.name}")
+    about = {
+        "rcp": json.dumps({"transform": repr(detector.transform), "threshold": detector.threshold_, "outputs": OUTPUTS})
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if path.suffix == ".pt2":
+            torch.export.save(program, written, extra_files=about)
+            run = torch.export.load(written).module()
+        else:
+            run = _write_onnx(program, images, written, about)
+    try:
+        _check(detector, images.numpy(), [np.asarray(out) for out in run(images)])
+    except ValueError:
+        written.unlink()
+        raise
+    return written.replace(path)
+
+
+def _write_onnx(program, images: Tensor, path: Path, about: dict):
+    """Writes the file; -> what runs it: onnxruntime where it is there, else the program that it was made from."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = torch.onnx.export(
+            program, (images[:2],), input_names=["images"], output_names=list(OUTPUTS), verbose=False
+        )
+    made.model.metadata_props.update(about)
+    made.save(path)
+    if importlib.util.find_spec("onnxruntime") is None:
+        return program.module()
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda given: session.run(None, {"images": given.numpy()})
+
+
+def _drawn(side: int) -> Tensor:
+    """(3, S, S, 3) uint8: a ramp, noise, and a spot."""
+    ramp = np.linspace(0, 255, side)[:, None, None] * np.ones((1, side, 3))
+    noise = np.random.default_rng(0).integers(0, 256, (side, side, 3))
+    spot = np.full((side, side, 3), 128)
+    spot[side // 3 : side // 2, side // 3 : side // 2] = 255, 0, 0
+    return torch.from_numpy(np.stack([ramp, noise, spot]).astype(np.uint8))
+
+
+def _check(detector, images: np.ndarray, found: list[np.ndarray]) -> None:
+    own = detector.predict_features(detector.extractor(images))
+    for name, expected, got, most in (("scores", own.scores, found[0], 1e-4), ("maps", own.maps, found[1], 1e-3)):
+        off = float(np.abs(got - expected).max() / np.abs(expected).max())
+        require("export", off <= most, f"{name} within {most:g} of predict's", f"{off:.2g}")

@@ -25,21 +25,25 @@ USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 INSTALL_UV = $(PY) -m pip install --quiet --no-deps --require-hashes -r <(sed -n '/^uv==/,/[^\\]$$/p' requirements.lock)
 UV = UV_PYTHON=$(PY) $(PY) -m uv --system-certs
 
-# Passed on only where given, on the command line or in the environment.
+# Passed on only where given, on the command line or in the environment. A value is text: neither make nor the shell expands it.
 KNOWN := PROFILE DATA BTAD WEIGHTS BACKBONE CATEGORIES EPOCHS SEEDS DEVICE SHARD RENDER_ONLY
-OPTIONS = $(if $(PROFILE),--profile "$(PROFILE)") $(if $(DATA),--data-root "$(DATA)") $(if $(BTAD),--btad-root "$(BTAD)") \
-	$(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(BACKBONE),--backbone "$(BACKBONE)") $(if $(CATEGORIES),--categories $(CATEGORIES)) \
-	$(if $(EPOCHS),--epochs "$(EPOCHS)") $(if $(SEEDS),--seeds $(SEEDS)) $(if $(DEVICE),--device "$(DEVICE)") $(if $(SHARD),--shard "$(SHARD)") \
-	$(if $(filter-out 0 false no,$(RENDER_ONLY)),--render-only)
-# The same for the workflow, which takes them as settings of its own.
-SETTINGS = $(if $(PROFILE),profile="$(PROFILE)") $(if $(DATA),data_root="$(DATA)") $(if $(BTAD),btad_root="$(BTAD)") $(if $(WEIGHTS),weights="$(WEIGHTS)") \
-	$(if $(BACKBONE),backbone="$(BACKBONE)") $(if $(CATEGORIES),categories="$(CATEGORIES)") $(if $(EPOCHS),epochs="$(EPOCHS)") \
-	$(if $(SEEDS),seeds="$(SEEDS)") $(if $(DEVICE),device="$(DEVICE)") $(if $(RCP_RUNS),runs="$(RCP_RUNS)")
+unexport $(KNOWN) # else make expands them for every command
+quoted = '$(subst ','\'',$(1))'
+option = $(if $(value $(2)),$(1) $(call quoted,$(value $(2))))
+OPTIONS = $(call option,--profile,PROFILE) $(call option,--data-root,DATA) $(call option,--btad-root,BTAD) $(call option,--weights,WEIGHTS) \
+	$(call option,--backbone,BACKBONE) $(call option,--categories-words,CATEGORIES) $(call option,--epochs,EPOCHS) \
+	$(call option,--seeds-words,SEEDS) $(call option,--device,DEVICE) $(call option,--shard,SHARD) \
+	$(if $(filter-out 0 false no,$(value RENDER_ONLY)),--render-only)
+# The same for the workflow, which takes them as settings of its own, in YAML's quotes: else 01 would be a number.
+setting = $(if $(value $(2)),$(1)=$(call quoted,'$(subst ','',$(value $(2)))'))
+SETTINGS = $(call setting,profile,PROFILE) $(call setting,data_root,DATA) $(call setting,btad_root,BTAD) $(call setting,weights,WEIGHTS) \
+	$(call setting,backbone,BACKBONE) $(call setting,categories,CATEGORIES) $(call setting,epochs,EPOCHS) \
+	$(call setting,seeds,SEEDS) $(call setting,device,DEVICE) $(call setting,runs,RCP_RUNS)
 
 # A mistyped option would silently run something else.
 KNOWN += PYTHON
 UNKNOWN := $(filter-out $(KNOWN),$(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $v))),$v)))
-nearest = $(shell python3 -c 'import difflib, sys; print(*difflib.get_close_matches(sys.argv[1].upper(), sys.argv[2:], 1))' '$(1)' $(KNOWN) 2>/dev/null)
+nearest = $(shell python3 -c 'import difflib, sys; print(*difflib.get_close_matches(sys.argv[1].upper(), sys.argv[2:], 1))' $(call quoted,$(1)) $(KNOWN) 2>/dev/null)
 $(foreach name,$(UNKNOWN),$(error unknown option '$(name)'.$(patsubst %, Did you mean '%'?,$(call nearest,$(name))) There are: $(KNOWN)))
 
 help: ## list the targets
@@ -70,7 +74,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $@
 
 reproduce: $(STAMP) ## run every notebook through papermill and index the results; resumes (see the options below)
-	@echo "reproduce: every notebook through papermill, profile $(or $(PROFILE),demo); finished entries are not computed again"
+	@echo "reproduce: every notebook through papermill; finished entries are not computed again"
 	@$(PY) -m reproduce reproduce $(OPTIONS) || { echo "reproduce: failed; the reason stands above. What is finished is kept:" \
 		"mend the cause (make doctor says what is missing) and run the same command again"; exit 1; }
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import pickle
 import sys
 from functools import lru_cache
 from importlib import import_module
@@ -14,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from rcp.checks import nearest
+from rcp.checks import nearest, require
 from rcp.paths import weights_root
 
 logger = logging.getLogger("rcp")
@@ -79,6 +78,7 @@ def check(name: str, weights: str) -> None:
         ValueError: neither torchvision nor timm has the model, or the model has no such tag, or the seed is no number.
         FileNotFoundError: no such weights file.
     """
+    require("weights", bool(weights), 'a tag such as IMAGENET1K_V1, a file, or "random:SEED"', weights)
     models = torchvision_models()
     tag = _tag_of(weights)
     if name in models.list_models(module=models):
@@ -174,8 +174,16 @@ def _build(name: str, weights: str, levels: tuple[int, ...]) -> tuple[nn.Module,
 
 def _tagged_weights(name: str, tag: str) -> dict[str, Tensor]:
     """torchvision's published weights, from ``paths.weights_root()`` or fetched into it and hash-checked."""
-    models = torchvision_models()
-    published = models.get_model_weights(name)[tag]
+    published = torchvision_models().get_model_weights(name)[tag]
+    file = weights_root() / Path(published.url).name
+    if file.is_file():  # torchvision checks what it fetches, not what lies there
+        with file.open("rb") as content:
+            found = hashlib.file_digest(content, "sha256").hexdigest()
+        expected = file.stem.rpartition("-")[2]
+        words = (
+            f"what torchvision publishes as {name} {tag} (sha256 {expected}...); remove {file}, and it is fetched again"
+        )
+        require("weights", found.startswith(expected), words, f"a file of sha256 {found[:8]}...")
     try:
         return published.get_state_dict(
             model_dir=str(weights_root()), progress=False, check_hash=True, weights_only=True, map_location="cpu"
@@ -226,8 +234,12 @@ def _load_file(trunk: nn.Module, full_keys: set[str], path: Path, name: str) -> 
     else:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise ValueError(f"weights: {path} is not a plain file of tensors ({error})") from None
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever an unpickler meets in a damaged or foreign file
+            raise ValueError(
+                f"weights: {path} is not a plain file of tensors ({type(error).__name__}: {error})"
+            ) from None
         state = state.get("state_dict", state) if isinstance(state, dict) else state
         if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
             raise ValueError(f"weights: {path} is not a state dict (names with tensors)")
@@ -240,11 +252,21 @@ def _load_file(trunk: nn.Module, full_keys: set[str], path: Path, name: str) -> 
         for key, value in wanted.items()
         if key in state and state[key].shape != value.shape
     ]
-    if missing or unexpected or shapes:
+    odd = [key for key in wanted if key in state and key not in counters and not _is_plain(state[key])]
+    if missing or unexpected or shapes or odd:
         problems = [
             f"{len(found)} {what}: {', '.join(found[:5])}{', ...' if len(found) > 5 else ''}"
-            for what, found in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+            for what, found in (
+                ("missing", missing),
+                ("unexpected", unexpected),
+                ("of another shape", shapes),
+                ("not dense finite real numbers", odd),
+            )
             if found
         ]
         raise ValueError(f"weights: {path} does not fit {name}; {'; '.join(problems)}")
     trunk.load_state_dict({key: state[key] for key in wanted if key in state}, strict=False)
+
+
+def _is_plain(t: Tensor) -> bool:
+    return t.layout == torch.strided and t.device.type == "cpu" and t.is_floating_point() and bool(t.isfinite().all())

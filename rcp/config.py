@@ -37,6 +37,7 @@ def option(
     *,
     above: float | None = None,
     least: float | None = None,
+    most: float | None = None,
     of: tuple[str, ...] = (),
 ) -> Any:
     """Declares a hyper-parameter.
@@ -44,11 +45,11 @@ def option(
     Args:
         stage: the first of ``STAGES`` whose result depends on it; None where no result does.
         meaning: what it is, with its provenance mark.
-        above: its values are greater than this. least: they are this or greater.
+        above: its values are greater than this. least: they are this or greater. most: this or less; if not said, what no one means.
         of: the representations whose results depend on it; () is all.
     """
     check_type("stage", Literal[*STAGES, None], stage)
-    about = {"stage": stage, "meaning": meaning, "above": above, "least": least, "of": of}
+    about = {"stage": stage, "meaning": meaning, "above": above, "least": least, "most": most, "of": of}
     return field(default=default, metadata=about)
 
 
@@ -78,8 +79,8 @@ class Config:
     """
 
     # fmt: off
-    resize: int = option("features", 256, "shorter side before the crop, pixels; 256, 366 or 512 [P]", above=0)
-    image_size: int = option("features", 224, "side S of the centre crop, pixels; 224, 320 or 480 [P]", above=0)
+    resize: int = option("features", 256, "shorter side before the crop, pixels; 256, 366 or 512 [P]", above=0, most=2**14)
+    image_size: int = option("features", 224, "side S of the centre crop, pixels; 224, 320 or 480 [P]", above=0, most=2**14)
     aspect: Literal["keep", "squash"] = option(
         "features", "keep", "resize the shorter side, or both sides (they differ on BTAD 03 only) [I]")
     tiles: tuple[int, ...] = option("features", (1, 1),
@@ -94,23 +95,25 @@ class Config:
         "how a neighbourhood becomes a vector: its C·p·p numbers pooled to patch_dim, PatchCore's chain, which the tables take [I]; "
         "or the mean per channel, levels concatenated, nothing pooled away (what anomalib does), for CNNs with few channels: "
         "ResNet-18's 1,152 numbers pooled to 1,024 are hardly averaged at all [?]")
-    patch_dim: int | None = option("features", None, "size every level, then their concatenation, is pooled to; None is 1024 [I]", above=0)
+    patch_dim: int | None = option("features", None, "size every level, then their concatenation, is pooled to; None is 1024 [I]",
+        above=0, most=2**16)
     feature_dtype: Literal["float16", "float32"] = option(
         "features", "float16", "how p is held and stored; what comes after is float32 [?]")
     representation: Literal["trained", "random", "whitened", "none"] = option("training", "trained",
         "what is scored: f(p) of the f that the paper trains [P]; of f as initialised, the control that shows what training adds; "
         "p whitened by the training patches in closed form, where textures vary in directions that do not matter; or p itself, PatchCore")
-    dim: int = option("training", 512, "D_f, size of f(p), or the size that p is pooled to without f, but for the mean's [P]", above=0)
+    dim: int = option("training", 512, "D_f, size of f(p), or the size that p is pooled to without f, but for the mean's [P]",
+        above=0, most=2**16)
     whitening: float = of_f(1.0, "λ of whitening, in mean eigenvalues; a large one changes nothing but the scale [?]", ("whitened",),
         above=0)
-    projection: int | None = of_f(128, "size of g's output, or None for no g (Table S4) [?]", above=0)
+    projection: int | None = of_f(128, "size of g's output, or None for no g (Table S4) [?]", above=0, most=2**16)
     init: Literal["default", "orthogonal", "pca"] = of_f("default",
         "initialisation of f and g; default is nn.Linear's; pca begins f at the principal directions of p, close to PatchCore [?]",
         ("trained", "random"))
     epochs: int = of_f(120, "of training f; 60 for the 320 px ensemble [P]", above=0)
-    lr: float = of_f(1e-5, "learning rate; 1e-6 for ensembles and 480 px [P]", above=0)
+    lr: float = of_f(1e-5, "learning rate; 1e-6 for ensembles and 480 px [P]", above=0, most=10.0)
     weight_decay: float = of_f(1e-2, "of AdamP [P]", least=0)
-    batch_size: int = of_f(1024, "patches in a mini-batch, N of Eq. 7 [?]", above=0)
+    batch_size: int = of_f(1024, "patches in a mini-batch, N of Eq. 7 [?]", above=0, most=2**20)
     batch_images: int = of_f(0, "0 shuffles the patches of the whole training set; n takes batch_size patches of n images [?]", least=0)
     k: int = of_f(5, "neighbours in N_k (Eq. 2) [P]", least=2)
     margin: float = of_f(1.0, "m of Eq. 7 [P]", least=0)
@@ -124,15 +127,15 @@ class Config:
     selection: Literal["greedy", "random"] = option(
         "bank", "greedy", "k-center [P]; or drawn from the seed: cheap, and outliers are not preferred [?]")
     coreset_projection: int | None = option(
-        "bank", None, "random projection before greedy selection, a size or None; PatchCore's is 128 [I]", above=0)
+        "bank", None, "random projection before greedy selection, a size or None; PatchCore's is 128 [I]", above=0, most=2**16)
     coreset_start: Literal["mean", "random"] = option("bank", "mean", "start at the patch farthest from the mean, or anywhere [I]")
     neighbours: int = option("scores", 9,
         "b of Eq. 10; with 1 that would be 0; none where the bank is all patches, as r* has near-duplicates there [?]", least=2)
     weighting: Literal["patches", "none"] = option("scores", "patches", "Eq. 10's weight for every patch [P], or the plain distance")
-    blur: float = option("scores", 4.0, "σ of the Gaussian on score maps, pixels of the crop [I]", least=0)
+    blur: float = option("scores", 4.0, "σ of the Gaussian on score maps, pixels of the crop [I]", least=0, most=2**10)
     calibration_folds: int = option("scores", 2,
         "folds of the held-out training scores behind normal_threshold; 0 is none; not the paper's", least=0)
-    seed: int = option("training", 0, "of initialisation, mini-batches, projection and random start", least=0)
+    seed: int = option("training", 0, "of initialisation, mini-batches, projection and random start", least=0, most=2**63 - 1)
     device: str = option(None, "auto", "auto, cpu, cuda, cuda:1, ...")
     # fmt: on
 
@@ -150,6 +153,9 @@ class Config:
             above, least = f.metadata["above"], f.metadata["least"]
             require(f.name, value is None or above is None or value > above, f"a number above {above}", value)
             require(f.name, value is None or least is None or value >= least, f"{least} or more", value)
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                most = f.metadata["most"] or (2**31 - 1 if isinstance(value, int) else 1e9)
+                require(f.name, value <= most, f"at most {most:g}", value)
         inside = f"at most resize={self.resize} (the crop lies inside the image)"
         narrow = f"at most patch_dim={pooled} (PatchCore pools, it cannot widen)"
         for name, holds, expected in (

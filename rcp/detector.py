@@ -14,8 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rcp import backbone, decision
@@ -24,6 +22,7 @@ from rcp.config import FIXED, Config
 from rcp.coreset import coreset_size, greedy_k_center, random_selection
 from rcp.data.images import Original, Transform
 from rcp.data.sources import batches, images_of
+from rcp.files import read_tensors, write_tensors
 from rcp.maps import center_and_deviation, score_maps
 from rcp.model import represent
 from rcp.patches import PatchExtractor, images_at_a_time, pool
@@ -483,7 +482,7 @@ class ReConPatch:
         if not Path(path).absolute().parent.is_dir():
             raise FileNotFoundError(f"no folder {Path(path).absolute().parent} to save {path} in")
         tensors, c = {"bank": self.bank_.entries}, self.config
-        header = {"format": "rcp-detector-1", "config": json.dumps(c.asdict())}
+        header = {"format": "rcp-detector-2", "config": json.dumps(c.asdict())}
         header["backbone"] = backbone.weights_identity(c.backbone, c.weights)
         header["false_alarm_rate"] = json.dumps(self.false_alarm_rate)
         if self.train_scores_ is not None:
@@ -493,7 +492,7 @@ class ReConPatch:
         if self.refiner_ is not None:
             tensors |= {f"refiner.{name}": value for name, value in self.refiner_.state_dict().items()}
             header["refine"] = json.dumps(self.refine.asdict())
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path, metadata=header)
+        write_tensors(path, tensors, header)
 
     def export(self, path: str | Path) -> Path:
         """Writes an .onnx or .pt2 file that needs no rcp to run: see :func:`rcp.export.export`."""
@@ -516,35 +515,49 @@ class ReConPatch:
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"no detector file {path}")
+        header, tensors = read_tensors(path, "rcp-detector")
         try:
-            header, tensors = refinement.read_tensors(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a detector saved by rcp, or is damaged ({error})") from None
-        if header.get("format") != "rcp-detector-1":
-            raise ValueError(f"{path} is not a detector saved by rcp (format {header.get('format')!r})")
-        values = _without_dropped(json.loads(header["config"]))
-        if values["representation"] not in cls.represents:
-            kind = "PatchCore" if values["representation"] == "none" else "ReConPatch"
-            raise OtherClassError(f"{path} holds a {kind}, not a {cls.__name__}")
-        values |= {"device": device or "auto"} | ({"weights": str(weights)} if weights else {})
-        detector = cls(**values, refine=json.loads(header["refine"]) if "refine" in header else None)
-        c = detector.config
-        if (identity := backbone.weights_identity(c.backbone, c.weights)) != header["backbone"]:
+            values = _without_dropped(json.loads(header["config"]))
+            refine = json.loads(header["refine"]) if "refine" in header else None
+            rate = json.loads(header.get("false_alarm_rate", "null"))
+            if values["representation"] not in cls.represents:
+                kind = "PatchCore" if values["representation"] == "none" else "ReConPatch"
+                raise OtherClassError(f"{path} holds a {kind}, not a {cls.__name__}")
+            values |= {"device": device or "auto"} | ({"weights": str(weights)} if weights else {})
+            detector = cls(**values, refine=refine)
+            detector._restore(tensors)
+        except (KeyError, TypeError, AttributeError, RuntimeError, json.JSONDecodeError) as error:
             raise ValueError(
-                f"weights: {c.weights} are not the weights {path} was fitted with ({identity}, expected {header['backbone']})"
+                f"{path} is not a detector saved by rcp, or is damaged ({type(error).__name__}: {error})"
+            ) from None
+        c = detector.config
+        if (identity := backbone.weights_identity(c.backbone, c.weights)) != header.get("backbone"):
+            expected = header.get("backbone")
+            raise ValueError(
+                f"weights: {c.weights} are not the weights {path} was fitted with ({identity}, expected {expected})"
             )
-        detector.bank_ = MemoryBank(tensors["bank"].to(detector.device), c.neighbours)
-        detector.train_scores_ = tensors["train_scores"].numpy() if "train_scores" in tensors else None
-        detector._false_alarm_rate = json.loads(
-            header.get("false_alarm_rate", "null")
-        )  # one that cannot be kept gives no threshold
-        if c.representation != "none":
-            dim, size = tensors["f.weight"].shape
-            detector.f_ = nn.Linear(size, dim, bias="f.bias" in tensors, device=detector.device).requires_grad_(False)
-            detector.f_.load_state_dict(_part("f.", tensors))
-        if detector.refine:
-            detector.refiner_ = RefinementNet.restore(detector.refine, _part("refiner.", tensors)).to(detector.device)
+        detector._false_alarm_rate = rate  # one that cannot be kept gives no threshold
         return detector
+
+    def _restore(self, tensors: dict[str, Tensor]) -> None:
+        """What is fitted, from a file's tensors."""
+        c, bank, f = self.config, tensors["bank"], _part("f.", tensors)
+        self.train_scores_ = tensors["train_scores"].numpy() if "train_scores" in tensors else None
+        for name, t, axes in (
+            ("bank", bank, 2),
+            ("train_scores", tensors.get("train_scores"), 1),
+            ("f.weight", f.get("weight"), 2),
+        ):
+            fits = t is None or (t.ndim == axes and t.dtype == torch.float32 and len(t) > 0)
+            require(name, fits, f"float32 numbers along {axes} axes", t if t is None else (tuple(t.shape), t.dtype))
+        if c.representation != "none":
+            dim, size = f["weight"].shape
+            require("f.weight", dim == bank.shape[1], f"{bank.shape[1]} rows, as wide as the bank", dim)
+            self.f_ = nn.Linear(size, dim, bias="bias" in f, device=self.device).requires_grad_(False)
+            self.f_.load_state_dict(f)
+        self.bank_ = MemoryBank(bank.to(self.device), c.neighbours)
+        if self.refine:
+            self.refiner_ = RefinementNet.restore(self.refine, _part("refiner.", tensors)).to(self.device)
 
     def __repr__(self) -> str:
         by_class = {"representation": "trained"} if self.represents == ("none",) else {}  # the class says it

@@ -1,6 +1,7 @@
 """``python -m reproduce``: the batch, and what a user needs around it (see ``--help``)."""
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -137,7 +138,22 @@ def _parser() -> argparse.ArgumentParser:
     runs = ("--runs", {"type": Path, "help": "folder of the store (default: RCP_RUNS, or runs/)"})
     some = ("--notebooks", {"nargs": "+", "help": "paths, or names such as table_5; all where left out"})
     batch = [(f"--{name.replace('_', '-')}", how) for name, how in PARAMETERS.items()]
-    command("reproduce", _reproduce, "run every notebook through papermill and index the results", *batch, some, force)
+    words = {
+        "type": shlex.split,
+        "dest": "categories",
+        "help": argparse.SUPPRESS,
+    }  # how make passes a list: quotes keep a space
+    numbers = words | {"type": lambda text: [int(word) for word in shlex.split(text)], "dest": "seeds"}
+    lists = ("--categories-words", words), ("--seeds-words", numbers)
+    command(
+        "reproduce",
+        _reproduce,
+        "run every notebook through papermill and index the results",
+        *batch,
+        *lists,
+        some,
+        force,
+    )
     command("execute", _execute, "execute notebooks in place where their own cells have changed", notebooks, force)
     command("check", _check, "fail where a run in the paper's setting is beyond tolerance", ("folder", {"type": Path}))
     csv = ("--csv", {"type": Path, "default": Path("results/published.csv")})

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Literal, get_type_hints
 
 from rcp import backbone
-from rcp.checks import check_names, check_type
+from rcp.checks import check_names, check_type, require
 from rcp.config import Config
 from rcp.data import categories
+from rcp.detector import resolve_device
 from rcp.paths import data_root
 from reproduce import paper
 from reproduce.demo import draw_demo
@@ -73,6 +74,14 @@ class Settings:
             if not getattr(self, name):
                 object.__setattr__(self, name, value)
         shard_of([], self.shard)
+        require(
+            "seeds",
+            len(set(self.seeds)) == len(self.seeds) and min(self.seeds) >= 0,
+            "different numbers from 0",
+            self.seeds,
+        )
+        require("epochs", self.epochs > 0, "a number above 0", self.epochs)
+        resolve_device(self.device)
         default = (defaults["backbone"], defaults["weights"])
         if not self.render_only and (self.backbone, self.weights) != default:  # to look takes seconds
             backbone.check(self.backbone, self.weights)

@@ -15,11 +15,13 @@ import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
 
+from rcp.files import sync
 from rcp.paths import PROJECT, require_disk, root_of
 
 FILES = ("result.json", "arrays.npz")  # of an entry
@@ -84,7 +86,9 @@ class Store:
         if not folder.exists():
             return None
         try:
-            return _checked(*((folder / name).read_bytes() for name in FILES))
+            info, arrays = _checked(*((folder / name).read_bytes() for name in FILES))
+            _same(info["identity"], identity)
+            return info, arrays
         except Exception as error:  # whatever is wrong with it, it is not used
             self._set_aside(folder, error)
             return None
@@ -93,19 +97,24 @@ class Store:
         with self._written(self.folder(kind, identity)) as folder:
             for name, content in zip(FILES, _written_as(info | {"identity": identity}, arrays), strict=True):
                 (folder / name).write_bytes(content)
+                sync(folder / name)
 
     # -- patch features ------------------------------------------------------------------------------------------------
 
     def open_array(self, identity: dict) -> np.ndarray | None:
-        """A memory-mapped, read-only array, or None where it is absent or was damaged. Its header is checked, not its content."""
+        """A memory-mapped, read-only array, or None where it is absent or was damaged: its content is read once by each process."""
         folder = self.folder("features", identity)
         if not folder.exists():
             return None
         try:
             array = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
             written = json.loads((folder / "identity.json").read_text())
-            if [list(array.shape), array.dtype.name] != [written["shape"], written["dtype"]]:
-                raise ValueError(f"features.npy holds {array.shape} {array.dtype}, expected {written['shape']}")
+            status = (folder / "features.npy").stat()
+            if _hash_of(folder / "features.npy", status.st_ino, status.st_size, status.st_mtime_ns) != written.pop(
+                "hash"
+            ):
+                raise ValueError("features.npy does not match its hash")
+            _same(written, identity)
             return array
         except Exception as error:
             self._set_aside(folder, error)
@@ -123,12 +132,14 @@ class Store:
             out = np.lib.format.open_memmap(folder / "features.npy", "w+", dtype, tuple(shape))
             yield out
             out.flush()
-            about = identity | {"shape": list(shape), "dtype": out.dtype.name}
+            sync(folder / "features.npy")
+            about = identity | {"hash": _hash_of(folder / "features.npy", 0, 0, 0)}
             (folder / "identity.json").write_text(json.dumps(about, indent=1))
+            sync(folder / "identity.json")
 
     def _set_aside(self, folder: Path, error: Exception) -> None:
-        if isinstance(error, PermissionError | MemoryError):
-            raise error
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and not isinstance(error, FileNotFoundError)):
+            raise error  # of this machine at this moment, not of the entry
         aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".damaged-{folder.name}-"))
         try:
             os.replace(folder, aside)
@@ -142,8 +153,8 @@ class Store:
 
     def infos(self) -> Iterator[dict]:
         """What is known of each finished entry, without its arrays."""
-        for file in sorted((self.root / "entries").glob("[!.]*/result.json")):
-            yield json.loads(file.read_text())
+        for folder in sorted((self.root / "entries").glob("[!.]*/")):
+            yield _checked(*((folder / name).read_bytes() for name in FILES))[0]
 
     def pack(self, file: str | Path, light: bool = False) -> int:
         """Writes the finished entries (JSON, scores, patch scores; no features, no images) into one zip; -> how many.
@@ -199,11 +210,11 @@ class Store:
 
 
 def _written_as(info: dict, arrays: dict[str, np.ndarray]) -> tuple[bytes, bytes]:
-    """result.json, with the checksum of the arrays, and arrays.npz."""
+    """result.json, with the checksum of itself and of the arrays, and arrays.npz."""
     archive = io.BytesIO()
     np.savez_compressed(archive, **arrays)
-    text = json.dumps(info | {"checksum": _checksum(arrays)}, indent=1, allow_nan=False)
-    return text.encode(), archive.getvalue()
+    info = json.loads(json.dumps(info, allow_nan=False))
+    return json.dumps(info | {"checksum": _checksum(info, arrays)}, indent=1).encode(), archive.getvalue()
 
 
 def _checked(text: bytes, archive: bytes) -> tuple[dict, dict[str, np.ndarray]]:
@@ -211,14 +222,27 @@ def _checked(text: bytes, archive: bytes) -> tuple[dict, dict[str, np.ndarray]]:
     info = json.loads(text)
     with np.load(io.BytesIO(archive), allow_pickle=False) as file:
         arrays = dict(file)
-    if info["checksum"] != _checksum(arrays):
-        raise ValueError("arrays.npz does not match its checksum")
+    if info["checksum"] != _checksum(info, arrays):
+        raise ValueError("result.json and arrays.npz do not match their checksum")
     return info, arrays
 
 
-def _checksum(arrays: dict[str, np.ndarray]) -> str:
-    digest = hashlib.blake2b(digest_size=12)
+def _checksum(info: dict, arrays: dict[str, np.ndarray]) -> str:
+    said = {name: value for name, value in info.items() if name != "checksum"}
+    digest = hashlib.blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=12)
     for name in sorted(arrays):
         digest.update(f"{name}{arrays[name].dtype}{arrays[name].shape}".encode())
         digest.update(np.ascontiguousarray(arrays[name]).tobytes())
     return digest.hexdigest()
+
+
+def _same(written: dict, identity: dict) -> None:
+    """Raises ValueError where a folder holds another identity's result than its name says."""
+    if written != json.loads(json.dumps(identity)):
+        raise ValueError("it holds the result of another identity")
+
+
+@lru_cache(maxsize=256)
+def _hash_of(file: Path, *_stamp: int) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

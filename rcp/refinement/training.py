@@ -11,11 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from rcp.checks import require
+from rcp.files import read_tensors, write_tensors
 from rcp.refinement.network import RefinementNet, focal_and_l1
 from rcp.refinement.options import RefinementConfig
 from rcp.refinement.simulation import simulate, without_object
@@ -105,12 +103,10 @@ def _save(checkpoint, net: RefinementNet, optimizer: torch.optim.Optimizer, how:
         return
     tensors = {f"network.{name}": value for name, value in net.state_dict().items()}
     tensors |= {f"momentum.{i}": optimizer.state[p]["momentum_buffer"] for i, p in enumerate(net.parameters())}
-    header = {"format": "rcp-refinement-checkpoint-1", "how": json.dumps(how.identity()), "rows": json.dumps(rows)}
+    header = {"format": "rcp-refinement-checkpoint-2", "how": json.dumps(how.identity()), "rows": json.dumps(rows)}
     checkpoint = Path(checkpoint)
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    temporary = checkpoint.with_name(f".{checkpoint.name}.{os.getpid()}")
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary, metadata=header)
-    os.replace(temporary, checkpoint)
+    write_tensors(checkpoint, tensors, header)
 
 
 def _resume(checkpoint, net: RefinementNet, optimizer: torch.optim.Optimizer, how: RefinementConfig) -> list[dict]:
@@ -118,12 +114,11 @@ def _resume(checkpoint, net: RefinementNet, optimizer: torch.optim.Optimizer, ho
     if checkpoint is None or not Path(checkpoint).exists():
         return []
     try:
-        header, tensors = read_tensors(checkpoint)
-    except SafetensorError as error:
+        header, tensors = read_tensors(checkpoint, "rcp-refinement-checkpoint")
+    except ValueError as error:
         aside = Path(checkpoint).with_suffix(".damaged")
         os.replace(checkpoint, aside)
-        words = "checkpoint: %s is damaged (%s); it is set aside as %s, and the training starts anew"
-        logger.warning(words, checkpoint, error, aside.name)
+        logger.warning("checkpoint: %s; it is set aside as %s, and the training starts anew", error, aside.name)
         return []
     same = header.get("how") == json.dumps(how.identity())
     require("checkpoint", same, f"one of the training {how}; remove it to start anew", str(checkpoint))
@@ -131,9 +126,3 @@ def _resume(checkpoint, net: RefinementNet, optimizer: torch.optim.Optimizer, ho
     for i, parameter in enumerate(net.parameters()):
         optimizer.state[parameter]["momentum_buffer"] = tensors[f"momentum.{i}"].to(parameter)
     return json.loads(header["rows"])
-
-
-def read_tensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """-> (header, tensors) of a safetensors file. Raises SafetensorError where it is none."""
-    with safe_open(path, "pt") as file:
-        return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -118,6 +119,13 @@ def test_weights_by_tag_come_from_the_weights_folder_and_are_not_unpickled(tmp_p
     file = tmp_path / Path(models.ResNet18_Weights.IMAGENET1K_V1.url).name
     state = models.resnet18(weights=None).state_dict()
     torch.save(state, file)
+    with pytest.raises(
+        ValueError,
+        match=r"weights: expected what torchvision publishes as resnet18 IMAGENET1K_V1 .*; remove .*resnet18-",
+    ):
+        Backbone("resnet18", "IMAGENET1K_V1", (2,))
+    found = SimpleNamespace(hexdigest=lambda: file.stem.rpartition("-")[2] * 8)  # as if it were the published file
+    monkeypatch.setattr("rcp.backbone.hashlib.file_digest", lambda *_: found)
     backbone = Backbone("resnet18", "IMAGENET1K_V1", (2,))
     assert torch.equal(backbone.trunk.state_dict()["conv1.weight"], state["conv1.weight"])
     torch.save({"conv1.weight": Evil()}, file)
@@ -141,6 +149,21 @@ def test_weights_that_cannot_be_fetched_say_where_to_put_them(tmp_path, monkeypa
         Backbone("resnet18", "IMAGENET1K_V1", (2,))
 
 
+def test_weights_that_are_not_dense_finite_real_numbers_are_named(tmp_path):
+    state, path = models.resnet18(weights=None).state_dict(), tmp_path / "w.pth"
+    one = state["conv1.weight"]
+    for odd in (one.to_sparse(), one.to("meta"), one.long(), one.to(torch.complex64), one * torch.nan):
+        torch.save(state | {"conv1.weight": odd}, path)
+        with pytest.raises(
+            ValueError, match=r"w.pth does not fit resnet18; 1 not dense finite real numbers: conv1.weight"
+        ):
+            Backbone("resnet18", str(path), (1,))
+    with pytest.raises(
+        ValueError, match=r'weights: expected a tag such as IMAGENET1K_V1, a file, or "random:SEED", got'
+    ):
+        Backbone("resnet18", "", (1,))
+
+
 @pytest.mark.parametrize("content", [[1, 2], {"conv1.weight": "text"}])
 def test_a_pth_that_is_no_state_dict(tmp_path, content):
     torch.save(content, tmp_path / "w.pth")
@@ -162,6 +185,8 @@ def test_a_cnn_does_without_torchs_compiler_which_is_there_when_asked_for():
 def test_threads_that_wait_give_their_core_away_unless_the_user_says_otherwise():
     code = "import os, rcp; print(os.environ['OMP_WAIT_POLICY'])"
     for given, expected in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
-        environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"} | ({"OMP_WAIT_POLICY": given} if given else {})
+        environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"} | (
+            {"OMP_WAIT_POLICY": given} if given else {}
+        )
         done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
         assert done.stdout.strip() == expected

@@ -18,6 +18,8 @@ from packaging.utils import canonicalize_name
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import size
 
+from reproduce.__main__ import _parser
+
 ROOT = Path(__file__).resolve().parents[2]
 CONDA_NAMES = {"torch": "pytorch"}  # PyPI's name -> conda-forge's, where they differ
 NOT_ON_CONDA = {"adamp"}
@@ -94,7 +96,8 @@ def test_lock_names_no_index_and_no_path():
 
 
 @pytest.mark.parametrize(
-    ("folder", "extras"), [("rcp", ["test"]), ("reproduce", []), ("tests", ["test"]), ("benchmarks", ["peers", "benchmarks"])]
+    ("folder", "extras"),
+    [("rcp", ["test"]), ("reproduce", []), ("tests", ["test"]), ("benchmarks", ["peers", "benchmarks"])],
 )
 def test_every_import_is_declared(folder, extras):
     """What is only there because something else needs it may be gone tomorrow."""
@@ -155,9 +158,30 @@ def test_make_hands_values_to_python_as_one_argument_each():
     environment = {"PATH": os.environ["PATH"]}
     printed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
     (line,) = re.findall(r"-m reproduce reproduce\s+(.*?)\s*\|\|", printed)
-    assert shlex.split(line) == ["--data-root", "my data", "--categories", "a", "b", "--epochs", "2"]
+    assert shlex.split(line) == ["--data-root", "my data", "--categories-words", "a b", "--epochs", "2"]
+    given = _parser().parse_args(["reproduce", "--categories-words", "'a b' 01", "--seeds-words", "0 1"])
+    assert given.categories == ["a b", "01"] and given.seeds == [0, 1]
     mistyped = subprocess.run([*command, "EPOCH=3"], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert mistyped.returncode and "unknown option 'EPOCH'. Did you mean 'EPOCHS'?" in mistyped.stderr
+
+
+PAYLOADS = ["x;touch {}", "x&touch {}", "x|touch {}", "$(touch {})", "`touch {}`", "';touch {};'", '";touch {};"', "$(shell touch {})",
+    "$$(touch {})", "x\\';touch {};'", "$(eval $(shell touch {}))", "a,$(shell touch {}),b", "--x;touch {}", "/data/a$b"]  # fmt: skip
+
+
+@pytest.mark.parametrize("variable", ["DATA", "CATEGORIES", "WEIGHTS", "SHARD", "PROFILE"])
+def test_what_make_is_given_is_text_to_make_and_to_the_shell(variable, tmp_path):
+    marker, environment = tmp_path / "ran", {"PATH": os.environ["PATH"]}
+    for payload in (text.format(marker) for text in PAYLOADS):
+        given = f"{variable}={payload}"
+        for target, how in (("reproduce", [given]), ("grid", [given]), ("help", [given]), ("help", [])):
+            command = ["make", *(["--dry-run", "--always-make"] if target != "help" else []), target, *how]
+            variables = environment | ({} if how else {variable: payload})
+            done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=True)
+            if target == "reproduce":
+                (line,) = re.findall(r"-m reproduce reproduce\s+(.*?)\s*\|\| \{", done.stdout)
+                assert shlex.split(line)[1] == payload
+            assert not marker.exists(), (target, payload)
 
 
 def test_code_lines_do_not_grow():

@@ -1,8 +1,12 @@
 """The store: atomic, shared by processes, never trusting what is damaged; and entries that travel in one file."""
 
 import multiprocessing
+import random
+import shutil
+import warnings
 import zipfile
 from collections import namedtuple
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +14,7 @@ import pytest
 from rcp import paths
 from rcp.paths import require_disk
 from reproduce.__main__ import main
-from reproduce.store import Store, key_of
+from reproduce.store import FILES, Store, key_of
 
 ARRAYS = {"scores": np.arange(3, dtype=np.float32), "labels": np.array([0, 1, 1])}
 ONE = {"a": 1}
@@ -60,6 +64,64 @@ def test_a_damaged_entry_is_set_aside_with_a_warning(tmp_path, damage):
         assert store.load("entries", ONE) is None
     assert not folder.exists() and list(tmp_path.glob("entries/.damaged-*"))
     assert saved(tmp_path).load("entries", ONE) is not None
+
+
+@pytest.mark.parametrize("name", ["result.json", "arrays.npz", "features.npy", "identity.json"])
+def test_no_flipped_bit_and_no_zeroed_block_changes_a_number(tmp_path, name):
+    """What is damaged is set aside; where a flip changes nothing that is read (a zip's spare fields), the result is the same."""
+    rng, kind = random.Random(name), "entries" if name in FILES else "features"
+    store = saved(tmp_path, metrics={"image_auroc": 0.5}, seconds={"training": 1.25})
+    expected = store.load("entries", ONE)
+    computed(store, lambda out: out.__setitem__(slice(None), np.arange(8).reshape(4, 2)))
+    file = store.folder(kind, ONE) / name
+    content, noticed = file.read_bytes(), 0
+    for i in range(60):
+        at, size = rng.randrange(len(content)), rng.choice([1, 4, 16])
+        flipped = bytes([content[at] ^ 1 << rng.randrange(8)]) if i % 2 else bytes(len(content[at : at + size]))
+        changed = content[:at] + flipped + content[at + len(flipped) :]
+        if changed == content:
+            continue
+        shutil.copytree(tmp_path / kind, other := tmp_path / f"{i}" / kind)
+        (other / file.parent.name / name).write_bytes(changed)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            found = (
+                Store(other.parent).load("entries", ONE) if kind == "entries" else Store(other.parent).open_array(ONE)
+            )
+        noticed += found is None
+        assert (found is None) == bool(said)
+        if found is not None and kind == "entries":
+            assert found[0] == expected[0] and all((found[1][n] == expected[1][n]).all() for n in ARRAYS)
+        elif found is not None:
+            assert (found == np.arange(8).reshape(4, 2)).all()
+    assert noticed > 20
+
+
+def test_another_identitys_result_is_not_used(tmp_path):
+    store = saved(tmp_path)
+    computed(store, lambda out: out.fill(1))
+    for kind in ("entries", "features"):
+        store.folder(kind, ONE).rename(store.folder(kind, {"a": 2}))
+    with pytest.warns(UserWarning, match="another identity"):
+        assert store.load("entries", {"a": 2}) is None
+    with pytest.warns(UserWarning, match="another identity"):
+        assert store.open_array({"a": 2}) is None
+
+
+def test_an_error_of_the_machine_does_not_remove_a_sound_entry(tmp_path, monkeypatch):
+    store = saved(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", lambda _: (_ for _ in ()).throw(OSError(24, "Too many open files")))
+        with pytest.raises(OSError, match="Too many open files"):
+            store.load("entries", ONE)
+    assert store.load("entries", ONE)
+
+
+def test_an_open_map_stays_valid_when_features_are_made_again(tmp_path):
+    store = Store(tmp_path)
+    old = computed(store, lambda out: out.fill(1))
+    shutil.rmtree(store.folder("features", ONE))
+    assert (computed(store, lambda out: out.fill(2)) == 2).all() and (old == 1).all()
 
 
 def test_a_store_of_an_earlier_version_is_refused(tmp_path):

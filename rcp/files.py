@@ -1,0 +1,63 @@
+"""Tensors in a file whose content is checked when it is read; nothing is unpickled."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: dict[str, str]) -> None:
+    """One safetensors file, written under a temporary name and renamed last. header: of text; a hash of all content joins it."""
+    path = Path(path)
+    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file(tensors, temporary, metadata=header | {"digest": _digest(tensors, header)})
+        sync(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_tensors(path: str | Path, kind: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """-> (header, tensors) of what :func:`write_tensors` wrote. kind: how the header's ``format`` begins.
+
+    Raises:
+        ValueError: another file, or one that is damaged; names the file. One of format ``KIND-1`` has no hash.
+    """
+    what = kind.removeprefix("rcp-").replace("-", " ")
+    try:
+        with safe_open(path, "pt") as file:
+            header = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{path} is not a {what} saved by rcp, or is damaged ({error})") from None
+    digest, format_ = header.pop("digest", None), header.get("format", "")
+    if not format_.startswith(f"{kind}-"):
+        raise ValueError(f"{path} is not a {what} saved by rcp, or is damaged (format {format_ or None!r})")
+    if (digest or format_ != f"{kind}-1") and digest != _digest(tensors, header):
+        raise ValueError(f"{path} is damaged: its content is not what was written")
+    for name, t in tensors.items():
+        if t.is_floating_point() and not t.isfinite().all():
+            raise ValueError(f"{path} is damaged: {name} holds NaN or infinity")
+    return header, tensors
+
+
+def sync(path: Path) -> None:
+    """Has the file's content on the disk before it is renamed: else a power cut can leave an empty file under the right name."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _digest(tensors: Mapping[str, Tensor], header: dict[str, str]) -> str:
+    digest = hashlib.blake2b(json.dumps(header, sort_keys=True).encode(), digest_size=16)
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}\n".encode())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,121 @@
+"""Flipped bits, zeroed blocks, cut and foreign files: each is noticed by its content, and named."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from rcp import Config, PatchCore, ReConPatch
+from rcp.detector import load
+from rcp.files import read_tensors, write_tensors
+
+TINY = {
+    "backbone": "resnet18",
+    "weights": "random:0",
+    "resize": 64,
+    "image_size": 64,
+    "dim": 32,
+    "device": "cpu",
+    "coreset_ratio": 0.1,
+}
+IMAGES = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8)
+KINDS = {
+    "PatchCore": lambda: PatchCore(**TINY),
+    "ReConPatch": lambda: ReConPatch(**TINY, representation="random"),
+    "refined": lambda: PatchCore(**TINY, refine={"epochs": 1, "channels": 8, "textures": "drawn"}),
+}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    files = {}
+    for kind, made in KINDS.items():
+        files[kind] = tmp_path_factory.mktemp("saved") / f"{kind}.rcp"
+        made().fit(IMAGES, log=len).save(files[kind])
+    return files
+
+
+def damaged(content: bytes, rng: random.Random):
+    """(what was done, the bytes) of flips in the header and anywhere, zeroed blocks and cuts."""
+    for _ in range(20):
+        for most in (min(3000, len(content)), len(content)):
+            at = rng.randrange(most)
+            yield f"bit at {at}", content[:at] + bytes([content[at] ^ 1 << rng.randrange(8)]) + content[at + 1 :]
+    for _ in range(8):
+        at, size = rng.randrange(len(content)), rng.choice([16, 512, 4096])
+        yield f"{size} zeros at {at}", content[:at] + bytes(len(content[at : at + size])) + content[at + size :]
+        yield f"cut at {at}", content[:at]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_detector_is_refused_by_its_path(saved, kind, tmp_path):
+    content, bad = saved[kind].read_bytes(), tmp_path / "bad.rcp"
+    for what, changed in damaged(content, random.Random(kind)):
+        if changed == content:
+            continue
+        bad.write_bytes(changed)
+        with pytest.raises(ValueError, match=r"bad\.rcp"):
+            load(bad)
+            pytest.fail(f"silent: {what}")
+
+
+def test_a_file_that_is_sound_but_no_detector_of_its_config_is_refused(saved, tmp_path):
+    header, tensors = read_tensors(saved["ReConPatch"], "rcp-detector")
+    bad, bank = tmp_path / "bad.rcp", tensors["bank"]
+    for changed, words in (
+        ({"bank": bank.long()}, "bank: expected float32"),
+        ({"bank": bank[:, :5]}, "f.weight: expected 5 rows"),
+        ({"bank": bank.flatten()}, "bank: expected float32 numbers along 2 axes"),
+        ({"bank": bank[:0]}, "bank: expected"),
+        ({"bank": bank * torch.nan}, "bad.rcp is damaged: bank holds NaN"),
+        ({"f.weight": tensors["f.weight"].double()}, "f.weight: expected float32"),
+        ({"train_scores": tensors["train_scores"][:, None]}, "train_scores: expected"),
+    ):
+        write_tensors(bad, tensors | changed, header)
+        with pytest.raises(ValueError, match=words):
+            load(bad)
+    for without in ("bank", "f.weight"):
+        write_tensors(bad, {name: t for name, t in tensors.items() if name != without}, header)
+        with pytest.raises(ValueError, match="is not a detector saved by rcp, or is damaged"):
+            load(bad)
+    for changed in ({"config": "{"}, {"config": "[]"}, {"config": "{}"}):
+        write_tensors(bad, tensors, header | changed)
+        with pytest.raises(ValueError, match=r"bad\.rcp is not a detector"):
+            load(bad)
+    save_file(tensors, bad, header)  # of today's format, without its hash
+    with pytest.raises(ValueError, match="is damaged: its content is not what was written"):
+        load(bad)
+
+
+def test_a_kill_while_saving_leaves_what_was_there(saved, tmp_path, monkeypatch):
+    file = tmp_path / "part.rcp"
+    file.write_bytes(saved["PatchCore"].read_bytes())
+    monkeypatch.setattr("rcp.files.sync", lambda _: (_ for _ in ()).throw(OSError("no space left")))
+    with pytest.raises(OSError, match="no space left"):
+        load(file).save(file)
+    assert file.read_bytes() == saved["PatchCore"].read_bytes() and list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("dim", 10**11),
+        ("blur", 1e9),
+        ("seed", 2**64),
+        ("lr", 1e300),
+        ("epochs", 10**12),
+        ("image_size", 10**6),
+        ("sigma", 1e200),
+    ],
+)
+def test_absurd_numbers_are_refused(name, value):
+    with pytest.raises(ValueError, match=rf"^{name}: expected at most"):
+        Config(**{"resize": 2**14, "batch_size": 64} | {name: value})
+
+
+def test_json_of_a_config_survives_a_file(saved):
+    header, _ = read_tensors(saved["PatchCore"], "rcp-detector")
+    assert Config.build(**json.loads(header["config"])).representation == "none"

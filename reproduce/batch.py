@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
+from filelock import FileLock, Timeout
 from nbformat import NotebookNode
 
 from rcp import backbone
@@ -79,7 +80,7 @@ def reproduce(
 
     code_of(*MODULES)  # found once, here: Python 3.11 cannot parse in two threads at a time
     pool = ThreadPoolExecutor(workers)  # each kernel is a process of its own
-    with _threads_of_each(workers), contextlib.chdir(PROJECT):
+    with _alone(settings), _kernels_of(workers), contextlib.chdir(PROJECT):
         try:
             outcomes = list(pool.map(job, range(len(files))))
         finally:  # interrupted: no further one is begun
@@ -118,15 +119,28 @@ def _declared(source: NotebookNode) -> set[str]:
 
 
 @contextlib.contextmanager
-def _threads_of_each(workers: int) -> Iterator[None]:
-    """Kernels side by side share the cores; a number that the caller has set stays."""
-    names = [n for n in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS") if workers > 1 and n not in os.environ]
-    os.environ.update(dict.fromkeys(names, str(max(1, (os.cpu_count() or 1) // workers))))
-    os.environ.setdefault("TQDM_DISABLE", "1")  # of kernels: nobody watches
+def _alone(settings: Settings) -> Iterator[None]:
+    """One batch at a time in a folder of results. Raises OSError where another one runs."""
+    try:
+        with FileLock(settings.out(".batch.lock"), timeout=0):
+            yield
+    except Timeout:
+        raise OSError(f"another batch writes into {settings.out('')}: wait for it, or set RCP_RUNS or SHARD") from None
+
+
+@contextlib.contextmanager
+def _kernels_of(workers: int) -> Iterator[None]:
+    """Kernels side by side share the cores, have no progress bars and end with this process; what the caller has set stays."""
+    cores = str(max(1, (os.cpu_count() or 1) // workers))
+    threads = {"OMP_NUM_THREADS": cores, "NUMBA_NUM_THREADS": cores} if workers > 1 else {}
+    added = {
+        n: v for n, v in (threads | {"TQDM_DISABLE": "1", "RCP_BATCH": str(os.getpid())}).items() if n not in os.environ
+    }
+    os.environ.update(added)
     try:
         yield
     finally:
-        for name in names:
+        for name in added:
             del os.environ[name]
 
 
@@ -144,7 +158,7 @@ def _run(file: Path, source: NotebookNode, declared: set, parameters: dict, sett
         return done
     out, stamp = settings.out(file.name), settings.out(f".{file.stem}.json")
     version = {} if settings.render_only else _version(source, declared, parameters, settings)
-    if version and not force and out.exists() and stamp.exists() and json.loads(stamp.read_text()) == version:
+    if version and not force and _stamped(stamp) == {"version": version, "outputs": _outputs(settings, file.stem)}:
         say(": up to date")
         return done
     of_another_run = [f for kind in ("csv", "md", "png", "pdf", "html") for f in _written(settings, file.stem, kind)]
@@ -158,8 +172,25 @@ def _run(file: Path, source: NotebookNode, declared: set, parameters: dict, sett
     if out.exists() and (page := _failure(lambda: _to_html(out))):
         error = f"{error}\nits HTML page: {page}".lstrip()
     if version and not error:
-        stamp.write_text(json.dumps(version))
+        stamp.write_text(json.dumps({"version": version, "outputs": _outputs(settings, file.stem)}))
     return dataclasses.replace(done, seconds=seconds, error=error)
+
+
+def _stamped(stamp: Path) -> dict | None:
+    try:
+        return json.loads(stamp.read_text())
+    except (OSError, ValueError):  # none, or half of one: what it stands for is made again
+        return None
+
+
+def _outputs(settings: Settings, name: str) -> dict[str, str]:
+    """Hashes of all files that a notebook wrote: what was deleted, cut or changed since is made again."""
+    files = [
+        f
+        for kind in ("ipynb", "csv", "md", "png", "pdf", "html", "verdict.json")
+        for f in _written(settings, name, kind)
+    ]
+    return {f.name: hashlib.blake2b(f.read_bytes(), digest_size=12).hexdigest() for f in files}
 
 
 def _failure(work: Callable[[], object]) -> str:
@@ -326,4 +357,4 @@ def _shown(settings: Settings, o: Outcome, kind: str) -> list[Path]:
 def _written(settings: Settings, name: str, kind: str) -> list[Path]:
     """Files that a notebook wrote: NAME.kind, NAME_*.kind."""
     files = sorted(settings.out("").glob(f"*.{kind}"))
-    return [f for f in files if f.stem == name or f.stem.startswith(f"{name}_")]
+    return [f for f in files if f.name == f"{name}.{kind}" or f.name.startswith(f"{name}_")]

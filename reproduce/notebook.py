@@ -1,9 +1,14 @@
 """What every notebook begins and ends with: checked parameters, and one line on where its numbers come from."""
 
 import ast
+import ctypes
 import dataclasses
+import difflib
 import hashlib
 import json
+import os
+import signal
+import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -218,8 +223,23 @@ def settings(names: dict, dataset: str = "mvtec") -> Settings:
     shared = [f.name for f in dataclasses.fields(Settings)]
     valid = declared or shared
     check_names("unknown parameter", injected, valid)
+    left_out = [name for name in shared if name not in declared] if declared else []
+    for (
+        name
+    ) in declared:  # a notebook has parameters of its own; one that is nearly a shared one, which is missing, is a slip
+        if name not in shared and (meant := difflib.get_close_matches(name, left_out, 1, 0.8)):
+            raise ValueError(f"unknown parameter {name!r} in the cell of parameters. Did you mean {meant[0]!r}?")
+    _end_with_batch()
     given = {name: plain(names[name]) for name in valid if name in shared and name in names}
     return Settings(**given | ({"categories": ()} if dataset == "btad" else {}), dataset=dataset)
+
+
+def _end_with_batch() -> None:
+    """A batch's kernel ends when the batch does, however that ends: Linux sends the signal."""
+    if (batch := os.environ.get("RCP_BATCH")) and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != int(batch):
+            os._exit(1)
 
 
 def plain(value):

@@ -1,13 +1,18 @@
 """The batch runs notebooks through papermill, goes on after a failure, resumes, and indexes; the command line says what is wrong."""
 
 import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import nbformat
 import papermill
 import pytest
+from filelock import FileLock
 from papermill.exceptions import PapermillExecutionError
 
+from rcp.paths import PROJECT
 from reproduce import __main__ as cli
 from reproduce import batch, notebook, tables
 
@@ -41,13 +46,13 @@ def tiny(folder: Path, name: str, last: str, declared: str = DECLARED, tags: tup
 
 def test_a_batch_goes_on_after_a_failure_resumes_and_indexes(tmp_path, small_demo, folder):
     given = {"data_root": str(small_demo), "epochs": 3}
-    files = [tiny(tmp_path, "table_1", VERDICT), tiny(tmp_path, "bad", "raise ValueError('the <reason>')")]
+    row = "\nmain,image_auroc,01,category,gear,1,,,99,,1,1,98,1\n"
+    wrote = {"table_1_extra.csv": "a,b\n1,2\n", "table_1.csv": ",".join(["table", *tables.COLUMNS]) + row}
+    writes = f"{VERDICT}\nfor name, text in {wrote!r}.items():\n    settings.out(name).write_text(text)"
+    files = [tiny(tmp_path, "table_1", writes), tiny(tmp_path, "bad", "raise ValueError('the <reason>')")]
     said: list[str] = []
     good, bad = batch.reproduce(given, files, say=said.append)
     assert not good.error and good.seconds > 0 and bad.error == "ValueError: the <reason>"
-    (folder / "table_1_extra.csv").write_text("a,b\n1,2\n")
-    row = "\nmain,image_auroc,01,category,gear,1,,,99,,1,1,98,1\n"
-    (folder / "table_1.csv").write_text(",".join(["table", *tables.COLUMNS]) + row)
     again, bad_again = batch.reproduce(given, files, say=said.append)
     assert again.seconds is None and bad_again.error, "what is finished is not run again, what failed is"
     assert "[1/2] table_1: up to date" in said
@@ -60,6 +65,60 @@ def test_a_batch_goes_on_after_a_failure_resumes_and_indexes(tmp_path, small_dem
     assert "not run" in second and "ValueError: the &lt;reason&gt;" in second
     changed, _ = batch.reproduce(given | {"seeds": [0]}, files, say=said.append)
     assert changed.seconds is not None, "other parameters are another run"
+
+
+def test_what_was_cut_deleted_or_half_written_is_made_again(tmp_path, small_demo, folder):
+    file = tiny(
+        tmp_path, "table_1", VERDICT
+    )
+    assert not batch.reproduce({"data_root": str(small_demo)}, [file], say=len)[0].error
+    for name, left in ((".table_1.json", 0.5), ("table_1.html", 0.5), ("table_1.verdict.json", 0)):
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: int(left * len(content))]) if left else (folder / name).unlink()
+        (outcome,) = batch.reproduce({"data_root": str(small_demo)}, [file], say=len)
+        assert outcome.seconds and not outcome.error, name
+    assert batch.reproduce({"data_root": str(small_demo)}, [file], say=len)[0].seconds is None
+
+
+def test_two_batches_do_not_write_into_one_folder(tmp_path, small_demo, folder):
+    folder.mkdir(parents=True)
+    with (
+        FileLock(folder / ".batch.lock"),
+        pytest.raises(OSError, match=r"another batch writes into .*: wait for it, or set RCP_RUNS or SHARD"),
+    ):
+        batch.reproduce({"data_root": str(small_demo)}, [tiny(tmp_path, "one", VERDICT)], say=len)
+
+
+def test_a_killed_batch_leaves_no_kernel(tmp_path, small_demo):
+    sleeps = (
+        f"{VERDICT}\nimport os, time\nopen({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\ntime.sleep(600)"
+    )
+    file = tiny(tmp_path, "sleeps", sleeps)
+    command = [sys.executable, "-m", "reproduce", "reproduce", "--data-root", str(small_demo), "--notebooks", str(file)]
+    running = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    written = wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+    running.kill()
+    running.wait()
+    assert written and wait_for(
+        lambda: not Path(f"/proc/{written}").exists() or "State:\tZ" in Path(f"/proc/{written}/status").read_text()
+    )
+
+
+def wait_for(what, seconds: float = 60):
+    until = time.monotonic() + seconds
+    while not (found := what()) and time.monotonic() < until:
+        time.sleep(0.05)
+    return found
+
+
+def test_a_mistyped_name_in_the_cell_of_parameters_is_refused(tmp_path, small_demo):
+    file = tiny(tmp_path, "one", VERDICT, DECLARED.replace("epochs", "epoch"))
+    with pytest.raises(
+        PapermillExecutionError, match=r"unknown parameter 'epoch' in the cell of parameters. Did you mean 'epochs'"
+    ):
+        papermill.execute_notebook(
+            str(file), str(tmp_path / "out.ipynb"), {"data_root": str(small_demo)}, progress_bar=False
+        )
 
 
 def test_rendering_computes_nothing(tmp_path, small_demo, folder):

@@ -20,8 +20,8 @@ from nbformat import NotebookNode
 
 from rcp import backbone
 from rcp.checks import check_names
-from rcp.data import load_dataset
-from rcp.paths import PROJECT
+from rcp.data import categories, load_dataset
+from rcp.paths import PROJECT, data_root
 from reproduce import grids, tables
 from reproduce.notebook import Settings, assigned, plain
 from reproduce.provenance import ROOT, code_of
@@ -109,7 +109,19 @@ def _absolute(parameters: dict) -> dict:
     for name in ("data_root", "btad_root", "weights"):
         if given.get(name) and Path(given[name]).exists():
             given[name] = str(Path(given[name]).absolute())
+    if given.get("categories") and Path(given.get("data_root") or data_root() / "mvtec").is_dir():
+        given["categories"] = _joined(given["categories"], categories(given.get("data_root") or data_root() / "mvtec"))
     return given
+
+
+def _joined(words: Sequence[str], there: Sequence[str]) -> list[str]:
+    """Words of a list that was split at its spaces, as categories that are there: "metal", "nut" may be one of them."""
+    found, left = [], list(words)
+    while left:
+        taken = next((n for n in range(len(left), 1, -1) if " ".join(left[:n]) in there), 1)
+        found.append(" ".join(left[:taken]))
+        del left[:taken]
+    return found
 
 
 def _declared(source: NotebookNode) -> set[str]:

@@ -383,7 +383,9 @@ def _four_digits(v: float) -> str:
 def read(path: Path) -> pd.DataFrame:
     """What :func:`write` wrote."""
     words = ["item", "table", "metric", "setting", "kind", "row", "left_out", "why", "label"]
-    frame = pd.read_csv(path, dtype=dict.fromkeys(words, str))
+    frame = pd.read_csv(
+        path, dtype=dict.fromkeys(words, str), keep_default_na=False, na_values=[""]
+    )  # a category may be called NA
     return frame.fillna(dict.fromkeys(words, ""))
 
 

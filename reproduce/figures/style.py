@@ -1,6 +1,6 @@
 """What all figures share: colours, rcParams, how they are written, and what stands where results are missing."""
 
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from textwrap import fill
 
@@ -9,14 +9,27 @@ import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager, get_font
 
 PALETTE = sns.color_palette("colorblind").as_hex()
 NORMAL, TRUTH, THRESHOLD, DEFECTIVE, GREY = *PALETTE[:4], "#5f6368"
 NOTHING = "nothing is computed yet"
 
+# DejaVu Sans comes with matplotlib; what it has no letters for, one of the others may, where it is installed.
+OTHERS = (
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "Source Han Sans SC",
+    "WenQuanYi Zen Hei",
+    "Microsoft YaHei",
+    "PingFang SC",
+    "Noto Sans",
+)
+FONTS = ["DejaVu Sans", *(name for name in OTHERS if name in fontManager.get_font_names())]
+
 # Legible at a paper's column width, 80 dpi in a notebook. The figures' style is a context, or a decorator.
 PARAMETERS = {
-    **sns.plotting_context("paper", font_scale=0.9), **sns.axes_style("ticks"), "font.family": "DejaVu Sans",
+    **sns.plotting_context("paper", font_scale=0.9), **sns.axes_style("ticks"), "font.family": FONTS,
     "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8, "axes.titlesize": 8.5,
     "figure.dpi": 80, "figure.constrained_layout.use": True, "legend.frameon": False,
     "pdf.fonttype": 42, "savefig.dpi": 180,
@@ -43,8 +56,22 @@ def save(figure: Figure, path: str | Path, label: str = "") -> tuple[Path, Path]
 
 
 def plain(text: object) -> str:
-    """A name that comes from data, such as ``a$b$c``, as text that matplotlib does not read as a formula."""
-    return str(text).replace("$", r"\$")
+    """A name that comes from data, such as ``a$b$c``, as text that matplotlib does not read as a formula.
+
+    A letter that no font here has is shown by its number, such as \\u87ba, not as an empty box.
+    """
+    there = _letters()
+    shown = (
+        c if c == "\n" or ord(c) in there else c.encode("unicode_escape", "backslashreplace").decode()
+        for c in str(text)
+    )
+    return "".join(shown).replace("$", r"\$")
+
+
+@cache
+def _letters() -> frozenset[int]:
+    """Code points that the figures' fonts have."""
+    return frozenset().union(*(get_font(fontManager.findfont(name)).get_charmap() for name in FONTS))
 
 
 def subplots(rows: int, columns: int, size: tuple[float, float], **options) -> tuple[Figure, np.ndarray]:

@@ -68,9 +68,7 @@ def test_a_batch_goes_on_after_a_failure_resumes_and_indexes(tmp_path, small_dem
 
 
 def test_what_was_cut_deleted_or_half_written_is_made_again(tmp_path, small_demo, folder):
-    file = tiny(
-        tmp_path, "table_1", VERDICT
-    )
+    file = tiny(tmp_path, "table_1", VERDICT)
     assert not batch.reproduce({"data_root": str(small_demo)}, [file], say=len)[0].error
     for name, left in ((".table_1.json", 0.5), ("table_1.html", 0.5), ("table_1.verdict.json", 0)):
         content = (folder / name).read_bytes()
@@ -214,3 +212,12 @@ def test_doctor_names_what_is_missing_and_how_to_get_it(capsys, monkeypatch, tmp
         "reproduce weights wide_resnet50_2",
     ):
         assert part in out
+
+
+def test_a_category_with_a_space_survives_a_list_that_was_split_at_its_spaces():
+    there = ["01", "metal nut", "nut", "metal nut screw"]
+    for words, expected in (
+        (["metal", "nut"], ["metal nut"]), (["01", "metal", "nut", "nut"], ["01", "metal nut", "nut"]),
+        (["metal", "nut", "screw"], ["metal nut screw"]), (["metal nut"], ["metal nut"]), (["absent", "nut"], ["absent", "nut"]),
+    ):  # fmt: skip
+        assert batch._joined(words, there) == expected

@@ -1,5 +1,7 @@
 """Figures: what they say is what the objects hold and what the metrics compute."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -124,3 +126,14 @@ def test_figure_2_has_equal_pairwise_and_different_contextual_similarity():
     for axis, p, c in zip(figures.figure_2().axes, omega_p, omega_c, strict=True):
         assert f"{p:.3f}" in axis.get_title() and f"{c:.3f}" in axis.get_title()
     assert f"{np.exp(-0.64 / 2):.3f}" in figures.figure_2(sigma=2.0).axes[0].get_title()
+
+
+@pytest.mark.parametrize("name", ["cost $5 or $6: hole", "a$^$b", "螺丝: hole", "rocket 🚀", "bad \udce9"])
+def test_a_name_is_drawn_as_it_is_or_escaped_visibly(name):
+    with warnings.catch_warnings(), style.style():
+        warnings.simplefilter("error")  # a missing glyph is an empty box
+        figure, (row,) = style.subplots(1, 1, (2, 2))
+        row[0].set_title(style.plain(name))
+        figure.canvas.draw()
+    shown = style.plain(name).replace(r"\$", "$")
+    assert all(c in shown or rf"\u{ord(c):04x}" in shown or rf"\U{ord(c):08x}" in shown for c in name)

@@ -310,6 +310,14 @@ def test_a_shown_table_is_escaped_and_says_why_a_number_is_undefined():
     assert list(text) == [("image AUROC (without <b>x</b>)", "ours")]
 
 
+def test_a_category_called_na_or_01_stays_itself(tmp_path):
+    rows = pd.DataFrame(
+        [dict.fromkeys(tables.COLUMNS, "") | {"row": name, "mean": 1.0} for name in ("NA", "01", "null")]
+    )
+    tables.write({"one": rows}, tmp_path / "t.csv")
+    assert list(tables.read(tmp_path / "t.csv")["row"]) == ["NA", "01", "null"]
+
+
 def test_what_is_written_can_be_read_gathered_and_viewed(tmp_path):
     rows = tables.compare(frame({"PatchCore": {"01": [0.98765432], "02": [None]}}), tables.targets("7"), groups={})
     tables.write(

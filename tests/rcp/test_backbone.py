@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -190,3 +191,10 @@ def test_threads_that_wait_give_their_core_away_unless_the_user_says_otherwise()
         )
         done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
         assert done.stdout.strip() == expected
+
+
+def test_a_cnn_that_is_no_longer_used_goes_when_the_next_is_built():
+    """Its trace is a reference cycle; 50 detectors one after the other would hold 50 of them."""
+    gone = weakref.ref(Backbone("resnet18", "random:0", (2,)).trunk)
+    Backbone("resnet18", "random:0", (2,))
+    assert gone() is None

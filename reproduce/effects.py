@@ -98,15 +98,17 @@ def moves(grid, choices: Mapping[str, Sequence], defaults: Mapping) -> pd.DataFr
         Rows of :func:`reproduce.tables.compare`, whose mean is the move in percent points; columns choice and value follow.
     """
 
-    def means(where: Mapping) -> pd.DataFrame:
+    def part(where: Mapping) -> pd.DataFrame:
         fixed = [(t, r) for t, r in grid.pairs() if all(getattr(t.config, n) == v for n, v in where.items())]
-        part = Grid(*map(list, zip(*fixed, strict=True)), []).frame() if fixed else pd.DataFrame()
-        return compare(part[part["method"] == "ReConPatch"] if fixed else part, metric=AUROC)
+        frame = Grid(*map(list, zip(*fixed, strict=True)), []).frame() if fixed else pd.DataFrame()
+        return frame[frame["method"] == "ReConPatch"] if fixed else frame
 
-    rows, start = [], means(defaults)
+    rows, start = [], part(defaults)
     for choice, value in ((c, v) for c, values in choices.items() for v in values if v != defaults[c]):
-        if len(start) and len(own := means({**defaults, choice: value})):
-            moved = own.assign(mean=own["mean"] - start["mean"], spread=np.nan, setting=f"{choice} {value}")
+        own, of = part({**defaults, choice: value}), ["category", "seed"]
+        if len(start) and len(own := own.merge(start[of])):  # of what is missing, neither counts
+            moved, same = compare(own, metric=AUROC), compare(start.merge(own[of]), metric=AUROC)
+            moved = moved.assign(mean=moved["mean"] - same["mean"], spread=np.nan, setting=f"{choice} {value}")
             rows.append(moved.assign(choice=choice, value=str(value)))
     return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=[*COLUMNS, "choice", "value"])
 
@@ -137,11 +139,14 @@ def times(grid) -> pd.DataFrame:
 def by_bank(frame: pd.DataFrame, ms: pd.DataFrame) -> pd.DataFrame:
     """Means over categories and seeds by ratio and line (method and selection): percent, MB of the bank, ms an image (NaN where not timed).
 
-    ms: as of :func:`times`. A bank of all patches selects nothing: it ends the lines of both selections.
+    ms: as of :func:`times`. A bank of all patches selects nothing: it ends the lines of both selections. A category and seed of which
+    some banks are missing is left out, else the lines would compare different images.
     """
     if frame.empty:
         return pd.DataFrame(columns=["line", "coreset_ratio", *AUROC, "megabytes", "ms"])
     both = pd.concat([frame, frame[frame["coreset_ratio"] == 1].assign(selection="random")], ignore_index=True)
+    entries = both.groupby(["category", "seed"])["method"].transform("size")
+    both = both[entries == entries.max()].copy()
     both["line"] = both["method"] + ", " + both["selection"]
     both["megabytes"] = both["bank_bytes"].astype(float) / 1e6
     names = [*AUROC, "megabytes"]

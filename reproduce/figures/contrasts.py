@@ -89,6 +89,7 @@ def against(table: pd.DataFrame, x: str, panels: Mapping[str, str], noise: Mappi
     """
     if table.empty:
         return nothing()
+    panels = {column: label for column, label in panels.items() if table[column].notna().any()}  # times may be missing
     figure, axes = subplots(1, len(panels), (2.7 * len(panels), 2.8))
     for axis, (column, label) in zip(axes[0], panels.items(), strict=True):
         known = table.dropna(subset=column).sort_values(x)

@@ -114,6 +114,23 @@ def test_a_move_is_measured_from_the_default_the_others_unmoved():
     assert "noise is not measured" in effects.moved_in_words(rows, dict.fromkeys(noise, np.nan))
 
 
+def test_what_is_missing_of_a_value_does_not_count_for_the_default_either():
+    """One category's default is 20 points above the other's: where that one alone is computed, the choice must not seem to gain 10."""
+    values = {(1.0, "easy"): 0.99, (1.0, "hard"): 0.79, (0.1, "easy"): 0.98}
+    pairs = [
+        (Entry(SMALL.replace(sigma=s), "", c), result(scored(0), image_auroc=v, pixel_auroc=v))
+        for (s, c), v in values.items()
+    ]
+    rows = effects.moves(Grid(*map(list, zip(*pairs, strict=True)), []), {"sigma": (0.1, 1.0)}, {"sigma": 1.0})
+    assert rows["mean"].tolist() == pytest.approx([-1, -1])
+    about = {"method": "PatchCore", "selection": "greedy", "seed": 0, "bank_bytes": 1e6, "pixel_auroc": 0.5}
+    of = [("easy", 0.1, 0.99), ("easy", 0.01, 0.98), ("hard", 0.1, 0.79)]
+    frame = pd.DataFrame([about | {"category": c, "coreset_ratio": r, "image_auroc": v} for c, r, v in of])
+    table = effects.by_bank(frame, pd.DataFrame()).set_index("coreset_ratio")
+    assert table["image_auroc"].to_dict() == pytest.approx({0.1: 99, 0.01: 98})
+    assert len(figures.against(table.reset_index(), "coreset_ratio", {"image_auroc": "%", "ms": "ms"}, {}).axes) == 1
+
+
 def test_every_open_choice_is_varied_around_its_default(demo_root, monkeypatch, tmp_path):
     monkeypatch.setenv("RCP_RUNS", str(tmp_path))
     s = Settings(profile="paper", data_root=str(demo_root), seeds=(0,))

@@ -106,7 +106,7 @@ def moves(grid, choices: Mapping[str, Sequence], defaults: Mapping) -> pd.DataFr
     rows, start = [], part(defaults)
     for choice, value in ((c, v) for c, values in choices.items() for v in values if v != defaults[c]):
         own, of = part({**defaults, choice: value}), ["category", "seed"]
-        if len(start) and len(own := own.merge(start[of])):  # of what is missing, neither counts
+        if len(start) and len(own) and len(own := own.merge(start[of])):  # of what is missing, neither counts
             moved, same = compare(own, metric=AUROC), compare(start.merge(own[of]), metric=AUROC)
             moved = moved.assign(mean=moved["mean"] - same["mean"], spread=np.nan, setting=f"{choice} {value}")
             rows.append(moved.assign(choice=choice, value=str(value)))

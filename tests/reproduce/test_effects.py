@@ -9,7 +9,7 @@ import pytest
 from test_entries import PATCHCORE, SMALL
 
 from rcp.data import load_dataset
-from reproduce import effects, grids, tables
+from reproduce import effects, figures, grids, tables
 from reproduce.entries import Entry
 from reproduce.notebook import Settings
 from reproduce.run import Grid, Result, run

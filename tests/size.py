@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMITS = {"rcp": 3330, "reproduce": 3010, "tests": 5000}
+LIMITS = {"rcp": 3550, "reproduce": 3190, "tests": 5310}
 
 
 def code_lines(file: Path) -> int:

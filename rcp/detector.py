@@ -21,6 +21,7 @@ from rcp.checks import require
 from rcp.config import FIXED, Config
 from rcp.coreset import coreset_size, greedy_k_center, random_selection
 from rcp.data.images import Original, Transform
+from rcp.data.layouts import Dataset, load_dataset
 from rcp.data.sources import batches, images_of
 from rcp.files import read_tensors, write_tensors
 from rcp.maps import center_and_deviation, score_maps
@@ -207,7 +208,7 @@ class ReConPatch:
             paths, decoded, originals = self._decoded(images_of(images, train=True), skip_unreadable)
         left_out = f" ({len(self.skipped_)} are unreadable: {self.skipped_[0][0]})" if self.skipped_ else ""
         require("images", len(paths) > 0, f"at least one image without defects{left_out}", paths)
-        said = [f"left out, {name}: {why}" for name, why in self.skipped_] + self._cropped(originals)
+        said = [f"left out, {name}: {why}" for name, why in self.skipped_] + self._cropped(originals, images)
         if copies := len(decoded) - len({hashlib.blake2b(image).digest() for image in decoded}):
             said += [
                 f"{copies} of {len(decoded)} images are copies of others: the threshold is then too low; leave them out"
@@ -242,8 +243,8 @@ class ReConPatch:
             pixels = np.memmap(file, np.uint8, "r+", shape=(len(names), *self.transform.shape, 3)) if names else None
         return names, pixels, originals
 
-    def _cropped(self, originals: Sequence[Original]) -> list[str]:
-        """A line where the crop does not see all of the images: how much it sees of the worst."""
+    def _cropped(self, originals: Sequence[Original], images) -> list[str]:
+        """A line where the crop does not see all of the images: how much of the worst, and how many of a data set's defects."""
         seen = {}
         for width, height in {original[:2] for original in originals}:
             left, top, right, bottom = self.transform.window(width, height)
@@ -251,9 +252,14 @@ class ReConPatch:
             seen[across * down / (width * height)] = f"{width} x {height}"
         if not seen or min(seen) > 0.999:
             return []
+        if isinstance(images, str | Path) and Path(images).is_dir():
+            images = load_dataset(images)
+        test = images.test if isinstance(images, Dataset) else None
+        masks = [self.transform.mask(m, p) for m, p in zip(test.masks, test.paths, strict=True) if m] if test else []
+        outside = f"; of {len(masks)} defects with masks {sum(not m.any() for m in masks)} lie outside" if masks else ""
         side = self.config.image_size
         words = f"the crop sees {min(seen):.0%} of the area of images of {seen[min(seen)]} px; a defect outside it is not found"
-        return [f"{words} (all of it: aspect='squash', resize={side}, image_size={side})"]
+        return [f"{words}{outside} (all of it: aspect='squash', resize={side}, image_size={side})"]
 
     def train(
         self, p: np.ndarray, log: Callable[[str], None] = print, each_epoch: Callable | None = None

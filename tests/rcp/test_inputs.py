@@ -199,6 +199,23 @@ def test_what_the_crop_does_not_see_is_said_once_with_its_share(data, tmp_path):
     assert len([line for line in said if "crop" in line]) == 1
 
 
+def test_fit_counts_the_defects_outside_the_crop_where_there_are_masks(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("train/good/0", "train/good/1", "test/hole/0", "test/hole/1", "test/hole/2", "test/good/0"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(90, 160, (64, 128, 3), np.uint8)).save(tmp_path / f"{name}.png")
+    for i, left in enumerate((4, 60, 110)):  # the crop sees columns 32 to 96
+        mask = np.zeros((64, 128), np.uint8)
+        mask[20:30, left : left + 8] = 255
+        (tmp_path / "ground_truth/hole").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask).save(tmp_path / f"ground_truth/hole/{i}_mask.png")
+    for given in (tmp_path, load_dataset(tmp_path)):
+        said = []
+        PatchCore(**SMALL | {"resize": 64, "image_size": 64}).fit(given, said.append)
+        (line,) = [line for line in said if "crop" in line]
+        assert "the crop sees 50%" in line and "of 3 defects with masks 2 lie outside (all of it: aspect='squash'" in line
+
+
 def test_a_prediction_is_saved_as_a_table_and_overlays(detector, data, tmp_path):
     out = detector.predict(data.test[:3])
     saved = out.save(tmp_path / "new" / "folder")

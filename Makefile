@@ -56,7 +56,7 @@ setup: $(STAMP) ## make .venv with the exact versions of requirements.lock (once
 
 $(STAMP): requirements.lock pyproject.toml
 	@[ "$$(uname -sm)" = "Linux x86_64" ] || { echo "setup: requirements.lock is for Linux x86_64, this is $$(uname -sm):" \
-		"use environment.yml with conda, or pip install -e '.[test]' in an environment of your own"; exit 1; }
+		"use environment.yml with conda, or pip install -e '.[notebooks,test]' in an environment of your own"; exit 1; }
 	@$(PY) -c '$(USABLE)' 2>/dev/null || { \
 		for python in $(PYTHONS) none; do "$$python" -c '$(USABLE)' 2>/dev/null && break; done; \
 		[ "$$python" != none ] || { echo "setup: no Python >= 3.11 with the module venv (tried: $(PYTHONS));" \
@@ -123,8 +123,8 @@ notebooks: $(STAMP) ## execute in place, in the demo profile, the notebooks whos
 	@$(PY) -m reproduce execute $(NOTEBOOKS)
 
 lock: $(STAMP) ## resolve requirements.lock anew (maintainers; needs the package index)
-	@echo "lock: resolving pyproject.toml and its extra test; the torch, torchvision and faiss of the published run stay"
-	@$(UV) pip compile pyproject.toml --extra test --constraints <(printf '%s\n' 'torch==2.15.*' 'torchvision==0.29.*' 'faiss-gpu==1.15.*') \
+	@echo "lock: resolving pyproject.toml with its extras notebooks and test; the torch, torchvision and faiss of the published run stay"
+	@$(UV) pip compile pyproject.toml --extra notebooks --extra test --constraints <(printf '%s\n' 'torch==2.15.*' 'torchvision==0.29.*' 'faiss-gpu==1.15.*') \
 		--universal --fork-strategy fewest --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url --upgrade --quiet \
 		--custom-compile-command "make lock" --output-file requirements.lock
 	@echo "snakemake>=8" | $(UV) pip compile - --universal --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url \

@@ -213,7 +213,9 @@ def test_fit_counts_the_defects_outside_the_crop_where_there_are_masks(tmp_path)
         said = []
         PatchCore(**SMALL | {"resize": 64, "image_size": 64}).fit(given, said.append)
         (line,) = [line for line in said if "crop" in line]
-        assert "the crop sees 50%" in line and "of 3 defects with masks 2 lie outside (all of it: aspect='squash'" in line
+        assert (
+            "the crop sees 50%" in line and "of 3 defects with masks 2 lie outside (all of it: aspect='squash'" in line
+        )
 
 
 def test_a_prediction_is_saved_as_a_table_and_overlays(detector, data, tmp_path):

@@ -34,7 +34,9 @@ MACHINE_PATHS = re.compile(r"(?<![\w.~*}>)-])/(?:work|farm|root|home|Users|tmp|m
 def requirements() -> dict[str, Requirement]:
     """Dependencies and the extra ``test`` of pyproject.toml, by canonical name."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    lines = project["dependencies"] + project["optional-dependencies"]["test"]
+    lines = project["dependencies"] + [
+        x for extra in ("notebooks", "test") for x in project["optional-dependencies"][extra]
+    ]
     return {canonicalize_name(Requirement(line).name): Requirement(line) for line in lines}
 
 
@@ -97,7 +99,12 @@ def test_lock_names_no_index_and_no_path():
 
 @pytest.mark.parametrize(
     ("folder", "extras"),
-    [("rcp", ["test"]), ("reproduce", []), ("tests", ["test"]), ("benchmarks", ["peers", "benchmarks"])],
+    [
+        ("rcp", ["test"]),
+        ("reproduce", ["notebooks"]),
+        ("tests", ["notebooks", "test"]),
+        ("benchmarks", ["notebooks", "peers", "benchmarks"]),
+    ],
 )
 def test_every_import_is_declared(folder, extras):
     """What is only there because something else needs it may be gone tomorrow."""

@@ -409,6 +409,8 @@ class ReConPatch:
     def predict_features(self, p: np.ndarray, maps: bool = True, refined: bool = True) -> Prediction:
         """``predict`` from features that are there already: p (n, h · w, D) as :class:`PatchExtractor` makes them."""
         self._check_fitted()
+        width = self.config.extracted_dim or self.bank_.entries.shape[1] if self.f_ is None else self.f_.in_features
+        require("p", p.ndim == 3 and p.shape[-1] == width, f"features (n, h · w, {width})", p.shape)
 
         def p_of(part: slice) -> np.ndarray:
             drop_pages(p)

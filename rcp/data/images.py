@@ -3,9 +3,10 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -13,6 +14,8 @@ from PIL import ExifTags, Image, ImageFile, ImageOps
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")  # by content: no other decoder is ever started
+LARGE = 16_000_000  # pixels of an image that is decoded alone: several threads at it would take gigabytes
+_large = Lock()
 LABELS = (
     32  # a mask of at most so many distinct values holds class numbers or colours (VisA: 0, 1, 2, ...), not grey levels
 )
@@ -38,8 +41,13 @@ def _opened(source: "str | Path | Image.Image | np.ndarray", name: str | Path = 
         return
     # Another library may have switched this on for the whole process: half an image would then pass as a whole one.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
+    if Path(source).exists() and not Path(source).is_file():  # a pipe would be waited for
+        raise ValueError(f"unreadable image {path}: it is no file")
     try:
-        with Image.open(source, formats=FORMATS) as image:
+        with (
+            Image.open(source, formats=FORMATS) as image,
+            _large if image.width * image.height > LARGE else nullcontext(),
+        ):
             yield image
     except MemoryError:
         raise

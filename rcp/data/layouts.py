@@ -270,14 +270,22 @@ def _read_tree(folder: Path) -> tuple[Split, Split]:
 def _read_visa(folder: Path) -> tuple[Split, Split]:
     """The 1-class split of VisA; its CSV gives paths relative to the root."""
     table = folder.parent / "split_csv" / "1cls.csv"
-    with open(table, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if missing := {"object", "split", "label", "image", "mask"} - set(reader.fieldnames or ()):
-            raise ValueError(f"{table} has no column {', '.join(sorted(missing))}; its columns are {reader.fieldnames}")
-        rows = [row for row in reader if row["object"] == folder.name]
+    try:
+        with open(table, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            names, rows = reader.fieldnames or (), [row for row in reader if row.get("object") == folder.name]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{table} is no CSV in UTF-8 ({error})") from None
+    if missing := {"object", "split", "label", "image", "mask"} - set(names):
+        raise ValueError(f"{table} has no column {', '.join(sorted(missing))}; its columns are {names}")
     truth_exists = bool(_images_below(folder / "Data" / "Masks"))
     splits: dict[str, list] = {"train": [], "test": []}
     for row in rows:
+        named = [Path(row[name] or "") for name in ("image", "mask")]
+        if not row["image"] or any(path.is_absolute() or ".." in path.parts for path in named):
+            raise ValueError(
+                f"{table}: expected paths inside {folder.parent}, got {row['image']!r} and mask {row['mask']!r}"
+            )
         path, split, label = folder.parent / row["image"], row["split"], row["label"]
         if split not in splits or label not in ("normal", "anomaly") or (split, label) == ("train", "anomaly"):
             raise ValueError(

@@ -82,6 +82,10 @@ def train(
         rows.append({"epoch": epoch + 1, "loss": mean, "anomalous": anomalous / len(images), "seconds": seconds})
         _save(checkpoint, net, optimizer, how, rows)
         log(f"refinement epoch {epoch + 1:>3}/{how.epochs}  loss {mean:.5f}  {seconds:.1f} s")
+    if not all(p.isfinite().all() for p in net.parameters()):  # the last step has no loss after it
+        raise FloatingPointError(
+            "the refinement diverged in its last step; likely cause: a learning rate that is too high"
+        )
     return net.eval().requires_grad_(False), rows
 
 

@@ -1,5 +1,6 @@
 """Layouts, images and masks: what is found, how it is read, and what a bad folder or file is told."""
 
+import os
 import re
 import shutil
 import time
@@ -157,6 +158,46 @@ def test_visa_errors(tmp_path):
     draw(tmp_path / "candle/Data/Images/Normal/0001.JPG", format="JPEG")
     with pytest.raises(ValueError, match=r"no training images of 'candle' in .*1cls.csv"):
         load_dataset(tmp_path, "candle")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"object,split,label,image,mask\ncandle,train,normal,caf\xe9.jpg,\n", "is no CSV in UTF-8"),
+        (b"object,split,label,image,mask\ncandle,train,normal,../../outside.jpg,\n", "expected paths inside"),
+        (b"object,split,label,image,mask\ncandle,train,normal,/etc/hostname,\n", "expected paths inside"),
+        (b"object,split,label,image,mask\ncandle,train\n", "expected paths inside"),
+    ],
+)
+def test_a_visa_table_that_is_no_text_or_leads_elsewhere(tmp_path, content, words):
+    table = visa(tmp_path) / "split_csv/1cls.csv"
+    table.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{re.escape(str(table))}.* {words}"):
+        load_dataset(tmp_path, "candle")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ValueError, match=r"unreadable image .*pipe\.png: it is no file"):
+        SMALL.image(tmp_path / "pipe.png")
+
+
+def test_large_images_are_decoded_one_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("rcp.data.images.LARGE", 100)
+    entered, most = [], []
+
+    class Lock:
+        def __enter__(self):
+            entered.append(1)
+
+        def __exit__(self, *_):
+            most.append(len(entered))
+
+    monkeypatch.setattr("rcp.data.images._large", Lock())
+    for name, size in (("small", (10, 10)), ("large", (11, 10))):
+        Image.new("RGB", size).save(tmp_path / f"{name}.png")
+        SMALL.image(tmp_path / f"{name}.png")
+    assert len(most) == 1
 
 
 def test_own_folder(tmp_path):

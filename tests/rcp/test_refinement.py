@@ -153,6 +153,18 @@ def test_a_loss_that_is_no_number_is_named(images):
         trained(images, eye=lambda shown, _numbers: np.full((len(shown), SIDE, SIDE), np.nan, np.float32))
 
 
+def test_a_last_step_that_diverges_is_noticed_too(images, monkeypatch):
+    step = torch.optim.SGD.step
+
+    def diverging(self, *given):
+        step(self, *given)
+        self.param_groups[0]["params"][0].data.fill_(torch.nan)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", diverging)
+    with pytest.raises(FloatingPointError, match="diverged in its last step"):
+        trained(images[:2], quick(epochs=1, batch_size=2))
+
+
 # ---- its options, and bad input ----
 
 

@@ -5,7 +5,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup reproduce grid test lab doctor lint size notebooks lock clean
+.PHONY: help setup reproduce grid test campaign lab doctor lint size notebooks lock clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -101,6 +101,10 @@ test: $(STAMP) $(GRID_STAMP) ## all tests, and every notebook in the demo profil
 	@$(PY) -m pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=900 tests $(NOTEBOOKS) || { \
 		echo "test: failed. Run one again with: $(PY) -m pytest tests/rcp/test_NAME.py -k WORD -x --showlocals" \
 			"(a notebook: add --nbval-lax and its path). If nothing can be imported: rm -rf $(VENV), then make test"; exit 1; }
+
+campaign: $(STAMP) $(GRID_STAMP) ## damage files and inject words, ten times as often as the tests do; prints what was tried (minutes)
+	@RCP_CAMPAIGN=10 $(PY) -m pytest -q -s tests/rcp/test_damage.py tests/reproduce/test_store.py tests/reproduce/test_environment.py \
+		-k "damaged or flipped or another_identity or machine or text_to_make or pack_did_not"
 
 lab: $(STAMP) ## open JupyterLab on notebooks/00_start_here.ipynb
 	@echo "lab: JupyterLab opens in the browser; its address is printed below; Ctrl-C ends it"

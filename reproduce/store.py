@@ -138,7 +138,8 @@ class Store:
             sync(folder / "identity.json")
 
     def _set_aside(self, folder: Path, error: Exception) -> None:
-        if isinstance(error, MemoryError) or (isinstance(error, OSError) and not isinstance(error, FileNotFoundError)):
+        of_the_system = isinstance(error, OSError) and error.errno is not None  # a decoder's has no number
+        if isinstance(error, MemoryError) or (of_the_system and not isinstance(error, FileNotFoundError)):
             raise error  # of this machine at this moment, not of the entry
         aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".damaged-{folder.name}-"))
         try:

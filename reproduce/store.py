@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -110,10 +111,9 @@ class Store:
             array = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
             written = json.loads((folder / "identity.json").read_text())
             status = (folder / "features.npy").stat()
-            if _hash_of(folder / "features.npy", status.st_ino, status.st_size, status.st_mtime_ns) != written.pop(
-                "hash"
-            ):
-                raise ValueError("features.npy does not match its hash")
+            stamp = status.st_ino, status.st_size, status.st_mtime_ns
+            if _crc_of(folder / "features.npy", *stamp) != written.pop("crc"):
+                raise ValueError("features.npy does not match its checksum")
             _same(written, identity)
             return array
         except Exception as error:
@@ -133,7 +133,7 @@ class Store:
             yield out
             out.flush()
             sync(folder / "features.npy")
-            about = identity | {"hash": _hash_of(folder / "features.npy", 0, 0, 0)}
+            about = identity | {"crc": _crc_of(folder / "features.npy", 0, 0, 0)}
             (folder / "identity.json").write_text(json.dumps(about, indent=1))
             sync(folder / "identity.json")
 
@@ -244,6 +244,10 @@ def _same(written: dict, identity: dict) -> None:
 
 
 @lru_cache(maxsize=256)
-def _hash_of(file: Path, *_stamp: int) -> str:
+def _crc_of(file: Path, *_stamp: int) -> int:
+    """CRC-32 of a file, of half a gigabyte in a quarter of a second: it shows damage, which is all that is asked."""
+    crc = 0
     with file.open("rb") as content:
-        return hashlib.file_digest(content, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        while part := content.read(2**24):
+            crc = zlib.crc32(part, crc)
+    return crc

@@ -280,6 +280,7 @@ def execute(file: Path) -> None:
     for cell in executed.cells:
         if cell.cell_type == "code" and not _checked(cell):  # nbval wants the number of one that has outputs
             cell.execution_count, cell.outputs = None, []
+    executed.metadata.pop("widgets", None)  # the state of widgets that are not kept
     executed.metadata["rcp"] = {"cells": cells_hash(executed)}
     nbformat.write(executed, file)
 

@@ -74,6 +74,7 @@ def tornado(rows: pd.DataFrame, noise: Mapping[str, float]) -> Figure:
                     words = f" {plain(part.loc[of, 'value'])} "
                     axis.text(end, y, words, ha=side, va="center", fontsize=6, color=GREY)
         axis.axvline(0, lw=0.7, color=GREY)
+        axis.use_sticky_edges = False  # else the longest bar ends at the frame, and its words behind it
         axis.margins(x=0.2)
         axis.set(title=METRICS[metric], xlabel="moved from the default, percent points")
     axes[0, 0].set_yticks(range(len(order)), order)

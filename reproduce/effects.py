@@ -75,6 +75,27 @@ def answers(rows: pd.DataFrame) -> str:
     return "\n".join(found) or "Nothing is computed yet."
 
 
+def standings(grid, ours: Sequence[str] = ("ReConPatch", "PatchCore")) -> str:
+    """A sentence for each of ours: its rank by mean image AUROC over the categories that all methods have, and against each other method
+    in how many categories it is above or below, the 95 % interval over test images leaving zero out.
+    """
+    frame = grid.frame()
+    if frame.empty:
+        return "Nothing is computed yet."
+    wide = frame.astype({"image_auroc": float}).pivot_table("image_auroc", "category", "method", sort=False).dropna()
+    means, found = 100 * wide.mean().sort_values(ascending=False), []
+    for own in (name for name in ours if name in means):
+        rank, beside = means.index.get_loc(own) + 1, []
+        for other in means.index.drop(own):
+            rows = paired(grid, (), {"method": own}, {"method": other})
+            rows = rows[rows["kind"] == "category"]
+            beside.append(f"{other} {(rows['low'] > 0).sum()} / {(rows['high'] < 0).sum()} of {len(rows)}")
+        words = f"{own} is number {rank} of {len(means)} by mean image AUROC ({means[own]:.2f}, {len(wide)} categories)"
+        beside = ", ".join(beside) or "no other is there"
+        found.append(f"{words}; above / below by more than the draw of the test images explains: {beside}.")
+    return "\n".join(found)
+
+
 def table(frame: pd.DataFrame, metrics: Sequence[str] = (*AUROC, "aupro", "d_prime")) -> pd.DataFrame:
     """Means over seeds by metric, CNN, category and bank (percent, but for d′): a row each, a column per method."""
     if frame.empty:

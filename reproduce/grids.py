@@ -10,6 +10,7 @@ from rcp.data.perturb import Perturbation
 from rcp.refinement import RefinementConfig
 from reproduce.entries import Ensemble, Entry, Refined
 from reproduce.notebook import Settings
+from reproduce.peers import LOCAL, METHODS, OURS, Peer
 from reproduce.studies import FeatureSpace, HeldOut, InferenceTime
 
 # Sides of the crop of Table 6, and what differs there from the single model. Patch 5 at 480 px is method.md's [I].
@@ -249,3 +250,21 @@ def choose_without_labels(s: Settings, images: int = 100) -> list[Entry | HeldOu
     ]  # fmt: skip
     entries = s.entries(configs)
     return [*entries, *(HeldOut(entry, images) for entry in entries)]
+
+
+def peers(s: Settings, methods: Sequence[str] = (), **options) -> list[Peer]:
+    """Other methods on this run's images, ours beside them: PatchCore with 1024 and ReConPatch with 512 dimensions, PatchCore with means.
+
+    methods: names of :mod:`reproduce.peers`; all where empty (demo: SPADE and PaDiM). options: of those that anomalib trains.
+    """
+    s = _short(s)
+    patchcore, recon = ({"calibration_folds": 0} | of for of in ({"representation": "none", "dim": 1024}, {}))
+    found = [(patchcore, "PatchCore"), (patchcore | {"aggregation": "mean"}, "PatchCore"), (recon, "ReConPatch")]
+    others = [name for name in (*LOCAL, *METHODS) if name not in OURS]
+    demo = ("SPADE", "PaDiM") if s.profile == "demo" else others
+    found += [(patchcore, name) for name in methods or demo]
+    return [
+        Peer(entry, name, **(options if name in METHODS else {}))
+        for how, name in found
+        for entry in s.entries([s.config(**how)])
+    ]

@@ -126,9 +126,9 @@ class InferenceTime(OfAnEntry):
         data = self.data()
         detector, _ = fit(self.entry, data, store, log)
         images = load_images((list(data.test.paths) * self.batch)[: self.batch], detector.transform)
-        _forget_peak(detector.device)
+        forget_peak(detector.device)
         seconds = inference_seconds(detector, images, self.warm_ups, self.iterations)
-        peak = _peak(detector.device)
+        peak = peak_memory(detector.device)
         low, median, high = np.quantile(np.stack(list(seconds.values())), [0.25, 0.5, 0.75], axis=1).tolist()
         each = zip(seconds, low, median, high, strict=True)
         spread = {stage: {"median_ms": 1e3 * m, "iqr_ms": 1e3 * (b - a)} for stage, a, m, b in each}
@@ -245,7 +245,7 @@ def _clock(device: torch.device) -> tuple[Callable, Callable]:
     return mark, between
 
 
-def _forget_peak(device: torch.device) -> None:
+def forget_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
@@ -253,7 +253,7 @@ def _forget_peak(device: torch.device) -> None:
             Path("/proc/self/clear_refs").write_text("5")
 
 
-def _peak(device: torch.device) -> int | None:
+def peak_memory(device: torch.device) -> int | None:
     """Bytes: allocated on a GPU, else resident (the whole process: Python, torch, backbone and bank)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -76,6 +77,33 @@ def ways_of_eq_11(grid: Grid, store: Store) -> pd.DataFrame:
             of = {"statistics": f"{level} scores, {deviation} deviation", "image_auroc": auroc, "undefined": undefined}
             rows.append(ensemble.columns() | of)
     return pd.DataFrame(rows)
+
+
+def anomalib_results(csv: str | Path) -> pd.DataFrame:
+    """A ``results.csv`` of ``anomalib benchmark`` as :func:`reproduce.tables.compare` takes it: method, category, seed, the two AUROCs.
+
+    Raises:
+        ValueError: no such table; names the file and the columns that it lacks.
+    """
+    found = pd.read_csv(csv, dtype=str, keep_default_na=False)
+    endings = {
+        "method": "model.class_path",
+        "category": "category",
+        "image_auroc": "image_AUROC",
+        "pixel_auroc": "pixel_AUROC",
+    }
+    columns = {name: [c for c in found if c.endswith(end)] for name, end in endings.items()}
+    if missing := [endings[name] for name, there in columns.items() if not there]:
+        raise ValueError(f"anomalib_results: {csv} has no column {', '.join(missing)}; it has {', '.join(found)}")
+    frame = pd.DataFrame({name: found[there[0]] for name, there in columns.items()}).assign(seed=0)
+    frame["method"] = frame["method"].str.rpartition(".")[2] + " (anomalib's own run)"
+    return frame.astype(dict.fromkeys(("image_auroc", "pixel_auroc"), float))
+
+
+def joined(*frames: pd.DataFrame) -> pd.DataFrame:
+    return (
+        pd.concat([frame for frame in frames if len(frame)], ignore_index=True) if any(map(len, frames)) else frames[0]
+    )
 
 
 # ---- what figures show ----

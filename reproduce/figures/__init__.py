@@ -6,7 +6,7 @@ features in two dimensions (Fig. 2, 3, S1).
 Figure 1 is ``figures/figure_1.svg``.
 """
 
-from reproduce.figures.comparisons import ablation, bank_memory  # noqa: F401
+from reproduce.figures.comparisons import ablation, against_time, bank_memory  # noqa: F401
 from reproduce.figures.contrasts import against, contrasts, ranks, tornado  # noqa: F401
 from reproduce.figures.maps import images, refined_maps, score_histogram, score_map_sheet, score_maps, training_curve  # noqa: F401
 from reproduce.figures.spaces import feature_space, figure_2  # noqa: F401

@@ -71,6 +71,27 @@ def bank_memory(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@style()
+def against_time(frame: pd.DataFrame, metric: str = "image_auroc") -> Figure:
+    """Accuracy against the time of an image and the time to fit (log axes): a dot for each method, its mean over categories.
+
+    frame: rows of method, category, the metric (a fraction), inference_ms and fit_seconds.
+    """
+    if frame.empty:
+        return nothing()
+    means = frame.groupby("method", sort=False)[[metric, "inference_ms", "fit_seconds"]].mean()
+    figure, axes = subplots(1, 2, (7.2, 3.0), sharey=True)
+    for axis, column in zip(axes[0], ("inference_ms", "fit_seconds"), strict=True):
+        for name, row in means.iterrows():
+            colour = DEFECTIVE if name == "ReConPatch" else NORMAL if name == "PatchCore" else GREY
+            axis.plot(row[column], 100 * row[metric], "o", ms=5, color=colour)
+            axis.annotate(plain(name), (row[column], 100 * row[metric]), (4, 4), textcoords="offset points", fontsize=6)
+        axis.set(xscale="log", xlabel=METRICS[column])
+        axis.margins(x=0.25)
+    axes[0, 0].set_ylabel(f"{METRICS[metric]}, %")
+    return figure
+
+
 def _ours_and_published(axis: Axes, table: pd.DataFrame, ours: str, published: str, *, of="", line=True) -> None:
     """Ours with the spread over seeds as error bars; the published values, where there are any, dotted. x: the index."""
     spread, (solid, dotted) = table["spread"].fillna(0), ("o-", "s:") if line else ("o", "s")

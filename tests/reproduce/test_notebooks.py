@@ -99,7 +99,7 @@ def test_form_of_a_notebook(path):
 
 # ---- on a store that has nothing, or only a part ----
 
-BEYOND = ("does_training_help", "open_choices", "bank", "choose_without_labels")  # what the paper does not ask
+BEYOND = ("does_training_help", "open_choices", "bank", "choose_without_labels", "peers")  # what the paper does not ask
 OF_GRIDS = [path for path in NOTEBOOKS if path.stem.startswith(("table_", "figure_", *BEYOND))]
 PARAMETERS = {"categories": ["gear"], "epochs": 1, "device": "cpu", "seeds": [0, 1]}
 

@@ -252,13 +252,15 @@ def choose_without_labels(s: Settings, images: int = 100) -> list[Entry | HeldOu
     return [*entries, *(HeldOut(entry, images) for entry in entries)]
 
 
-def peers(s: Settings, methods: Sequence[str] = (), **options) -> list[Peer]:
-    """Other methods on this run's images, ours beside them: PatchCore with 1024 and ReConPatch with 512 dimensions, PatchCore with means.
+def peers(s: Settings, methods: Sequence[str] = (), changes: dict | None = None, **options) -> list[Peer]:
+    """Other methods on this run's images, ours beside them: PatchCore (D 1024; and with means) and ReConPatch (D 512).
 
-    methods: names of :mod:`reproduce.peers`; all where empty (demo: SPADE and PaDiM). options: of those that anomalib trains.
+    methods: names of :mod:`reproduce.peers`; all where empty (demo: SPADE and PaDiM). changes: of the config.
+    options: epochs, batch, lr of what anomalib trains.
     """
     s = _short(s)
-    patchcore, recon = ({"calibration_folds": 0} | of for of in ({"representation": "none", "dim": 1024}, {}))
+    base = {"calibration_folds": 0, **(changes or {})}
+    patchcore, recon = (base | of for of in ({"representation": "none", "dim": 1024}, {}))
     found = [(patchcore, "PatchCore"), (patchcore | {"aggregation": "mean"}, "PatchCore"), (recon, "ReConPatch")]
     others = [name for name in (*LOCAL, *METHODS) if name not in OURS]
     demo = ("SPADE", "PaDiM") if s.profile == "demo" else others

@@ -6,6 +6,8 @@ last epoch counts. anomalib is imported only where one of them is computed.
 """
 
 import importlib.metadata
+import logging
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,14 +34,14 @@ from reproduce.store import Store
 from reproduce.studies import forget_peak, peak_memory
 
 ANOMALIB = "2.7.0"
-CNNS = ("resnet18", "resnet50", "wide_resnet50_2")
+CNNS = ("resnet18", "resnet50", "resnet101", "wide_resnet50_2", "wide_resnet101_2")
 Predict = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # (n, S, S, 3) uint8 -> scores (n,), maps (n, S, S)
 
 
 class Method(NamedTuple):
     """anomalib's class of a method, and how it is published: epochs, images of a batch, learning rate (0 where nothing is trained).
 
-    alias: it does not know ResNet-50 by name; it is told WideResNet-50-2, whose maps have the same channels.
+    alias: of these CNNs it knows two by name; all but ResNet-18 are named WideResNet-50-2, whose maps have the same channels.
     """
 
     of: str
@@ -171,24 +173,24 @@ def anomalib(peer: Peer, train: np.ndarray) -> Predict:
         images = torch.from_numpy(images)
         return images.permute(0, 3, 1, 2).float().div(255) if raw else normalize(images).contiguous()
 
+    def batched(images: list) -> ImageBatch:
+        return ImageBatch(image=prepared(np.stack(images)))
+
     class Images(LightningDataModule):
         def train_dataloader(self):
-            batch = how.get("batch", BATCH)
-            return DataLoader(
-                train, batch, bool(how), collate_fn=lambda some: ImageBatch(image=prepared(np.stack(some)))
-            )
+            return DataLoader(train, how.get("batch", BATCH), shuffle=bool(how), collate_fn=batched)
 
     with _built_as(c) as levels:
-        size = PreProcessor(
-            Resize((c.image_size, c.image_size))
-        )  # some ask it for the size, which the images have already
+        size = PreProcessor(Resize((c.image_size, c.image_size)))  # some ask it for the size: it changes nothing
         alone = {"pre_processor": size, "post_processor": False, "evaluator": False, "visualizer": False}
         model = getattr(models, published.of)(**alone | _options(c, published, levels))
     configured = model.configure_optimizers
     model.configure_optimizers = lambda: _with_rate(configured(), how.get("lr"))
     accelerator = "gpu" if device.type == "cuda" else "cpu"
-    trainer = Trainer(max_epochs=how.get("epochs", 1), accelerator=accelerator, devices=1, barebones=True)
-    trainer.fit(model, datamodule=Images())
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    with warnings.catch_warnings(action="ignore"):  # of a loop without validation, which is meant
+        trainer = Trainer(max_epochs=how.get("epochs", 1), accelerator=accelerator, devices=1, barebones=True)
+        trainer.fit(model, datamodule=Images())
     network = model.model.to(device).eval()
 
     @torch.inference_mode()
@@ -210,7 +212,7 @@ def _options(c: Config, published: Method, levels: int) -> dict:
             "none",
         )
         return {"dtd_dir": root}
-    named = {"backbone": "wide_resnet50_2" if published.alias and c.backbone == "resnet50" else c.backbone}
+    named = {"backbone": "wide_resnet50_2" if published.alias and c.backbone != "resnet18" else c.backbone}
     if published.of == "Patchcore":
         named |= {
             "layers": [f"layer{n}" for n in c.layers],
@@ -255,9 +257,7 @@ def _with_rate(configured, lr: float | None):
 # ---- a grid of them ----
 
 
-def run_all(
-    tasks: Sequence, store: Store, *, shard: str = "1/1", render_only: bool = False, log=print
-) -> tuple[Grid, dict[str, str]]:
+def run_all(tasks: Sequence, store: Store, shard="1/1", render_only=False, log=print) -> tuple[Grid, dict[str, str]]:
     """As :func:`reproduce.run.run_grid`, but a method that fails is named and the others go on: -> (grid, "method, category" -> reason)."""
     failed = {}
     for task in [] if render_only else shard_of(tasks, shard):

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import datetime
 import hashlib
 import html
 import json
@@ -21,9 +22,10 @@ from nbformat import NotebookNode
 from rcp import backbone
 from rcp.checks import check_names
 from rcp.data import categories, load_dataset
+from rcp.detector import resolve_device
 from rcp.paths import PROJECT, data_root
 from reproduce import grids, tables
-from reproduce.notebook import Settings, assigned, plain
+from reproduce.notebook import Settings, assigned, environment, plain
 from reproduce.provenance import ROOT, code_of
 
 CHECKED = "nbval-check-output"  # tag of a cell whose stored output nbval compares
@@ -315,25 +317,30 @@ def _index(outcomes: Sequence[Outcome], settings: Settings) -> str:
     e, parts = html.escape, []
     for o in outcomes:
         link = f'<a href="{e(o.name)}.html">{e(o.title)}</a>'
+        link = link if settings.out(f"{o.name}.html").exists() else e(o.title)
         parts.append(f'<h2 id="{e(o.name)}">{link} <small>{e(_state(settings, o))}</small></h2>')
+        for png in _shown(settings, o, "png"):
+            image = f'<a href="{e(png.name)}"><img src="{e(png.name)}" alt="{e(png.stem)}"></a>'
+            parts.append(f"<figure>{image}<figcaption>{e(png.stem)}</figcaption></figure>")
         for rows in map(tables.read, _shown(settings, o, "csv")):  # what is no comparison is linked alone
             for name, part in rows.groupby("table", sort=False) if {"table", *tables.COLUMNS} <= set(rows) else ():
                 parts.append(f"<h3>{e(name)}</h3>{tables.readable(part).to_html(border=0)}")
-        for png in _shown(settings, o, "png"):
-            image = f'<img src="{e(png.name)}" alt="{e(png.stem)}">'
-            parts.append(f"<figure>{image}<figcaption>{e(png.stem)}</figcaption></figure>")
     failed = sum(bool(o.error) for o in outcomes)
     done = sum(_state(settings, o) == "done" for o in outcomes)
     head = f"{done} of {len(outcomes)} notebooks done" + (f", {failed} failed" if failed else "")
-    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>rcp: {settings.profile}</title><style>
+    now = f"{datetime.datetime.now():%Y-%m-%d %H:%M}"
+    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>ReConPatch, reproduced: {settings.profile}, {now}</title><style>
+:root {{ color-scheme: light dark }}
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem }}
 table {{ border-collapse: collapse; font-size: 0.85rem; display: block; overflow-x: auto }}
-th, td {{ padding: 0.2rem 0.7rem; text-align: right; border-bottom: 1px solid #ddd }} td:first-child, th:first-child {{ text-align: left }}
+th, td {{ padding: 0.2rem 0.7rem; text-align: right; border-bottom: 1px solid #8886 }} td:first-child, th:first-child {{ text-align: left }}
 #verdicts td, #verdicts th {{ text-align: left; vertical-align: top }} #verdicts td:first-child {{ min-width: 13rem }}
-#verdicts b {{ white-space: nowrap }} .reproduced {{ color: #0072b2 }} .partly {{ color: #9a6700 }} .not, .failed {{ color: #b3261e }}
-img {{ max-width: 100% }} figure {{ margin: 1rem 0 }} small {{ font-weight: normal; color: #555 }}
-.label {{ background: #fff3cd; padding: 0.5rem 1rem }}
-</style><h1>ReConPatch, reproduced</h1><p class="label">{e(settings.label)}</p><p>{head}.</p>
+#verdicts b {{ white-space: nowrap }} .reproduced {{ color: #2a8fd0 }} .partly {{ color: #b8860b }} .not, .failed {{ color: #e05047 }}
+img {{ max-width: 100%; max-height: 14rem; background: white }} figure {{ display: inline-block; margin: 1rem 1rem 1rem 0 }}
+small {{ font-weight: normal; opacity: 0.7 }}
+.label {{ border-left: 4px solid #b8860b; padding: 0.5rem 1rem }}
+</style><h1>ReConPatch, reproduced</h1><p class="label">{e(settings.label)}</p>
+<p>{head}. {now}; {e(environment(resolve_device(settings.device)))}.</p>
 {_verdicts(outcomes, settings)}{"".join(parts)}</html>"""
 
 
@@ -347,9 +354,12 @@ def _verdicts(outcomes: Sequence[Outcome], settings: Settings) -> str:
         found = json.loads(file.read_text()) if file.exists() else {"state": "–", "words": ""}
         if o.error:
             found = {"state": "not run", "words": o.error}
+        elif found["state"] == "not run" and " (paper " in found["words"]:  # there are numbers, of another setting
+            found["state"] = "demo" if settings.profile == "demo" else "another setting"
         files = [(f.name, f"{f.stem.removeprefix(o.name).strip('_')}.{kind}".lstrip("."))
                  for kind in ("csv", "png", "pdf") for f in _shown(settings, o, kind)]  # fmt: skip
-        links = " ".join(f'<a href="{e(f)}">{e(words)}</a>' for f, words in [(f"{o.name}.html", "notebook"), *files])
+        files = [(f"{o.name}.html", "notebook")] * settings.out(f"{o.name}.html").exists() + files
+        links = " ".join(f'<a href="{e(f)}">{e(words)}</a>' for f, words in files)
         css = "failed" if o.error else found["state"].partition(" ")[0] if found["state"] != "not run" else ""
         cells = [f'<a href="#{e(o.name)}">{e(o.title)}</a>', f'<b class="{e(css)}">{e(found["state"])}</b>']
         cells += [e(found["words"]), links]

@@ -18,6 +18,7 @@ METRICS = {
     "fit_seconds": "seconds to fit",
 }  # fmt: skip
 AUROC = ("image_auroc", "pixel_auroc")
+LESS = ("inference_ms", "iqr_ms", "peak_memory_mib", "fit_seconds")  # is better
 _DIGITS = {"position_r2": 4}  # decimals shown; 2 where not named
 COLUMNS = [
     "metric", "setting", "kind", "row", "n", "left_out", "why", "mean", "spread", "seeds", "of", "published", "difference",
@@ -267,27 +268,41 @@ def show(rows: pd.DataFrame, caption: str) -> Styler:
     styles = [
         {"selector": "caption", "props": "caption-side: top; text-align: left; font-weight: bold; padding: 0.4em 0"},
         {"selector": "td, th", "props": "padding: 0.15em 0.3em; text-align: right; font-size: 85%"},
-        {"selector": "th.row_heading", "props": "text-align: left; white-space: nowrap"},
+        {
+            "selector": "th.row_heading",
+            "props": "text-align: left; white-space: nowrap; position: sticky; left: 0; background: inherit",
+        },
     ]
-    styled = readable(rows).style.format(escape="html").set_caption(html.escape(caption)).set_table_styles(styles)
+    styled = (
+        readable(rows, "\x02{}\x03").style.format(_escaped).set_caption(html.escape(caption)).set_table_styles(styles)
+    )
     return styled.format_index(escape="html", axis=0).format_index(escape="html", axis=1).set_uuid("t")
 
 
-def readable(rows: pd.DataFrame) -> pd.DataFrame:
+def _escaped(text: str) -> str:
+    return html.escape(text).replace("\x02", "<b>").replace("\x03", "</b>")  # a name's own tags stay text
+
+
+def readable(rows: pd.DataFrame, best: str = "{}") -> pd.DataFrame:
     """Text: a row per category and mean and a column per setting; where there are only means of all, a row per setting.
 
-    Ours is mean ± spread over seeds. Published, difference and 95 % interval have columns where there is one.
+    Ours is mean ± spread over seeds. Published, difference and 95 % interval have columns where there is one. best: how the best of
+    several settings is written.
     """
     table: dict = {}
+    sign = rows["metric"].map(lambda metric: -1 if metric in LESS else 1)
+    value = (sign * rows["mean"].astype(float)).round(2)
+    of = value.groupby([rows["metric"], rows["kind"], rows["row"]])
+    is_best = (value == of.transform("max")) & (of.transform("nunique") > 1)
     settings_alone, several = (rows["kind"] == "all").all(), [rows[c].nunique() > 1 for c in ("setting", "metric")]
-    for r in rows.to_dict("records"):
+    for r, wins in zip(rows.to_dict("records"), is_best, strict=True):
         title, digits = METRICS.get(r["metric"], r["metric"]), _DIGITS.get(r["metric"], 2)
         without = f" (without {r['left_out']})" if r["left_out"] and r["kind"] != "category" else ""
         line, column = r["setting"], title + without
         if not settings_alone:
             line = _line(r) + without
             column = ", ".join([r["setting"]] * several[0] + [title] * several[1]) or r["setting"]
-        found = {"ours": _ours(r, digits)}
+        found = {"ours": (best if wins else "{}").format(_ours(r, digits))}
         for name, sign in (("published", ""), ("difference", "+")):
             found[name] = "" if np.isnan(r[name]) else f"{r[name]:{sign}.{digits}f}"
         if not np.isnan(r.get("low", np.nan)):
@@ -421,7 +436,7 @@ def gather(run: Path, csv: Path) -> None:
 
 def markdown(rows: pd.DataFrame) -> str:
     """The rows as a Markdown table. See :func:`readable`."""
-    text = readable(rows)
+    text = readable(rows, "**{}**")
     heads = ["", *(c[0] if c[1] == "ours" else f"{c[0]}: {c[1]}" for c in text)]
     lines = [
         heads, ["---"] * len(heads), *([name, *row] for name, row in zip(text.index, text.to_numpy(), strict=True)),

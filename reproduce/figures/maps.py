@@ -1,7 +1,7 @@
 """What a detector finds: histograms of its image scores, score maps on images, the curve of its training.
 
 In all functions masks are (n, S, S) bool, all False for a normal image. Orange is the outline of the ground truth,
-green the contour at the threshold, where there is one, a star the maximum of a map.
+green and dashed the contour at the threshold, where there is one, a star the maximum of a map.
 """
 
 from collections.abc import Mapping, Sequence
@@ -156,14 +156,14 @@ def _panels(axes, n: int, images: Images, masks, maps: Maps, thresholds, *, titl
         axis.imshow(image.mean(2), cmap="gray", vmin=0, vmax=255)
         axis.imshow(score, cmap="magma", vmin=low, vmax=high, alpha=opacity)  # reads without colour vision and in grey
         _contour(axis, masks[n], 0.5, TRUTH)
-        _contour(axis, score, thresholds.get(method), THRESHOLD)
+        _contour(axis, score, thresholds.get(method), THRESHOLD, "dashed")  # apart from the truth in grey, too
         y, x = np.unravel_index(score.argmax(), score.shape)
         axis.plot(x, y, "*", ms=9, color=THRESHOLD, mec="white", mew=0.7, clip_on=False)
 
 
-def _contour(axis: Axes, values: ndarray, level: float | None, colour: str) -> None:
+def _contour(axis: Axes, values: ndarray, level: float | None, colour: str, how: str = "solid") -> None:
     if level is not None and values.min() < level <= values.max():  # matplotlib warns of a level that is not there
-        line = axis.contour(values, levels=[level], colors=[colour], linewidths=1.3)
+        line = axis.contour(values, levels=[level], colors=[colour], linewidths=1.3, linestyles=how)
         line.set_path_effects([withStroke(linewidth=2.3, foreground="white")])
 
 

@@ -27,11 +27,11 @@ OTHERS = (
 )
 FONTS = ["DejaVu Sans", *(name for name in OTHERS if name in fontManager.get_font_names())]
 
-# Legible at a paper's column width, 80 dpi in a notebook. The figures' style is a context, or a decorator.
+# Legible at a paper's column width, 150 dpi in a notebook. The figures' style is a context, or a decorator.
 PARAMETERS = {
     **sns.plotting_context("paper", font_scale=0.9), **sns.axes_style("ticks"), "font.family": FONTS,
     "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8, "axes.titlesize": 8.5,
-    "figure.dpi": 80, "figure.constrained_layout.use": True, "legend.frameon": False,
+    "figure.dpi": 150, "figure.constrained_layout.use": True, "legend.frameon": False,
     "pdf.fonttype": 42, "savefig.dpi": 180,
 }  # fmt: skip
 style = partial(plt.rc_context, PARAMETERS)

@@ -62,6 +62,7 @@ def test_a_batch_goes_on_after_a_failure_resumes_and_indexes(tmp_path, small_dem
     first, second = re.findall(r"<tr><td>.*?</tr>", index)
     assert "A title for table_1 &amp; others" in first and "99.00 ± 0.10 (paper 99.50)" in first
     assert 'href="table_1.html"' in first and 'href="table_1_extra.csv"' in first and (folder / "table_1.html").exists()
+    assert ">demo<" in first and re.search(r"\d{4}-\d\d-\d\d \d\d:\d\d; commit \w+", index), "when, and of which code"
     assert "not run" in second and "ValueError: the &lt;reason&gt;" in second
     changed, _ = batch.reproduce(given | {"seeds": [0]}, files, say=said.append)
     assert changed.seconds is not None, "other parameters are another run"

@@ -305,6 +305,8 @@ def test_a_shown_table_is_escaped_and_says_why_a_number_is_undefined():
     rows = tables.compare(frame(values), groups={})
     markup = tables.show(rows, "from <i>here</i>").to_html()
     assert "<b>x" not in markup and "<i>" not in markup
+    two = tables.compare(frame({"PatchCore": {"bottle": [0.9]}, "ReConPatch": {"bottle": [0.8]}}), groups={})
+    assert "<b>90.00</b>" in tables.show(two, "").to_html() and "<b>80" not in tables.show(two, "").to_html()
     assert "undefined: no &lt;b&gt;x" in markup and "mean of all 1 (without &lt;b&gt;x" in markup
     text = tables.readable(tables.compare(frame(values)))
     assert list(text) == [("image AUROC (without <b>x</b>)", "ours")]

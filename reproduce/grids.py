@@ -21,7 +21,7 @@ SIZES = {
 }
 MEMBERS = {
     "paper": dict.fromkeys(("wide_resnet101_2", "resnext101_32x8d", "densenet201"), "IMAGENET1K_V1"),
-    "demo": dict.fromkeys(("resnet18", "resnext50_32x4d", "densenet121"), "random:0"),
+    "demo": dict.fromkeys(("resnet18", "densenet121"), "random:0"),
 }
 RATIOS = (0.25, 0.1, 0.01)
 DIMS = (1024, 512, 256, 128, 64)

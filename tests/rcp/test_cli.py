@@ -17,17 +17,8 @@ from rcp.detector import load
 from rcp.watch import watch
 
 HOW = [
-    "--backbone",
-    "resnet18",
-    "--weights",
-    "random:0",
-    "--set",
-    "resize=64",
-    "--set",
-    "image_size=64",
-    "--set",
-    "dim=64",
-]
+    "--backbone", "resnet18", "--weights", "random:0", "--set", "resize=64", "--set", "image_size=64", "--set", "dim=64",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -18,11 +18,11 @@ _AT_320 = {"dim": 384, "patch_size": 3, "lr": 1e-6}
 _AT_480 = {"dim": 512, "patch_size": 5, "lr": 1e-6}
 SIZES = {
     "paper": {320: {"resize": 366, **_AT_320}, 480: {"resize": 512, **_AT_480}},
-    "demo": {128: {"resize": 146, **_AT_320}, 160: {"resize": 183, **_AT_480}},
+    "demo": {96: {"resize": 110, **_AT_320}, 128: {"resize": 144, **_AT_480}},
 }
 MEMBERS = {
     "paper": dict.fromkeys(("wide_resnet101_2", "resnext101_32x8d", "densenet201"), "IMAGENET1K_V1"),
-    "demo": dict.fromkeys(("resnet18", "resnext50_32x4d", "densenet121"), "random:0"),
+    "demo": dict.fromkeys(("resnet18", "densenet121"), "random:0"),
 }
 RATIOS = (0.25, 0.1, 0.01)
 DIMS = (1024, 512, 256, 128, 64)
@@ -32,19 +32,30 @@ KINDS = ("texture", "structure")  # of simulated anomalies
 K, MARGIN, ALPHA = (3, 5, 7, 10, 15, 20), (0.5, 1.0, 1.5, 2.0), (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
+def _short(s: Settings) -> Settings:
+    """The demo of the larger grids is of its first category alone."""
+    return dataclasses.replace(s, categories=s.categories[:1]) if s.profile == "demo" else s
+
+
+def _varied(s: Settings, changes: Sequence[dict]) -> list[Entry]:
+    """The single model with each of these changes; the demo's is of one category and without held-out scores, which no such table shows."""
+    folds = {"calibration_folds": 0} if s.profile == "demo" else {}
+    return _short(s).entries(list(dict.fromkeys(s.config(**folds, **change) for change in changes)))
+
+
 def table_1(s: Settings) -> list[Entry]:
     """Share of the patches that the coreset keeps, D 1024."""
-    return s.entries([s.config(dim=1024, coreset_ratio=ratio) for ratio in RATIOS])
+    return _varied(s, [{"dim": 1024, "coreset_ratio": ratio} for ratio in RATIOS])
 
 
 def table_2(s: Settings) -> list[Entry]:
     """Size of f(p), and of PatchCore's p (also Figure S2)."""
-    return s.entries([s.config(dim=dim, representation=name) for name in ("none", "trained") for dim in DIMS])
+    return _varied(s, [{"dim": dim, "representation": name} for name in ("none", "trained") for dim in DIMS])
 
 
 def table_3(s: Settings) -> list[Entry]:
     """Hierarchy levels and patch size."""
-    return s.entries([s.config(layers=layers, patch_size=size) for layers, size in LEVELS])
+    return _varied(s, [{"layers": layers, "patch_size": size} for layers, size in LEVELS])
 
 
 def table_4(s: Settings, perturbation: Perturbation | None = None, perturbed: str = "both") -> list[Entry]:
@@ -64,7 +75,7 @@ def table_6(
 
     members: backbone -> weights.
     """
-    found = []
+    s, found = _short(s), []
     for size in image_sizes or SIZES[s.profile]:
         changes = size_changes(s, size)
         for representation in ("none", "trained"):
@@ -93,8 +104,7 @@ def table_7(s: Settings, aspect: str = "keep") -> list[Entry]:
 
 def table_s1_s2_s3(s: Settings) -> list[Entry]:
     """k of Eq. 2, m of Eq. 7, α of Eq. 6, each with the others at their defaults."""
-    changes = [{"k": k} for k in K] + [{"margin": m} for m in MARGIN] + [{"alpha": a} for a in ALPHA]
-    return s.entries(list(dict.fromkeys(s.config(**change) for change in changes)))
+    return _varied(s, [{"k": k} for k in K] + [{"margin": m} for m in MARGIN] + [{"alpha": a} for a in ALPHA])
 
 
 def refinement(s: Settings, kind: str = "structure", seed: int = 0, **options) -> RefinementConfig:
@@ -120,7 +130,7 @@ def table_s8(
 
 def table_s4(s: Settings) -> list[Entry]:
     """Training without and with the projection g."""
-    return s.entries([s.config(projection=None), s.config()])
+    return _varied(s, [{"projection": None}, {}])
 
 
 def figure_s1(s: Settings, category: str = "", images: int = 4) -> list[FeatureSpace]:
@@ -156,11 +166,6 @@ def _models(s: Settings) -> list:
 # ---- what the paper does not ask ----
 
 
-def _short(s: Settings) -> Settings:
-    """The demo of these studies is of its first category alone."""
-    return dataclasses.replace(s, categories=s.categories[:1]) if s.profile == "demo" else s
-
-
 REPRESENTATIONS = ("none", "random", "trained", "whitened")
 BANKS = (0.01, 0.1, 1.0)
 
@@ -170,12 +175,10 @@ def does_training_help(s: Settings, backbones: dict[str, str] | None = None, sta
 
     backbones: backbone -> weights; the settings' own where left out.
     """
-    s = _short(s)
-    cnns = (backbones or {s.backbone: s.weights}).items()
-    pairs = [(representation, ratio) for representation in REPRESENTATIONS for ratio in BANKS]
+    s, cnns = _short(s), (backbones or {s.backbone: s.weights}).items()
     found = [
         s.config(backbone=cnn, weights=w, representation=r, coreset_ratio=ratio, calibration_folds=0)
-        for cnn, w in cnns for r, ratio in pairs
+        for cnn, w in cnns for r in REPRESENTATIONS for ratio in BANKS
     ]  # fmt: skip
     return s.entries(found) + coreset_noise(s, dict(cnns), starts)
 
@@ -197,8 +200,9 @@ CHOICES = {
 
 
 def choices(s: Settings) -> dict[str, tuple]:
-    """What :func:`open_choices` varies: CHOICES, and 1, 10, 40, 120 epochs as far as the run's own go."""
-    return CHOICES | {"epochs": (*(n for n in (1, 10, 40, 120) if n < s.epochs), s.epochs)}
+    """What :func:`open_choices` varies: CHOICES, in the demo two values of each; and 1, 10, 40, 120 epochs as far as the run's own go."""
+    of = {name: values[-2:] for name, values in CHOICES.items()} if s.profile == "demo" else CHOICES
+    return of | {"epochs": (*(n for n in (1, 10, 40, 120) if n < s.epochs), s.epochs)}
 
 
 def open_choices(s: Settings, only: Sequence[str] = (), starts: int = 5) -> list[Entry]:
@@ -206,8 +210,7 @@ def open_choices(s: Settings, only: Sequence[str] = (), starts: int = 5) -> list
 
     only: names of some choices; all where empty.
     """
-    s = _short(s)
-    default = s.config(calibration_folds=0)
+    s, default = _short(s), s.config(calibration_folds=0)
     of = {name: values for name, values in choices(s).items() if not only or name in only}
     moved = [default.replace(**{name: value}) for name, values in of.items() for value in values]
     return s.entries(list(dict.fromkeys([default, *moved]))) + coreset_noise(s, {s.backbone: s.weights}, starts)
@@ -236,19 +239,18 @@ def bank_times(s: Settings, category: str = "") -> list[InferenceTime]:
     return [InferenceTime(Entry(c, s.data_root, category or s.categories[0])) for c in configs]
 
 
-# Settings that need no training of f: 36, and 8 in the demo.
+# Settings that need no training of f: 36, and 4 in the demo.
 LAYERS = {"paper": ((2, 3), (1, 2, 3), (3,)), "demo": ((2, 3),)}
-PATCHES = {"paper": (1, 3, 5), "demo": (1, 3)}
+PATCHES = {"paper": (1, 3, 5), "demo": (3,)}
 
 
 def choose_without_labels(s: Settings, images: int = 100) -> list[Entry | HeldOut]:
     """The settings' entries, which labels judge, then what can be known of each without a defect."""
-    s = _short(s)
     configs = [
         s.config(representation=r, aggregation=a, layers=layers, patch_size=size, calibration_folds=0)
         for r in ("none", "whitened") for a in ("pooled", "mean") for layers in LAYERS[s.profile] for size in PATCHES[s.profile]
     ]  # fmt: skip
-    entries = s.entries(configs)
+    entries = _short(s).entries(configs)
     return [*entries, *(HeldOut(entry, images) for entry in entries)]
 
 

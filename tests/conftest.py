@@ -33,17 +33,30 @@ def shared_weights() -> Path:
     return _there(SHARED / "weights" / "resnet18_imagenet1k_v1_layers1-3.safetensors")
 
 
+def pytest_collection_modifyitems(items):
+    """Files with a slow test go first, notebooks follow where they are named first: the end waits for nobody."""
+    slow = {item.path for item in items if "slow" in item.keywords}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
-def demo_root(tmp_path_factory) -> Path:
+def drawn_in(tmp_path_factory) -> Path:
+    """A folder that pytest-xdist's workers share: what one has drawn the others use."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def demo_root(drawn_in) -> Path:
     """The demo set in MVTec layout."""
     from reproduce.demo import draw_demo
 
-    return draw_demo(tmp_path_factory.mktemp("demo"))
+    return draw_demo(drawn_in / "demo")
 
 
 @pytest.fixture(scope="session")
-def small_demo(tmp_path_factory) -> Path:
+def small_demo(drawn_in) -> Path:
     """The same with 6 training images and 6 test images a category."""
     from reproduce.demo import draw_demo
 
-    return draw_demo(tmp_path_factory.mktemp("small"), train=6, good=2, per_defect=1)
+    return draw_demo(drawn_in / "small", train=6, good=2, per_defect=1)

@@ -52,17 +52,8 @@ def results(made, tmp_path_factory):
     """The bundle's script, in a process that finds nothing of this project, nor what is not on that machine."""
     out, elsewhere = tmp_path_factory.mktemp("out") / "results.zip", tmp_path_factory.mktemp("elsewhere")
     blocked = [
-        "pooch",
-        "requests",
-        "faiss",
-        "adamp",
-        "seaborn",
-        "matplotlib",
-        "nbformat",
-        "papermill",
-        "jupyter",
-        "umap",
-    ]
+        "pooch", "requests", "faiss", "adamp", "seaborn", "matplotlib", "nbformat", "papermill", "jupyter", "umap",
+    ]  # fmt: skip
     (elsewhere / "sitecustomize.py").write_text(
         "import sys\n"
         f"class Absent:\n    def find_spec(self, name, *_):\n        if name.split('.')[0] in {blocked}: raise ImportError(name)\n"

@@ -65,6 +65,11 @@ def test_what_papermill_injects_is_checked(injected, message):
         settings(after(DECLARED, "# Parameters\n" + injected))
 
 
+def test_a_mistyped_name_in_the_cell_of_parameters_is_refused():
+    with pytest.raises(ValueError, match=r"'epoch' in the cell of parameters\. Did you mean 'epochs'"):
+        settings(after(DECLARED.replace("epochs", "epoch")))
+
+
 def test_names_of_other_cells_are_no_parameters():
     assert settings(after(DECLARED, "# Parameters\nepochs = 2", "frame = 3")).epochs == 2
 
@@ -110,13 +115,14 @@ def shared(root) -> Settings:
 
 @pytest.fixture(scope="module")
 def patchcore_only(tmp_path_factory, small_demo):
-    """A store with PatchCore's entries of Tables 4, 5 and 6 and its feature space, and none of ReConPatch."""
+    """A store with PatchCore's entries of Tables 4, 5 and 6, the first of Table 2, and its feature space, and none of ReConPatch."""
     runs = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RCP_RUNS", str(runs))
         patch.setattr(studies, "embed", lambda features, *_: features[:, :2])  # UMAP takes long to compile
         s = shared(small_demo)
-        tasks = [*grids.table_4(s), *grids.table_6(s, {"resnet18": "random:0"}, (128,)), *grids.figure_3(s)]
+        ensembles = grids.table_6(s, {"resnet18": "random:0"}, (128,))
+        tasks = [*grids.table_2(s)[:2], *grids.table_4(s), *ensembles, *grids.figure_3(s)]
         run_grid([task for task in tasks if task.method == "PatchCore"], s.store, log=len)
     return runs
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rcp.checks import nearest, require
+from rcp.files import file_hash
 from rcp.paths import weights_root
 
 logger = logging.getLogger("rcp")
@@ -145,8 +146,7 @@ def _tag_of(weights: str) -> str | None:
 
 @lru_cache
 def _file_hash(path: Path, _mtime: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    return file_hash(path, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def _build(name: str, weights: str, levels: tuple[int, ...]) -> tuple[nn.Module, set[str]]:
@@ -179,13 +179,10 @@ def _tagged_weights(name: str, tag: str) -> dict[str, Tensor]:
     published = torchvision_models().get_model_weights(name)[tag]
     file = weights_root() / Path(published.url).name
     if file.is_file():  # torchvision checks what it fetches, not what lies there
-        with file.open("rb") as content:
-            found = hashlib.file_digest(content, "sha256").hexdigest()
-        expected = file.stem.rpartition("-")[2]
-        words = (
-            f"what torchvision publishes as {name} {tag} (sha256 {expected}...); remove {file}, and it is fetched again"
-        )
-        require("weights", found.startswith(expected), words, f"a file of sha256 {found[:8]}...")
+        found, expected = file_hash(file, "sha256").hexdigest(), file.stem.rpartition("-")[2]
+        words = f"what torchvision publishes as {name} {tag} (sha256 {expected}...)"
+        advice = f"{words}; remove {file}, and it is fetched again"
+        require("weights", found.startswith(expected), advice, f"a file of sha256 {found[:8]}...")
     try:
         return published.get_state_dict(
             model_dir=str(weights_root()), progress=False, check_hash=True, weights_only=True, map_location="cpu"

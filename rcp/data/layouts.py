@@ -1,7 +1,6 @@
 """MVTec AD, BTAD, VisA and own folders behind one dataset type (Sec. 4.1): which images, which label, which mask."""
 
 import csv
-import difflib
 import hashlib
 import os
 import re
@@ -9,6 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from difflib import SequenceMatcher
 from functools import lru_cache
 from pathlib import Path
 from unicodedata import normalize
@@ -17,6 +17,7 @@ import numpy as np
 
 from rcp.checks import nearest
 from rcp.data.images import IMAGE_SUFFIXES, Transform, image_size, threaded
+from rcp.files import file_hash
 
 NOT_READ = (".jfif", ".pgm", ".ppm", ".gif", ".heic", ".avif", ".jp2", ".tga", ".dng")  # images all the same
 NORMAL = ("good", "ok", "normal")  # names of folders of normal images; a Split calls them all "good"
@@ -67,17 +68,15 @@ class Split(Sequence):
 
         Errors: ValueError naming a defective image without ground truth, or an unreadable mask.
         """
+
+        def read(path: Path, mask: Path | None, defective: bool) -> np.ndarray | bool:
+            if mask is None and defective:
+                raise ValueError(f"no ground truth for the defective image {path}: pixel metrics are undefined")
+            return False if mask is None else transform.mask(mask, path)
+
         out = np.zeros((len(self), *transform.shape), bool)
-
-        def read(i: int) -> None:
-            if self.masks[i] is not None:
-                out[i] = transform.mask(self.masks[i], self.paths[i])
-            elif self.labels[i]:
-                raise ValueError(
-                    f"no ground truth for the defective image {self.paths[i]}: pixel metrics are undefined"
-                )
-
-        threaded(read, len(self))
+        for i, mask in enumerate(threaded(read, self.paths, self.masks, self.labels)):
+            out[i] = mask
         return out
 
 
@@ -118,15 +117,8 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 @lru_cache(maxsize=64)
 def _content_hash(files: tuple[tuple[str, Path, int, int], ...]) -> str:
-    digests: list[bytes] = [b""] * len(files)
-
-    def read(i: int) -> None:
-        with open(files[i][1], "rb") as file:
-            digests[i] = hashlib.file_digest(file, "blake2b").digest()
-
-    threaded(read, len(files))
     total = hashlib.blake2b(digest_size=16)
-    for (name, *_), digest in zip(files, digests, strict=True):
+    for (name, *_), digest in zip(files, threaded(lambda file: file_hash(file[1]).digest(), files), strict=True):
         total.update(hashlib.blake2b(name.encode("utf-8", "surrogateescape")).digest() + digest)
     return total.hexdigest()
 
@@ -384,13 +376,11 @@ def load_dataset(root: str | Path, category: str | None = None, layout: str = "a
     name, folders = _find(root, layout)
     if category is None and len(folders) > 1:
         raise ValueError(f"{root} holds {len(folders)} categories; name one with category=: {', '.join(folders)}")
-    category = category if category is None else composed(str(category))
-    if category is not None and category not in folders:
-        near = sorted(
-            folders, key=lambda there: -difflib.SequenceMatcher(None, str(category).lower(), there.lower()).ratio()
-        )
-        raise ValueError(f"no category {category!r} in {root} (layout {name}); nearest first: {', '.join(near)}")
-    category = next(iter(folders)) if category is None else category
+    category = next(iter(folders)) if category is None else composed(str(category))
+    if category not in folders:
+        likeness = {there: SequenceMatcher(None, category.lower(), there.lower()).ratio() for there in folders}
+        near = ", ".join(sorted(folders, key=likeness.get, reverse=True))
+        raise ValueError(f"no category {category!r} in {root} (layout {name}); nearest first: {near}")
     folder = folders[category]
     train, test = LAYOUTS[name].read(folder)
     if not train:

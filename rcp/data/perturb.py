@@ -4,12 +4,12 @@ import dataclasses
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_type_hints
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
-from rcp.checks import check_type
+from rcp.checks import check_fields, require
 from rcp.data.images import Transform
 
 
@@ -39,11 +39,10 @@ class Perturbation:
     seed: int = 0
 
     def __post_init__(self):
-        for name, kind in get_type_hints(type(self)).items():
-            object.__setattr__(self, name, check_type(name, kind, getattr(self, name)))
+        check_fields(self)
         for name, limit in {"rotation": 180, "translation": 1, "brightness": 1, "contrast": 1, "blur": 100}.items():
-            if not 0 <= getattr(self, name) <= limit:
-                raise ValueError(f"{name}: expected a range from 0 to {limit}, got {getattr(self, name)!r}")
+            value = getattr(self, name)
+            require(name, 0 <= value <= limit, f"a range from 0 to {limit}", value)
 
     def draw(self, image: str | Path) -> dict[str, float]:
         """The five values for one image: rotation (degrees), dx, dy (shares), brightness, contrast (factors), blur (pixels)."""

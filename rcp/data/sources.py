@@ -80,21 +80,20 @@ def batches(images: Iterable, transform: Transform, at_a_time: int, skipped: lis
 
     skipped: receives (name, reason) of each unreadable one, which is left out; where None, it raises.
     """
+
+    def read(image, name: Path | str) -> tuple[np.ndarray, Original] | Exception:
+        try:
+            return transform.read(image, name)
+        except (ValueError, OSError) as error:
+            return error
+
     left, start = iter(images), 0
     while some := list(islice(left, at_a_time)):
         names = [
             s if isinstance(s, Path) else Path(s) if isinstance(s, str) else f"image {start + i}"
             for i, s in enumerate(some)
         ]
-        found: list = [None] * len(some)
-
-        def read(i: int, some=some, names=names, found=found) -> None:
-            try:
-                found[i] = transform.read(some[i], names[i])
-            except (ValueError, OSError) as error:
-                found[i] = error
-
-        threaded(read, len(some))
+        found = list(threaded(read, some, names))
         bad = [(name, f) for name, f in zip(names, found, strict=True) if isinstance(f, Exception)]
         if bad and skipped is None:
             raise bad[0][1]

@@ -3,9 +3,7 @@
 A mask is thresholded Perlin noise within the object; what shows there is another texture, or the image's own patches in another order.
 """
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,7 +13,7 @@ from PIL import Image
 from scipy import ndimage
 
 from rcp.checks import check_fields, require
-from rcp.data.images import IMAGE_SUFFIXES, Transform, load_images
+from rcp.data.images import IMAGE_SUFFIXES, Transform, load_images, threaded
 
 TRIES = 8  # masks that are drawn before an image is given up and left as it is
 DRAWN = 32  # textures where there are no images of any
@@ -109,8 +107,7 @@ def simulate(
         out[i][mask] = after
         masks[i][mask] = (after != images[i][mask]).any(1)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(one, range(len(images))))
+    list(threaded(one, range(len(images))))
     return out, masks
 
 
@@ -181,9 +178,8 @@ def without_object(images: np.ndarray, simulation: Simulation) -> np.ndarray:
     """(n, S, S, 3) uint8 -> (n,) bool: where :func:`foreground` finds nothing before a plain background, so that a mask lies anywhere."""
     if not simulation.foreground:
         return np.zeros(len(images), bool)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(lambda p: foreground(p, simulation.tolerance, simulation.plain).any(), images)
-        return ~np.fromiter(found, bool, len(images))
+    found = threaded(lambda p: foreground(p, simulation.tolerance, simulation.plain).any(), images)
+    return ~np.fromiter(found, bool, len(images))
 
 
 def _texture(rng: np.random.Generator, textures: np.ndarray) -> np.ndarray:

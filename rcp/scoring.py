@@ -5,9 +5,7 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
-from rcp import fast
 from rcp.checks import require
-from rcp.fast import search
 
 
 def nearest_entries(queries: Tensor, entries: Tensor, k: int = 1) -> Tensor:
@@ -44,8 +42,6 @@ class MemoryBank:
 
     def __init__(self, entries: Tensor, b: int):
         self.entries, self.b = entries.contiguous(), b
-        on_cpu = entries.device.type == "cpu"
-        self._quick = search.Index(self.entries) if on_cpu and fast.usable() else None
 
     @cached_property
     def neighbourhood(self) -> Tensor:
@@ -59,13 +55,10 @@ class MemoryBank:
 
     def nearest(self, queries: Tensor) -> Tensor:
         """Eq. 9: index of r* = argmin_{r ∈ M} D(f(p), r). queries: (n, D) float32 -> (n,) int64."""
-        found = self._quick.nearest(queries) if self._quick else None
-        return nearest_entries(queries, self.entries)[:, 0] if found is None else found
+        return nearest_entries(queries, self.entries)[:, 0]
 
     def distances(self, queries: Tensor, index: Tensor) -> Tensor:
         """D(f(p), M[index]). queries: (n, D), index: (n, j) -> (n, j); by differences, so that it is 0 for an entry itself."""
-        if self._quick:
-            return self._quick.squared_distances(queries, index).sqrt()
         columns = [(queries - self.entries[column]).square().sum(1) for column in index.T]  # (n, D) at a time
         return torch.stack(columns, 1).sqrt()
 

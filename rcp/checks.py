@@ -24,8 +24,19 @@ def check_names(what: str, given, valid) -> None:
             raise ValueError(f"{what} {name!r}.{nearest(name, valid)} Valid: {', '.join(map(str, valid))}")
 
 
+def drop_fixed(values: dict, fixed: dict[str, tuple[Any, str]], of: str = "") -> None:
+    """Takes what is no option any more out of ``values``. fixed: name -> (the only value, why).
+
+    Raises:
+        ValueError: one that has another value; says why it is no option. of: before its name.
+    """
+    for name in [n for n in values if n in fixed]:
+        (value, why), given = fixed[name], values.pop(name)
+        require(f"{of}{name}", given == value, f"{value!r}, for it is no option: {why}", given)
+
+
 def check_type(name: str, kind: Any, value: Any) -> Any:
-    """``value`` if it fits the annotation ``kind`` (a whole number becomes a float where one is meant).
+    """``value`` if it fits the annotation ``kind`` (a whole number becomes a float where one is meant, a list a tuple).
 
     Raises:
         ValueError: names the argument, what was expected, what came, and the nearest choice.
@@ -36,6 +47,7 @@ def check_type(name: str, kind: Any, value: Any) -> Any:
             words = ", ".join(map(repr, choices))
             raise ValueError(f"{name}: expected one of {words}, got {value!r}.{nearest(value, choices)}")
         return value
+    value = tuple(value) if isinstance(value, list) else value
     kinds = (tuple,) if get_origin(kind) is tuple else get_args(kind) or (kind,)
     if float in kinds and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

@@ -25,11 +25,11 @@ from rcp.data.layouts import Dataset, load_dataset
 from rcp.data.sources import batches, images_of
 from rcp.files import read_tensors, write_tensors
 from rcp.maps import center_and_deviation, score_maps
-from rcp.model import represent
+from rcp.model import EachEpoch, Trained, represent
 from rcp.patches import PatchExtractor, images_at_a_time, pool
-from rcp.paths import require_disk, require_memory
+from rcp.paths import require_disk, require_folder_of, require_memory
 from rcp.prediction import Prediction
-from rcp.progress import progress
+from rcp.progress import Log, progress
 from rcp.refinement import training as refinement
 from rcp.refinement.network import RefinementNet
 from rcp.refinement.options import RefinementConfig
@@ -189,7 +189,7 @@ class ReConPatch:
         rate = decision.rate_of(n, self.false_alarm_rate)
         return f"threshold {found:.4g}; false alarms: {rate:.1%} on average, of 100 normal images {low:.0%} to {high:.0%} ({n} held out)"
 
-    def fit(self, images, log: Callable[[str], None] = print, *, skip_unreadable: bool = False) -> "ReConPatch":
+    def fit(self, images, log: Log = print, *, skip_unreadable: bool = False) -> "ReConPatch":
         """Learns the normal state from images without defects.
 
         All are decoded, a few at a time into a temporary file, before any feature is computed.
@@ -205,14 +205,14 @@ class ReConPatch:
         c, self.skipped_ = self.config, []
         textures = self.refine.load_textures(c.image_size) if self.refine else None
         with self.timings_("decode"):
-            paths, decoded, originals = self._decoded(images_of(images, train=True), skip_unreadable)
+            skipped = self.skipped_ if skip_unreadable else None
+            paths, decoded, originals = self._decoded(images_of(images, train=True), skipped)
         left_out = f" ({len(self.skipped_)} are unreadable: {self.skipped_[0][0]})" if self.skipped_ else ""
         require("images", len(paths) > 0, f"at least one image without defects{left_out}", paths)
         said = [f"left out, {name}: {why}" for name, why in self.skipped_] + self._cropped(originals, images)
         if copies := len(decoded) - len({hashlib.blake2b(image).digest() for image in decoded}):
-            said += [
-                f"{copies} of {len(decoded)} images are copies of others: the threshold is then too low; leave them out"
-            ]
+            too_low = "the threshold is then too low; leave them out"
+            said.append(f"{copies} of {len(decoded)} images are copies of others: {too_low}")
         for line in said:
             log(line)
         h, w, dim = self.extractor.shape()
@@ -226,15 +226,17 @@ class ReConPatch:
             if not self.refine:
                 del decoded
             self._remember(p, *self.train(p, log))
-            self._refine(decoded if self.refine else None, textures, log, paths)
+            if self.refine:
+                self.fit_refinement(decoded, textures, log, paths)
+                self.fold_banks_ = ()
         log(self.promise())
         return self
 
-    def _decoded(self, images, skip: bool) -> tuple[list, np.ndarray, list[Original]]:
+    def _decoded(self, images, skipped: list | None) -> tuple[list, np.ndarray | None, list[Original]]:
         """Names, pixels (n, S, S, 3) uint8 in a temporary file that goes with the array, and sizes of all images."""
         names, originals = [], []
         with tempfile.TemporaryFile() as file:
-            for batch in progress(batches(images, self.transform, 64, self.skipped_ if skip else None), "images"):
+            for batch in progress(batches(images, self.transform, 64, skipped), "images"):
                 require_disk(tempfile.gettempdir(), batch.pixels.nbytes, "decoded images")
                 file.write(batch.pixels)
                 names += batch.names
@@ -261,9 +263,7 @@ class ReConPatch:
         words = f"the crop sees {min(seen):.0%} of the area of images of {seen[min(seen)]} px; a defect outside it is not found"
         return [f"{words}{outside} (all of it: aspect='squash', resize={side}, image_size={side})"]
 
-    def train(
-        self, p: np.ndarray, log: Callable[[str], None] = print, each_epoch: Callable | None = None
-    ) -> tuple[nn.Linear | None, list[dict]]:
+    def train(self, p: np.ndarray, log: Log = print, each_epoch: EachEpoch | None = None) -> Trained:
         """f and its history from p (n, h · w, D), see :func:`rcp.model.represent`; (None, []) of a PatchCore."""
         if self.config.representation == "none":
             return None, []
@@ -309,7 +309,7 @@ class ReConPatch:
         self,
         images: np.ndarray,
         textures: np.ndarray | None = None,
-        log: Callable[[str], None] = print,
+        log: Log = print,
         names: Sequence[str | Path] | None = None,
         checkpoint: str | Path | None = None,
     ) -> "ReConPatch":
@@ -337,12 +337,6 @@ class ReConPatch:
             self.refiner_, self.refinement_history_ = refinement.train(
                 images, see, self.refine, normal, textures, log, checkpoint, self.device, names
             )
-        return self
-
-    def _refine(self, images: np.ndarray | None, textures, log, names) -> "ReConPatch":
-        if images is not None:
-            self.fit_refinement(images, textures, log, names)
-            self.fold_banks_ = ()
         return self
 
     @torch.inference_mode()
@@ -379,12 +373,7 @@ class ReConPatch:
         self._check_fitted()
         skipped = [] if skip_unreadable else None
         with self.timings_("decode"):
-            found = list(batches(images_of(images), self.transform, 64, skipped))
-        names, originals = ([v for batch in found for v in getattr(batch, name)] for name in ("names", "originals"))
-        decoded = np.concatenate(
-            [np.empty((0, *self.transform.shape, 3), np.uint8), *(batch.pixels for batch in found)]
-        )
-        del found
+            names, decoded, originals = self._decoded(images_of(images), skipped)
         out = self._predict(len(names), lambda part: self.extractor(decoded[part], names=names[part]), maps, refined)
         about = {"paths": tuple(names), "originals": tuple(originals), "skipped": tuple(skipped or ())}
         return dataclasses.replace(out, **about)
@@ -487,8 +476,7 @@ class ReConPatch:
     def save(self, path: str | Path) -> None:
         """Writes one safetensors file: bank, f and training scores, with the config as JSON in its header. Not the backbone."""
         self._check_fitted()
-        if not Path(path).absolute().parent.is_dir():
-            raise FileNotFoundError(f"no folder {Path(path).absolute().parent} to save {path} in")
+        require_folder_of(path, "save {} in")
         tensors, c = {"bank": self.bank_.entries}, self.config
         header = {"format": "rcp-detector-2", "config": json.dumps(c.asdict())}
         header["backbone"] = backbone.weights_identity(c.backbone, c.weights)
@@ -535,15 +523,12 @@ class ReConPatch:
             detector = cls(**values, refine=refine)
             detector._restore(tensors)
         except (KeyError, TypeError, AttributeError, RuntimeError, json.JSONDecodeError) as error:
-            raise ValueError(
-                f"{path} is not a detector saved by rcp, or is damaged ({type(error).__name__}: {error})"
-            ) from None
-        c = detector.config
-        if (identity := backbone.weights_identity(c.backbone, c.weights)) != header.get("backbone"):
-            expected = header.get("backbone")
-            raise ValueError(
-                f"weights: {c.weights} are not the weights {path} was fitted with ({identity}, expected {expected})"
-            )
+            why = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{path} is not a detector saved by rcp, or is damaged ({why})") from None
+        c, expected = detector.config, header.get("backbone")
+        if (identity := backbone.weights_identity(c.backbone, c.weights)) != expected:
+            words = f"weights: {c.weights} are not the weights {path} was fitted with"
+            raise ValueError(f"{words} ({identity}, expected {expected})")
         detector._false_alarm_rate = rate  # one that cannot be kept gives no threshold
         return detector
 
@@ -551,13 +536,10 @@ class ReConPatch:
         """What is fitted, from a file's tensors."""
         c, bank, f = self.config, tensors["bank"], _part("f.", tensors)
         self.train_scores_ = tensors["train_scores"].numpy() if "train_scores" in tensors else None
-        for name, t, axes in (
-            ("bank", bank, 2),
-            ("train_scores", tensors.get("train_scores"), 1),
-            ("f.weight", f.get("weight"), 2),
-        ):
-            fits = t is None or (t.ndim == axes and t.dtype == torch.float32 and len(t) > 0)
-            require(name, fits, f"float32 numbers along {axes} axes", t if t is None else (tuple(t.shape), t.dtype))
+        for name, axes in {"bank": 2, "train_scores": 1, "f.weight": 2}.items():
+            if (t := tensors.get(name)) is not None:
+                fits = t.ndim == axes and t.dtype == torch.float32 and len(t) > 0
+                require(name, fits, f"float32 numbers along {axes} axes", (tuple(t.shape), t.dtype))
         if c.representation != "none":
             dim, size = f["weight"].shape
             require("f.weight", dim == bank.shape[1], f"{bank.shape[1]} rows, as wide as the bank", dim)

@@ -22,9 +22,8 @@ def aggregate(maps: list[Tensor], patch_size: int, level_dim: int, dim: int) -> 
     """
     levels, grid = [], maps[0].shape[-2:]
     for m in maps:
-        unfolded = F.unfold(m, patch_size, padding=patch_size // 2).unflatten(
-            2, m.shape[-2:]
-        )  # (n, C · p · p, S_l, S_l)
+        unfolded = F.unfold(m, patch_size, padding=patch_size // 2)
+        unfolded = unfolded.unflatten(2, m.shape[-2:])  # (n, C · p · p, S_l, S_l)
         unfolded = F.interpolate(unfolded, size=grid, mode="bilinear", align_corners=False)
         vectors = unfolded.flatten(2).transpose(1, 2)  # (n, S_1 · S_1, C · p · p)
         levels.append(F.adaptive_avg_pool1d(vectors, level_dim))
@@ -71,9 +70,8 @@ class PatchExtractor:
     def __init__(self, config: Config, device: torch.device):
         self.config, self.device = config, device
         self.backbone_dtype = getattr(torch, config.backbone_dtype)
-        self.backbone = Backbone(config.backbone, config.weights, config.layers).to(
-            device, self.backbone_dtype, memory_format=torch.channels_last
-        )
+        cnn = Backbone(config.backbone, config.weights, config.layers)
+        self.backbone = cnn.to(device, self.backbone_dtype, memory_format=torch.channels_last)
         sizes = config.patch_size, config.level_dim, config.extracted_dim
         if config.aggregation == "mean":
             self.aggregate = lambda maps: aggregate_mean(maps, config.patch_size)
@@ -109,10 +107,9 @@ class PatchExtractor:
         dtype = getattr(torch, self.config.feature_dtype)
         if not torch.stack(torch.aminmax(p)).to(dtype).isfinite().all():  # NaN passes through both
             bad = int((~p.to(dtype).isfinite().flatten(1).all(1)).nonzero()[0])
-            raise FloatingPointError(
-                f"features of {names[bad] if names else f'image {bad}'} hold NaN or infinity; likely cause: damaged weights "
-                f"({self.config.weights}), or values beyond float16 (then set feature_dtype='float32')"
-            )
+            weights, image = self.config.weights, names[bad] if names else f"image {bad}"
+            cause = f"damaged weights ({weights}), or values beyond float16 (then set feature_dtype='float32')"
+            raise FloatingPointError(f"features of {image} hold NaN or infinity; likely cause: {cause}")
         return p.to(dtype) if out is None else out.copy_(p)
 
     def __call__(

@@ -30,9 +30,8 @@ def watch(
     Raises:
         ValueError: no such folder, also where it vanishes; ``log`` is no such log; fewer than two looks.
     """
-    require(
-        "looks", looks is None or looks >= 2, "2 or more, for a file is scored when two looks found it the same", looks
-    )
+    words = "2 or more, for a file is scored when two looks found it the same"
+    require("looks", looks is None or looks >= 2, words, looks)
     done, waiting, _ = _done(log), {}, detector.extractor  # weights that cannot be had are no fault of an image
     while looks is None or looks > 0:
         require("folder", folder.is_dir(), "a folder that is there", str(folder))

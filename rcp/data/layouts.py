@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 from unicodedata import normalize
 
 import numpy as np
@@ -171,13 +172,9 @@ def composed(name: str) -> str:
 def say_what_is_left_out(folder: Path, used: Iterable[Path]) -> None:
     """Warns, once, of images that are not used: in sub-folders that mean nothing here, or of a kind that is not read."""
     used = set(used)
-    found = [p for p in _images_below(folder, (*IMAGE_SUFFIXES, *NOT_READ)) if p not in used]
-    places = Counter(
-        p.parent.relative_to(folder).as_posix() + f"/*{p.suffix.lower()}"
-        for p in found
-        if p.parts[len(folder.parts)] != "ground_truth"
-    )
-    if places:
+    inside = {p: p.relative_to(folder) for p in _images_below(folder, (*IMAGE_SUFFIXES, *NOT_READ)) if p not in used}
+    left = [p for p in inside.values() if p.parts[0] != "ground_truth"]
+    if places := Counter(f"{p.parent.as_posix()}/*{p.suffix.lower()}" for p in left):
         listed = ", ".join(f"{n} of {place}" for place, n in sorted(places.items(), key=lambda p: (-p[1], p[0]))[:8])
         more = f" and {len(places) - 8} more places" if len(places) > 8 else ""
         warnings.warn(f"images left out of {folder}: {listed}{more}", stacklevel=3)
@@ -192,7 +189,7 @@ def _masks_of(kind: Path, images: Sequence[Path]) -> dict[Path, Path]:
     masks: dict[str, list[Path]] = {}
     for path in images_in(kind):
         masks.setdefault(composed(path.stem), []).append(path)
-    found: dict[Path, Path] = {}
+    image_of: dict[Path, Path] = {}
     stems = {composed(image.stem) for image in images}
     for image in images:
         stem = composed(image.stem)
@@ -200,11 +197,11 @@ def _masks_of(kind: Path, images: Sequence[Path]) -> dict[Path, Path]:
         own = masks.get(f"{stem}_mask", []) + ([] if of_another else masks.get(stem, []))
         if len(own) > 1:
             raise ValueError(f"two masks for one image: {' and '.join(map(str, sorted(own, key=_natural)[:2]))}")
-        if own and own[0] in found.values():
-            other = next(i for i, mask in found.items() if mask == own[0])
-            raise ValueError(f"two images for one mask, {own[0]}: {other} and {image}")
-        found |= {image: own[0]} if own else {}
-    return found
+        for mask in own:
+            if mask in image_of:
+                raise ValueError(f"two images for one mask, {mask}: {image_of[mask]} and {image}")
+            image_of[mask] = image
+    return {image: mask for mask, image in image_of.items()}
 
 
 def _check_masks(test: Split) -> None:
@@ -215,12 +212,10 @@ def _check_masks(test: Split) -> None:
     for image, mask in pairs:
         if mask is None or not mask.is_file():
             raise ValueError(f"no mask for the defective image {image}: looked for {mask or 'its entry in the table'}")
-        size, mask_size = image_size(image), image_size(mask)
-        if size != mask_size:
-            raise ValueError(
-                f"mask and image differ in size (width x height, after EXIF rotation): "
-                f"{mask} is {mask_size[0]} x {mask_size[1]}, {image} is {size[0]} x {size[1]}"
-            )
+        sizes = [image_size(path) for path in (mask, image)]
+        if sizes[0] != sizes[1]:
+            found = ", ".join(f"{path} is {w} x {h}" for path, (w, h) in zip((mask, image), sizes, strict=True))
+            raise ValueError(f"mask and image differ in size (width x height, after EXIF rotation): {found}")
 
 
 def _split(rows: Iterable[tuple[Path, str, Path | None]]) -> Split:
@@ -253,9 +248,8 @@ def _read_tree(folder: Path) -> tuple[Split, Split]:
             looked_for = truth / kind.name / f"{path.stem}_mask.png" if truth_exists else None
             test.append((path, kind.name, masks.get(path, looked_for)))
     if unknown := [f.name for f in _folders(folder) if not test and f.name.startswith("test_") and _images_below(f)]:
-        raise ValueError(
-            f"{folder} has no test/, but {', '.join(unknown)}: a layout (MVTec AD 2's?) that is not known; rename or link one of them"
-        )
+        why = "a layout (MVTec AD 2's?) that is not known; rename or link one of them"
+        raise ValueError(f"{folder} has no test/, but {', '.join(unknown)}: {why}")
     return _split(train), _split(test)
 
 
@@ -275,14 +269,12 @@ def _read_visa(folder: Path) -> tuple[Split, Split]:
     for row in rows:
         named = [Path(row[name] or "") for name in ("image", "mask")]
         if not row["image"] or any(path.is_absolute() or ".." in path.parts for path in named):
-            raise ValueError(
-                f"{table}: expected paths inside {folder.parent}, got {row['image']!r} and mask {row['mask']!r}"
-            )
+            got = f"{row['image']!r} and mask {row['mask']!r}"
+            raise ValueError(f"{table}: expected paths inside {folder.parent}, got {got}")
         path, split, label = folder.parent / row["image"], row["split"], row["label"]
         if split not in splits or label not in ("normal", "anomaly") or (split, label) == ("train", "anomaly"):
-            raise ValueError(
-                f"{table}: {row['image']} is {split!r} and {label!r}; expected train normal, test normal or anomaly"
-            )
+            expected = "expected train normal, test normal or anomaly"
+            raise ValueError(f"{table}: {row['image']} is {split!r} and {label!r}; {expected}")
         if not path.is_file():
             raise FileNotFoundError(f"no such image: {path}, listed in {table}")
         normal = label == "normal"
@@ -293,8 +285,7 @@ def _read_visa(folder: Path) -> tuple[Split, Split]:
     return _split(splits["train"]), _split(splits["test"])
 
 
-@dataclass(frozen=True)
-class _Layout:
+class _Layout(NamedTuple):
     looked_for: str
     matches: Callable[[Path], bool]  # is this the folder of one category?
     read: Callable[[Path], tuple[Split, Split]] = _read_tree
@@ -324,9 +315,8 @@ LAYOUTS = {  # detection takes the first that fits
 def _find(root: Path, layout: str) -> tuple[str, dict[str, Path]]:
     """Layout of a folder, and the folder of each category: the root itself, or those below it."""
     if layout != "auto" and layout not in LAYOUTS:
-        raise ValueError(
-            f"unknown layout {layout!r}; expected 'auto' or one of {', '.join(LAYOUTS)}.{nearest(layout, LAYOUTS)}"
-        )
+        expected = f"expected 'auto' or one of {', '.join(LAYOUTS)}"
+        raise ValueError(f"unknown layout {layout!r}; {expected}.{nearest(layout, LAYOUTS)}")
     if not root.exists():
         raise FileNotFoundError(f"no such data folder: {root}")
     if not root.is_dir():
@@ -385,10 +375,8 @@ def load_dataset(root: str | Path, category: str | None = None, layout: str = "a
     train, test = LAYOUTS[name].read(folder)
     if not train:
         where = folder.parent / "split_csv" / "1cls.csv" if name == "visa" else folder / "train"
-        raise ValueError(
-            f"no training images of {category!r} in {where}: looked for {', '.join(IMAGE_SUFFIXES)}, "
-            f"directly or in {', '.join(NORMAL)}"
-        )
+        looked_for = f"{', '.join(IMAGE_SUFFIXES)}, directly or in {', '.join(NORMAL)}"
+        raise ValueError(f"no training images of {category!r} in {where}: looked for {looked_for}")
     _check_masks(test)
     if name != "visa":
         say_what_is_left_out(folder, [*train, *test])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rcp.checks import check_fields, check_names, require
+from rcp.checks import check_fields, check_names, drop_fixed, require
 from rcp.paths import data_root
 from rcp.refinement.simulation import DRAWN, Simulation, check_side, draw_textures, load_textures, texture_files
 
@@ -77,16 +77,12 @@ class RefinementConfig:
     @classmethod
     def build(cls, **values) -> "RefinementConfig":
         """From named values, those of the simulation among them (``kind``, ``grid``, ...; ``seed`` is the training's)."""
-        for name in [n for n in values if n in FIXED]:
-            fixed, why = FIXED[name]
-            given = values.pop(name)
-            require(f"refine: {name}", given == fixed, f"{fixed!r}, for it is no option: {why}", given)
+        drop_fixed(values, FIXED, "refine: ")
         own = {f.name for f in dataclasses.fields(cls)}
         of_simulation = {f.name for f in dataclasses.fields(Simulation)} - {"seed"}
         check_names("refine: unknown option", values, sorted(own | of_simulation))
-        values = _tuples(values)
         base = values.pop("simulation", None) or {"kind": "structure"}
-        base = base if isinstance(base, Simulation) else Simulation(**_tuples(base))
+        base = base if isinstance(base, Simulation) else Simulation(**base)
         changes = {name: values.pop(name) for name in of_simulation & set(values)}
         return cls(simulation=dataclasses.replace(base, **changes), **values)
 
@@ -131,7 +127,3 @@ class RefinementConfig:
         if self.textures == "drawn":
             return draw_textures(min(DRAWN, self.texture_count), side, self.seed)
         return load_textures(self._textures_root(), side, self.texture_count, self.seed)
-
-
-def _tuples(values: dict) -> dict:
-    return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}

@@ -206,9 +206,8 @@ def texture_files(root: str | Path) -> list[Path]:
         ValueError: a folder without images.
     """
     if not Path(root).is_dir():
-        raise FileNotFoundError(
-            f"textures: no folder {root}; name DTD's, or fetch it: python -m reproduce download dtd"
-        )
+        fetch = "name DTD's, or fetch it: python -m reproduce download dtd"
+        raise FileNotFoundError(f"textures: no folder {root}; {fetch}")
     found = sorted(path for path in Path(root).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not found:
         raise ValueError(f"textures: no images in {root}; looked for {', '.join(IMAGE_SUFFIXES)} in it and below")

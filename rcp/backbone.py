@@ -57,8 +57,7 @@ class Backbone(nn.Module):
         self.channels = tuple(m.shape[1] for m in maps)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        maps = self.trunk(images)
-        return list(maps.values()) if isinstance(maps, dict) else list(maps)
+        return list(self.trunk(images).values())
 
 
 def normalize(images: Tensor) -> Tensor:
@@ -175,9 +174,8 @@ def _tagged_weights(name: str, tag: str) -> dict[str, Tensor]:
         advice = f"{words}; remove {file}, and it is fetched again"
         require("weights", found.startswith(expected), advice, f"a file of sha256 {found[:8]}...")
     try:
-        return published.get_state_dict(
-            model_dir=str(weights_root()), progress=False, check_hash=True, weights_only=True, map_location="cpu"
-        )
+        how = {"progress": False, "check_hash": True, "weights_only": True, "map_location": "cpu"}
+        return published.get_state_dict(model_dir=str(weights_root()), **how)
     except OSError as error:
         by_hand = f"place {published.url} at {file}, or name a file"
         raise OSError(f"weights: {name} {tag} could not be fetched ({error}); {by_hand}") from None
@@ -227,21 +225,15 @@ def _load_file(trunk: nn.Module, full_keys: set[str], path: Path, name: str) -> 
     wanted = trunk.state_dict()
     counters = {key for key in wanted if key.endswith("num_batches_tracked")}
     there = [key for key in wanted if key in state]
-    shapes = {key: (tuple(state[key].shape), tuple(wanted[key].shape)) for key in there}
+    other = [key for key in there if state[key].shape != wanted[key].shape]
     problems = {
         "missing": sorted(set(wanted) - set(state) - counters),
         "unexpected": sorted(set(state) - full_keys - set(wanted)),
-        "of another shape": [
-            f"{key} {got} instead of {expected}" for key, (got, expected) in shapes.items() if got != expected
-        ],
+        "of another shape": [f"{key} {tuple(state[key].shape)} instead of {tuple(wanted[key].shape)}" for key in other],
         "not dense finite real numbers": [key for key in there if key not in counters and not _is_plain(state[key])],
     }
-    said = [
-        f"{len(keys)} {what}: {', '.join(keys[:5])}{', ...' * (len(keys) > 5)}"
-        for what, keys in problems.items()
-        if keys
-    ]
-    if said:
+    first = {what: ", ".join(keys[:5] + ["..."] * (len(keys) > 5)) for what, keys in problems.items()}
+    if said := [f"{len(keys)} {what}: {first[what]}" for what, keys in problems.items() if keys]:
         raise ValueError(f"weights: {path} does not fit {name}; {'; '.join(said)}")
     trunk.load_state_dict({key: state[key] for key in there}, strict=False)
 

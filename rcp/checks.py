@@ -1,5 +1,6 @@
 """Checks of arguments: every message names the argument, what was expected, what came, and the nearest valid name."""
 
+import dataclasses
 import difflib
 import math
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -64,7 +65,26 @@ def check_type(name: str, kind: Any, value: Any) -> Any:
     return value
 
 
+LIMITS = ("above", "least", "most")
+
+
+def limited(default: Any, about: dict | None = None, **limits: float) -> Any:
+    """A field of a dataclass whose values are greater than ``above``, at least ``least`` and at most ``most``, by :func:`check_fields`.
+
+    about: further metadata.
+    """
+    check_names("unknown limit", limits, LIMITS)
+    return dataclasses.field(default=default, metadata=(about or {}) | limits)
+
+
 def check_fields(instance) -> None:
-    """Puts every field of a frozen dataclass through :func:`check_type`."""
-    for name, kind in get_type_hints(type(instance)).items():
-        object.__setattr__(instance, name, check_type(name, kind, getattr(instance, name)))
+    """Puts every field of a frozen dataclass through :func:`check_type`, and its numbers through the limits of :func:`limited`."""
+    kinds = get_type_hints(type(instance))
+    for f in dataclasses.fields(instance):
+        value = check_type(f.name, kinds[f.name], getattr(instance, f.name))
+        object.__setattr__(instance, f.name, value)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            above, least, most = (f.metadata.get(limit) for limit in LIMITS)
+            require(f.name, above is None or value > above, f"a number above {above}", value)
+            require(f.name, least is None or value >= least, f"{least} or more", value)
+            require(f.name, most is None or value <= most, f"at most {most}", value)

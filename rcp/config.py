@@ -7,10 +7,10 @@ for that purpose, so one that is declared here cannot be forgotten there.
 """
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from rcp.checks import check_fields, check_names, check_type, drop_fixed, require
+from rcp.checks import check_fields, check_names, check_type, drop_fixed, limited, require
 
 STAGES = ("features", "training", "bank", "scores")
 
@@ -30,9 +30,6 @@ FIXED = {
 }
 
 
-LIMITS = ("above", "least", "most")
-
-
 def option(stage: str | None, default: Any, meaning: str, *, of: tuple[str, ...] = (), **limits: float) -> Any:
     """Declares a hyper-parameter.
 
@@ -40,12 +37,11 @@ def option(stage: str | None, default: Any, meaning: str, *, of: tuple[str, ...]
         stage: the first of ``STAGES`` whose result depends on it; None where no result does.
         meaning: what it is, with its provenance mark.
         of: the representations whose results depend on it; () is all.
-        limits: its values are greater than ``above``, at least ``least`` and at most ``most``; if that is not said, what no one means.
+        limits: as of :func:`rcp.checks.limited`; without ``most``, less than what no one means.
     """
     check_type("stage", Literal[*STAGES, None], stage)
-    check_names("unknown limit", limits, LIMITS)
-    about = {"stage": stage, "meaning": meaning, "of": of} | dict.fromkeys(LIMITS) | limits
-    return field(default=default, metadata=about)
+    most = 1e9 if isinstance(default, float) else 2**31 - 1
+    return limited(default, {"stage": stage, "meaning": meaning, "of": of}, **{"most": most} | limits)
 
 
 def of_f(default: Any, meaning: str, of: tuple[str, ...] = ("trained",), **limits: float) -> Any:
@@ -55,9 +51,9 @@ def of_f(default: Any, meaning: str, of: tuple[str, ...] = ("trained",), **limit
 
 # For own images: the paper's crop does not see a defect at the border.
 WHOLE = {"aspect": "squash", "resize": 224, "image_size": 224}
-# For own images too. With ResNet-50, on the four categories that λ was chosen on: +1.97 image AUROC over PatchCore with 1 % and D 512, +0.45 over D 1024,
-# at worst -0.25, with the paper's crop (benchmarks/results/preset_resnet50.md); with nothing cropped, as ``rcp fit`` does, transistor
-# has 97.46 instead of 99.75, the others about the same (false_alarms_resnet50.md).
+# For own images too. With ResNet-50, on the four categories that λ was chosen on: +1.97 image AUROC over PatchCore with 1 % and D 512,
+# +0.45 over D 1024, at worst -0.25, with the paper's crop (benchmarks/results/preset_resnet50.md); with nothing cropped, as ``rcp fit``
+# does, transistor has 97.46 instead of 99.75, the others about the same (false_alarms_resnet50.md).
 # For CNNs as wide as that: with ResNet-18 whitening costs transistor 2.6.
 INSPECTION = {"representation": "whitened", "whitening": 3.0, "dim": 1024, "coreset_projection": 128}
 
@@ -138,13 +134,6 @@ class Config:
         require("layers", of_levels and self.layers, "hierarchy levels from 1 such as (2, 3)", self.layers)
         object.__setattr__(self, "layers", tuple(sorted(set(self.layers))))
         check_fields(self)
-        for f in dataclasses.fields(self):
-            value, above, least = getattr(self, f.name), f.metadata["above"], f.metadata["least"]
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                require(f.name, above is None or value > above, f"a number above {above}", value)
-                require(f.name, least is None or value >= least, f"{least} or more", value)
-                most = f.metadata["most"] or (2**31 - 1 if isinstance(value, int) else 1e9)
-                require(f.name, value <= most, f"at most {most:g}", value)
         inside = f"at most resize={self.resize} (the crop lies inside the image)"
         narrow = f"at most patch_dim={pooled} (PatchCore pools, it cannot widen)"
         for name, holds, expected in (

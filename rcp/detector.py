@@ -32,7 +32,7 @@ from rcp.prediction import Prediction
 from rcp.progress import Log, progress
 from rcp.refinement import training as refinement
 from rcp.refinement.network import RefinementNet
-from rcp.refinement.options import RefinementConfig
+from rcp.refinement.options import Refine, RefinementConfig
 from rcp.scoring import MemoryBank, image_scores, patch_scores
 
 
@@ -109,13 +109,7 @@ class ReConPatch:
 
     represents = ("trained", "random", "whitened")  # the representations of this class
 
-    def __init__(
-        self,
-        *,
-        refine: RefinementConfig | dict | bool | None = None,
-        false_alarm_rate: float | None = None,
-        **hyper_parameters,
-    ):
+    def __init__(self, *, refine: Refine = None, false_alarm_rate: float | None = None, **hyper_parameters):
         self.train_scores_: np.ndarray | None = None
         self.false_alarm_rate = false_alarm_rate
         self.refine = RefinementConfig.of(refine)
@@ -400,12 +394,7 @@ class ReConPatch:
         self._check_fitted()
         width = self.config.extracted_dim or self.bank_.entries.shape[1] if self.f_ is None else self.f_.in_features
         require("p", p.ndim == 3 and p.shape[-1] == width, f"features (n, h · w, {width})", p.shape)
-
-        def p_of(part: slice) -> np.ndarray:
-            drop_pages(p)
-            return p[part]
-
-        return self._predict(len(p), p_of, maps, refined)
+        return self._predict(len(p), lambda part: drop_pages(p)[part], maps, refined)
 
     def _predict(self, n: int, p_of: Callable[[slice], np.ndarray], maps: bool, refined: bool) -> Prediction:
         c, batch = self.config, images_at_a_time(self.device, self.config.image_size)
@@ -483,10 +472,9 @@ class ReConPatch:
         header["false_alarm_rate"] = json.dumps(self.false_alarm_rate)
         if self.train_scores_ is not None:
             tensors["train_scores"] = torch.from_numpy(self.train_scores_)
-        if self.f_ is not None:
-            tensors |= {f"f.{name}": value for name, value in self.f_.state_dict().items()}
+        for part, module in {"f": self.f_, "refiner": self.refiner_}.items():
+            tensors |= {f"{part}.{name}": value for name, value in (module.state_dict() if module else {}).items()}
         if self.refiner_ is not None:
-            tensors |= {f"refiner.{name}": value for name, value in self.refiner_.state_dict().items()}
             header["refine"] = json.dumps(self.refine.asdict())
         write_tensors(path, tensors, header)
 
@@ -585,10 +573,11 @@ def _without_dropped(values: dict) -> dict:
     return {renamed.get(n, n): v for n, v in values.items() if n not in FIXED or n in scores}
 
 
-def drop_pages(p: np.ndarray) -> None:
-    """Gives the memory of what was read of a memory map back; the file keeps it."""
+def drop_pages(p: np.ndarray) -> np.ndarray:
+    """Gives the memory of what was read of a memory map back; the file keeps it. Returns ``p``."""
     if isinstance(p, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
         p._mmap.madvise(mmap.MADV_DONTNEED)
+    return p
 
 
 def as_tensor(p: np.ndarray) -> Tensor:

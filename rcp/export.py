@@ -34,16 +34,11 @@ class Deployed(nn.Module):
         self.weighted = c.coreset_ratio < 1 and c.weighting != "none" and len(bank.entries) > 1
         self.threshold = float("inf") if detector.threshold_ is None else detector.threshold_
         rows, columns = (axis_operator(n, c.image_size, c.blur).float() for n in self.side)
-        held = {
-            "entries": bank.entries,
-            "centre": bank.entries.mean(0),
-            "rows": rows,
-            "columns": columns.T.contiguous(),
-        }
+        held = {"entries": bank.entries, "centre": bank.entries.mean(0), "rows": rows, "columns": columns.T}
         if self.weighted:
             held["neighbourhood"] = bank.neighbourhood
         for name, tensor in held.items():
-            self.register_buffer(name, tensor.detach().cpu().clone())
+            self.register_buffer(name, tensor.detach().cpu().clone(memory_format=torch.contiguous_format))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         p = self.aggregate([m.float() for m in self.trunk(normalize(images))])

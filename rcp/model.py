@@ -221,7 +221,5 @@ def _row(epoch: int, losses: Tensor, omega_p: Tensor, seconds: float) -> dict:
 
 
 def _line(row: dict, epochs: int) -> str:
-    return (
-        f"epoch {row['epoch']:>3}/{epochs}  loss {row['loss']:.4f}  "
-        f"ω^P 5/50/95 % {row['omega_p_05']:.3f} {row['omega_p_50']:.3f} {row['omega_p_95']:.3f}  {row['seconds']:.1f} s"
-    )
+    omega_p = " ".join(f"{row[f'omega_p_{share}']:.3f}" for share in ("05", "50", "95"))
+    return f"epoch {row['epoch']:>3}/{epochs}  loss {row['loss']:.4f}  ω^P 5/50/95 % {omega_p}  {row['seconds']:.1f} s"

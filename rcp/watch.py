@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rcp.checks import require
-from rcp.data.images import IMAGE_SUFFIXES
+from rcp.data.images import named_as_image
 from rcp.detector import ReConPatch
 
 GIVEN_UP = 10  # looks at an unreadable file that no longer changes, before it is reported as such
@@ -66,7 +66,7 @@ def _scored(detector: ReConPatch, path: Path, key: str, looks: int) -> dict | No
 
 def _files(folder: Path) -> Iterator[tuple[Path, str]]:
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
+        if named_as_image(path):
             try:
                 status = path.stat()
             except FileNotFoundError:  # renamed or removed since the folder was read

@@ -20,6 +20,10 @@ _large = Lock()
 LABELS = 32
 
 
+def named_as_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
 class Original(NamedTuple):
     """An image before resize and crop: its size in pixels, upright, and how its file turns it (EXIF's orientation, 1 to 8)."""
 

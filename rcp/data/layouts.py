@@ -17,7 +17,7 @@ from unicodedata import normalize
 import numpy as np
 
 from rcp.checks import nearest
-from rcp.data.images import IMAGE_SUFFIXES, Transform, image_size, threaded
+from rcp.data.images import IMAGE_SUFFIXES, Transform, image_size, named_as_image, threaded
 from rcp.files import file_hash
 
 NOT_READ = (".jfif", ".pgm", ".ppm", ".gif", ".heic", ".avif", ".jp2", ".tga", ".dng")  # images all the same
@@ -132,13 +132,9 @@ def _natural(path: Path) -> tuple:
     return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", path.name.casefold())], path.name
 
 
-def _is_image_name(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-
-
 def images_in(folder: Path) -> list[Path]:
     """Images directly in a folder (none if it is absent), in natural order."""
-    found = sorted(filter(_is_image_name, folder.iterdir()), key=_natural) if folder.is_dir() else []
+    found = sorted(filter(named_as_image, folder.iterdir()), key=_natural) if folder.is_dir() else []
     for path in found:
         if not path.is_file():
             raise ValueError(f"named like an image, but {'a folder' if path.is_dir() else 'a broken link'}: {path}")
@@ -159,9 +155,8 @@ def _images_below(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> lis
 
 
 def _folders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted((p for p in folder.iterdir() if p.is_dir() and not _of_a_system(p.name)), key=_natural)
+    there = folder.iterdir() if folder.is_dir() else ()
+    return sorted((p for p in there if p.is_dir() and not _of_a_system(p.name)), key=_natural)
 
 
 def composed(name: str) -> str:
@@ -253,9 +248,13 @@ def _read_tree(folder: Path) -> tuple[Split, Split]:
     return _split(train), _split(test)
 
 
+def _visa_table(folder: Path) -> Path:
+    return folder.parent / "split_csv" / "1cls.csv"
+
+
 def _read_visa(folder: Path) -> tuple[Split, Split]:
     """The 1-class split of VisA; its CSV gives paths relative to the root."""
-    table = folder.parent / "split_csv" / "1cls.csv"
+    table = _visa_table(folder)
     try:
         with open(table, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
@@ -291,24 +290,23 @@ class _Layout(NamedTuple):
     read: Callable[[Path], tuple[Split, Split]] = _read_tree
 
 
+def _has(folder: Path, *names: str) -> bool:
+    return all((folder / name).is_dir() for name in names)
+
+
+_OWN = "train (images in it, or in train/good, ok or normal), or CATEGORY/train, or images themselves"
 LAYOUTS = {  # detection takes the first that fits
     "visa": _Layout(
         "split_csv/1cls.csv beside CATEGORY/Data/Images",
-        lambda f: (f / "Data" / "Images").is_dir() and (f.parent / "split_csv" / "1cls.csv").is_file(),
+        lambda f: _has(f, "Data/Images") and _visa_table(f).is_file(),
         _read_visa,
     ),
-    "mvtec": _Layout(
-        "CATEGORY/train/good and CATEGORY/test",
-        lambda f: (f / "train" / "good").is_dir() and (f / "test").is_dir(),
-    ),
+    "mvtec": _Layout("CATEGORY/train/good and CATEGORY/test", lambda f: _has(f, "train/good", "test")),
     "btad": _Layout(
         "CATEGORY/train/ok and CATEGORY/test/ok or ko",
-        lambda f: (f / "train" / "ok").is_dir() and any((f / "test" / n).is_dir() for n in ("ok", "ko")),
+        lambda f: _has(f, "train/ok", "test/ok") or _has(f, "train/ok", "test/ko"),
     ),
-    "own": _Layout(
-        "train (images in it, or in train/good, ok or normal), or CATEGORY/train, or images themselves",
-        lambda f: (f / "train").is_dir(),
-    ),
+    "own": _Layout(_OWN, lambda f: _has(f, "train")),
 }
 
 
@@ -374,7 +372,7 @@ def load_dataset(root: str | Path, category: str | None = None, layout: str = "a
     folder = folders[category]
     train, test = LAYOUTS[name].read(folder)
     if not train:
-        where = folder.parent / "split_csv" / "1cls.csv" if name == "visa" else folder / "train"
+        where = _visa_table(folder) if name == "visa" else folder / "train"
         looked_for = f"{', '.join(IMAGE_SUFFIXES)}, directly or in {', '.join(NORMAL)}"
         raise ValueError(f"no training images of {category!r} in {where}: looked for {looked_for}")
     _check_masks(test)

@@ -83,9 +83,8 @@ class PerturbedTransform(Transform):
         margin = 0
         if self.perturbation.border == "edge" and not background:
             margin = int(np.ceil(np.hypot(width, height) * (0.5 + self.perturbation.translation)))
-            pixels = np.asarray(image)
-            pixels = np.pad(pixels, ((margin, margin), (margin, margin), *((0, 0),) * (pixels.ndim - 2)), mode="edge")
-            image = Image.fromarray(pixels)
+            around = (margin, margin), (margin, margin), (0, 0)
+            image = Image.fromarray(np.pad(np.asarray(image), around, mode="edge"))
         shift = (round(drawn["dx"] * width), round(drawn["dy"] * height))
         centre = (image.size[0] / 2, image.size[1] / 2)
         image = image.rotate(drawn["rotation"], resample, center=centre, translate=shift)

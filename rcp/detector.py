@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -130,19 +131,16 @@ class ReConPatch:
         self.train_patch_scores_: np.ndarray | None = None
         self.skipped_: list[tuple[Path | str, str]] = []
         self.timings_ = Timings()
-        self._extractor: PatchExtractor | None = None
 
     @classmethod
     def from_config(cls, config: Config, refine: RefinementConfig | None = None) -> "ReConPatch":
         """The detector that a config describes: ReConPatch or PatchCore, by ``config.representation``."""
         return (PatchCore if config.representation == "none" else ReConPatch)(refine=refine, **config.asdict())
 
-    @property
+    @cached_property
     def extractor(self) -> PatchExtractor:
         """Frozen CNN and aggregation, built when first needed."""
-        if self._extractor is None:
-            self._extractor = PatchExtractor(self.config, self.device)
-        return self._extractor
+        return PatchExtractor(self.config, self.device)
 
     @property
     def false_alarm_rate(self) -> float | None:
@@ -368,9 +366,8 @@ class ReConPatch:
         skipped = [] if skip_unreadable else None
         with self.timings_("decode"):
             names, decoded, originals = self._decoded(images_of(images), skipped)
-        out = self._predict(len(names), lambda part: self.extractor(decoded[part], names=names[part]), maps, refined)
         about = {"paths": tuple(names), "originals": tuple(originals), "skipped": tuple(skipped or ())}
-        return dataclasses.replace(out, **about)
+        return self._predict(len(names), lambda i: self.extractor(decoded[i], names=names[i]), maps, refined, **about)
 
     def predict_iter(
         self, images, maps: bool = True, refined: bool = True, *, batch: int | None = None, skipped: list | None = None
@@ -386,8 +383,8 @@ class ReConPatch:
         at_a_time = batch or images_at_a_time(self.device, self.config.image_size)
         for some in batches(images_of(images), self.transform, at_a_time, skipped):
             p = self.extractor(some.pixels, names=some.names)
-            out = self._predict(len(some.names), p.__getitem__, maps, refined)
-            yield from dataclasses.replace(out, paths=tuple(some.names), originals=tuple(some.originals))
+            about = {"paths": tuple(some.names), "originals": tuple(some.originals)}
+            yield from self._predict(len(some.names), p.__getitem__, maps, refined, **about)
 
     def predict_features(self, p: np.ndarray, maps: bool = True, refined: bool = True) -> Prediction:
         """``predict`` from features that are there already: p (n, h · w, D) as :class:`PatchExtractor` makes them."""
@@ -396,7 +393,8 @@ class ReConPatch:
         require("p", p.ndim == 3 and p.shape[-1] == width, f"features (n, h · w, {width})", p.shape)
         return self._predict(len(p), lambda part: drop_pages(p)[part], maps, refined)
 
-    def _predict(self, n: int, p_of: Callable[[slice], np.ndarray], maps: bool, refined: bool) -> Prediction:
+    def _predict(self, n: int, p_of: Callable[[slice], np.ndarray], maps: bool, refined: bool, **about) -> Prediction:
+        """Scores n images, a few at a time. p_of: the features of some of them. about: further fields of the prediction."""
         c, batch = self.config, images_at_a_time(self.device, self.config.image_size)
         refined = refined and self.refiner_ is not None
         scores, patches = np.empty(n, np.float32), []
@@ -416,9 +414,9 @@ class ReConPatch:
                     all_maps[part] = found
         # held-out scores are unrefined: a refined one of an image that the network was trained on would not be held out
         train_scores = None if refined else self.train_scores_
-        threshold, why = self.decide(refined)
+        about["threshold"], about["why"] = self.decide(refined)
         patches = np.concatenate(patches) if patches else np.empty((0, 0, 0), np.float32)
-        return Prediction(scores, all_maps, self.transform, train_scores, patches, threshold=threshold, why=why)
+        return Prediction(scores, all_maps, self.transform, train_scores, patches, **about)
 
     def _memorize(self, represented: Tensor, count: int, among: Tensor | None = None) -> MemoryBank:
         """(N, dim) -> the coreset of ``count`` patches as a memory bank; of all of them where the ratio is 1."""

@@ -75,15 +75,12 @@ def export(detector, path: str | Path) -> Path:
         raise ImportError('an ONNX file needs the extra export: pip install "rcp[export]", or write a .pt2 file')
     images = _drawn(c.image_size)
     module = copy.deepcopy(Deployed(detector)).eval().cpu()  # the detector stays where it is
+    any_number = {"images": {0: torch.export.Dim("n", min=1, max=4096)}}
+    described = {"transform": repr(detector.transform), "threshold": detector.threshold_, "outputs": OUTPUTS}
+    written, about = path.with_name(f".{path.name}"), {"rcp": json.dumps(described)}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        any_number = {"images": {0: torch.export.Dim("n", min=1, max=4096)}}
         program = torch.export.export(module, (images[:2],), dynamic_shapes=any_number)
-    written = path.with_name(f".{path.name}")
-    described = {"transform": repr(detector.transform), "threshold": detector.threshold_, "outputs": OUTPUTS}
-    about = {"rcp": json.dumps(described)}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
         if path.suffix == ".pt2":
             torch.export.save(program, written, extra_files=about)
             run = torch.export.load(written).module()

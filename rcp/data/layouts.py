@@ -41,8 +41,8 @@ class Split(Sequence):
         labels = np.array(self.labels, dtype=np.int64)
         labels.flags.writeable = False
         object.__setattr__(self, "labels", labels)
-        if not len(self.paths) == len(labels) == len(self.defects) == len(self.masks):
-            lengths = len(self.paths), len(labels), len(self.defects), len(self.masks)
+        lengths = len(self.paths), len(labels), len(self.defects), len(self.masks)
+        if len(set(lengths)) > 1:
             raise ValueError(f"paths, labels, defects and masks must have one length, not {lengths}")
 
     def __len__(self) -> int:

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
-from rcp.checks import check_fields, require
+from rcp.checks import check_fields, limited
 from rcp.data.images import Transform
 
 
@@ -30,19 +30,16 @@ class Perturbation:
         ValueError: a value outside its range, named.
     """
 
-    rotation: float = 10.0
-    translation: float = 0.05
-    brightness: float = 0.2
-    contrast: float = 0.2
-    blur: float = 1.0
+    rotation: float = limited(10.0, least=0, most=180)
+    translation: float = limited(0.05, least=0, most=1)
+    brightness: float = limited(0.2, least=0, most=1)
+    contrast: float = limited(0.2, least=0, most=1)
+    blur: float = limited(1.0, least=0, most=100)
     border: Literal["edge", "black"] = "edge"
     seed: int = 0
 
     def __post_init__(self):
         check_fields(self)
-        for name, limit in {"rotation": 180, "translation": 1, "brightness": 1, "contrast": 1, "blur": 100}.items():
-            value = getattr(self, name)
-            require(name, 0 <= value <= limit, f"a range from 0 to {limit}", value)
 
     def draw(self, image: str | Path) -> dict[str, float]:
         """The five values for one image: rotation (degrees), dx, dy (shares), brightness, contrast (factors), blur (pixels)."""

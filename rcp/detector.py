@@ -1,6 +1,5 @@
 """The detectors: ``ReConPatch``, and ``PatchCore``, which is ReConPatch without f."""
 
-import dataclasses
 import hashlib
 import inspect
 import json
@@ -587,9 +586,6 @@ def as_tensor(p: np.ndarray) -> Tensor:
         return torch.from_numpy(np.asarray(p))
 
 
-_DEFAULTS = {f.name: f.default for f in dataclasses.fields(Config)}
-_SIGNATURE = inspect.Signature(
-    inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value)
-    for name, value in [*_DEFAULTS.items(), ("refine", None), ("false_alarm_rate", None)]
-)
+_OWN = [p for p in inspect.signature(ReConPatch).parameters.values() if p.kind is p.KEYWORD_ONLY]
+_SIGNATURE = inspect.Signature([*inspect.signature(Config).parameters.values(), *_OWN])
 ReConPatch.__signature__ = PatchCore.__signature__ = _SIGNATURE  # so that help() and editors show every argument

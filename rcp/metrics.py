@@ -64,7 +64,7 @@ def f1_threshold(labels: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
     return _best_f1(_rank(*_checked(labels, scores, "labels", "scores")))
 
 
-def normal_threshold(train_scores: np.ndarray, z: float = 3.5, beta: float = 1.4826) -> float:
+def normal_threshold(train_scores: np.ndarray | None, z: float = 3.5, beta: float = 1.4826) -> float:
     """median + z · beta · MAD of the scores of normal training images: Eq. 11's s̄ = z, solved for s.
 
     It uses no test data. MAD is the median absolute deviation, to which the constant 1.4826 belongs (the paper's text
@@ -75,9 +75,11 @@ def normal_threshold(train_scores: np.ndarray, z: float = 3.5, beta: float = 1.4
             patches there scores too low.
     Returns: threshold in units of the score.
     Raises:
-        UndefinedMetric: fewer than two scores; no spread (MAD is 0), as of identical images.
+        UndefinedMetric: None, or fewer than two scores; no spread (MAD is 0), as of identical images.
         ValueError: a score that is NaN or infinite.
     """
+    if train_scores is None:
+        raise UndefinedMetric("the prediction has no held-out scores of training images")
     scores = np.asarray(train_scores, dtype=np.float64).ravel()
     if len(scores) < 2:
         raise UndefinedMetric(f"a spread of training scores needs at least two, found {len(scores)}")
@@ -175,7 +177,7 @@ def evaluate(prediction, split) -> dict[str, float | int | dict[str, str] | None
     _add(report, ["image_auroc"], image_auroc, labels, scores)
     _add(report, ["d_prime"], d_prime, scores[~labels], scores[labels])
     _add(report, ["f1_threshold", "f1"], f1_threshold, labels, scores)
-    _add(report, ["normal_threshold"], _threshold_of, prediction)
+    _add(report, ["normal_threshold"], normal_threshold, prediction.train_scores)
     threshold = report["normal_threshold"]
     _add(report, ["normal_threshold_false_positive_rate"], _flagged, scores[~labels], threshold, "normal")
     _add(report, ["normal_threshold_true_positive_rate"], _flagged, scores[labels], threshold, "defective")
@@ -209,12 +211,6 @@ def _add(report: dict, names: list[str], metric, *arguments) -> None:
 def _leave_out(report: dict, names: list[str], reason: str) -> None:
     report.update(dict.fromkeys(names))
     report["undefined"].update(dict.fromkeys(names, reason))
-
-
-def _threshold_of(prediction) -> float:
-    if prediction.train_scores is None:
-        raise UndefinedMetric("the prediction has no held-out scores of training images")
-    return normal_threshold(prediction.train_scores)
 
 
 def _flagged(scores: np.ndarray, threshold: float | None, kind: str) -> float:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMITS = {"rcp": 3240, "reproduce": 3210, "tests": 5400}
+LIMITS = {"rcp": 3230, "reproduce": 3210, "tests": 5400}
 
 
 def code_lines(file: Path) -> int:

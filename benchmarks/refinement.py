@@ -46,7 +46,7 @@ def timed(images: np.ndarray, **options) -> np.ndarray:
     return features
 
 
-detector._extractor = timed
+detector.extractor = timed
 started = time.perf_counter()
 detector.fit_refinement(shown, log=len)
 whole = time.perf_counter() - started

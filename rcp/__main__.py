@@ -131,16 +131,11 @@ def _parser() -> argparse.ArgumentParser:
     fit = command("fit", _fit, "learn from a folder of images of good parts")
     fit.add_argument("folder", help="images, or train/ and perhaps test/")
     fit.add_argument("-o", "--output", type=Path, required=True, help="the detector's file, such as part.rcp")
-    fit.add_argument(
-        "--preset",
-        choices=PRESETS,
-        default="inspection",
-        help="default: %(default)s; but for paper, nothing is cropped",
-    )
+    words = "default: %(default)s; but for paper, nothing is cropped"
+    fit.add_argument("--preset", choices=PRESETS, default="inspection", help=words)
     fit.add_argument("--backbone", help="a torchvision or timm CNN")
-    fit.add_argument(
-        "--set", type=_setting, action="append", default=[], metavar="NAME=VALUE", help="a hyper-parameter"
-    )
+    several = {"action": "append", "default": [], "metavar": "NAME=VALUE"}
+    fit.add_argument("--set", type=_setting, **several, help="a hyper-parameter")
     predict = command("predict", _predict, "score images and decide")
     watch = command("watch", _watch, "score each new image of a folder, once")
     exported = command("export", _export, "write a file that runs without rcp")

@@ -10,15 +10,16 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rcp.checks import nearest, require
+from rcp.files import file_hash
 from rcp.paths import weights_root
 
 logger = logging.getLogger("rcp")
 
+DEFAULT_TAGS = ("pretrained", "IMAGENET1K_V1")  # of a timm model, whatever timm takes for its own
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -56,8 +57,7 @@ class Backbone(nn.Module):
         self.channels = tuple(m.shape[1] for m in maps)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        maps = self.trunk(images)
-        return list(maps.values()) if isinstance(maps, dict) else list(maps)
+        return list(self.trunk(images).values())
 
 
 def normalize(images: Tensor) -> Tensor:
@@ -81,30 +81,22 @@ def check(name: str, weights: str) -> None:
         FileNotFoundError: no such weights file.
     """
     require("weights", bool(weights), 'a tag such as IMAGENET1K_V1, a file, or "random:SEED"', weights)
-    models = torchvision_models()
-    tag = _tag_of(weights)
+    models, tag = torchvision_models(), _tag_of(weights)
     if name in models.list_models(module=models):
         tags = [w.name for w in models.get_model_weights(name)]
-        if tag and tag not in tags:
-            raise ValueError(
-                f"weights: {name} has no weights {tag!r}; expected {', '.join(tags)}, a file, or random:SEED."
-                f"{nearest(tag, tags)}"
-            )
     else:
         import timm
 
         if not timm.is_model(name):
             known = models.list_models(module=models) + timm.list_models()
             raise ValueError(f"backbone: neither torchvision nor timm has a model {name!r}.{nearest(name, known)}")
-        tags = [tagged.partition(".")[2] for tagged in timm.list_pretrained(f"{name}.*")]
-        if tag and tag not in ("pretrained", "IMAGENET1K_V1", *tags):
-            raise ValueError(
-                f"weights: timm's {name} has no weights {tag!r}; expected 'pretrained' or one of {tags}.{nearest(tag, tags)}"
-            )
+        tags = [*DEFAULT_TAGS, *(tagged.partition(".")[2] for tagged in timm.list_pretrained(f"{name}.*"))]
+    if tag and tag not in tags:
+        expected = f"expected {', '.join(tags)}, a file, or random:SEED.{nearest(tag, tags)}"
+        raise ValueError(f"weights: {name} has no weights {tag!r}; {expected}")
     if _is_file(weights) and not Path(weights).is_file():
-        raise FileNotFoundError(
-            f"weights: no file {weights} (expected a .safetensors or .pth file, a tag such as IMAGENET1K_V1, or random:SEED)"
-        )
+        expected = "expected a .safetensors or .pth file, a tag such as IMAGENET1K_V1, or random:SEED"
+        raise FileNotFoundError(f"weights: no file {weights} ({expected})")
 
 
 def torchvision_models() -> ModuleType:
@@ -145,8 +137,7 @@ def _tag_of(weights: str) -> str | None:
 
 @lru_cache
 def _file_hash(path: Path, _mtime: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    return file_hash(path, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def _build(name: str, weights: str, levels: tuple[int, ...]) -> tuple[nn.Module, set[str]]:
@@ -163,13 +154,12 @@ def _build(name: str, weights: str, levels: tuple[int, ...]) -> tuple[nn.Module,
     else:
         import timm
 
-        named = f"{name}.{tag}" if tag and tag not in ("pretrained", "IMAGENET1K_V1") else name
+        named = f"{name}.{tag}" if tag and tag not in DEFAULT_TAGS else name
         model = timm.create_model(named, pretrained=tag is not None).eval()
         there = {level["reduction"].bit_length() - 2: level["module"] for level in getattr(model, "feature_info", [])}
     if unknown := [n for n in levels if n not in there]:
-        raise ValueError(
-            f"layers: {name} has no level {unknown[0]} (stride {2 ** (unknown[0] + 1)}); it has {sorted(n for n in there if n > 0)}"
-        )
+        known = sorted(n for n in there if n > 0)
+        raise ValueError(f"layers: {name} has no level {unknown[0]} (stride {2 ** (unknown[0] + 1)}); it has {known}")
     trunk = create_feature_extractor(model, return_nodes={there[n]: str(n) for n in levels})
     return trunk, set(model.state_dict())
 
@@ -179,22 +169,16 @@ def _tagged_weights(name: str, tag: str) -> dict[str, Tensor]:
     published = torchvision_models().get_model_weights(name)[tag]
     file = weights_root() / Path(published.url).name
     if file.is_file():  # torchvision checks what it fetches, not what lies there
-        with file.open("rb") as content:
-            found = hashlib.file_digest(content, "sha256").hexdigest()
-        expected = file.stem.rpartition("-")[2]
-        words = (
-            f"what torchvision publishes as {name} {tag} (sha256 {expected}...); remove {file}, and it is fetched again"
-        )
-        require("weights", found.startswith(expected), words, f"a file of sha256 {found[:8]}...")
+        found, expected = file_hash(file, "sha256").hexdigest(), file.stem.rpartition("-")[2]
+        words = f"what torchvision publishes as {name} {tag} (sha256 {expected}...)"
+        advice = f"{words}; remove {file}, and it is fetched again"
+        require("weights", found.startswith(expected), advice, f"a file of sha256 {found[:8]}...")
     try:
-        return published.get_state_dict(
-            model_dir=str(weights_root()), progress=False, check_hash=True, weights_only=True, map_location="cpu"
-        )
+        how = {"progress": False, "check_hash": True, "weights_only": True, "map_location": "cpu"}
+        return published.get_state_dict(model_dir=str(weights_root()), **how)
     except OSError as error:
-        raise OSError(
-            f"weights: {name} {tag} could not be fetched ({error}); place {published.url} at "
-            f"{weights_root() / Path(published.url).name}, or name a file"
-        ) from None
+        by_hand = f"place {published.url} at {file}, or name a file"
+        raise OSError(f"weights: {name} {tag} could not be fetched ({error}); {by_hand}") from None
 
 
 def _torchvision_levels(model: nn.Module) -> dict[int, str]:
@@ -208,18 +192,16 @@ def _torchvision_levels(model: nn.Module) -> dict[int, str]:
 
 def _last_at_each_stride(model: nn.Module, side: int = 224) -> dict[int, str]:
     """The block (``features.3``, not what is inside it) that ran last with a map of each stride, over one blank image."""
+    names = {module: name for name, module in model.named_modules() if name and name.count(".") <= 1}
     last: dict[int, str] = {}
 
-    def note(module_name):
-        def hook(_module, _inputs, output):
-            if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] == output.shape[3] > 1:
-                stride = side / output.shape[2]
-                if stride >= 4 and stride.is_integer() and int(stride).bit_count() == 1:
-                    last[int(stride).bit_length() - 2] = module_name
+    def note(module, _inputs, output):
+        if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] == output.shape[3] > 1:
+            stride, rest = divmod(side, output.shape[2])
+            if stride >= 4 and not rest and stride.bit_count() == 1:
+                last[stride.bit_length() - 2] = names[module]
 
-        return hook
-
-    hooks = [module.register_forward_hook(note(n)) for n, module in model.named_modules() if n and n.count(".") <= 1]
+    hooks = [module.register_forward_hook(note) for module in names]
     with torch.inference_mode():
         model(torch.zeros(1, 3, side, side))
     for hook in hooks:
@@ -228,46 +210,32 @@ def _last_at_each_stride(model: nn.Module, side: int = 224) -> dict[int, str]:
 
 
 def _load_file(trunk: nn.Module, full_keys: set[str], path: Path, name: str) -> None:
-    if path.suffix == ".safetensors":
-        try:
-            state = load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"weights: {path} is not a safetensors file ({error})") from None
-    else:
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except MemoryError:
-            raise
-        except Exception as error:  # whatever an unpickler meets in a damaged or foreign file
-            raise ValueError(
-                f"weights: {path} is not a plain file of tensors ({type(error).__name__}: {error})"
-            ) from None
-        state = state.get("state_dict", state) if isinstance(state, dict) else state
-        if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-            raise ValueError(f"weights: {path} is not a state dict (names with tensors)")
+    """Puts a file's weights into the trunk; raises ValueError where they do not fit."""
+    try:
+        of_safetensors = path.suffix == ".safetensors"
+        state = load_file(path) if of_safetensors else torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever an unpickler meets in a damaged or foreign file
+        why = f"{type(error).__name__}: {error}"
+        raise ValueError(f"weights: {path} is not a plain file of tensors ({why})") from None
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"weights: {path} is not a state dict (names with tensors)")
     wanted = trunk.state_dict()
     counters = {key for key in wanted if key.endswith("num_batches_tracked")}
-    missing = sorted(set(wanted) - set(state) - counters)
-    unexpected = sorted(set(state) - full_keys - set(wanted))
-    shapes = [
-        f"{key} {tuple(state[key].shape)} instead of {tuple(value.shape)}"
-        for key, value in wanted.items()
-        if key in state and state[key].shape != value.shape
-    ]
-    odd = [key for key in wanted if key in state and key not in counters and not _is_plain(state[key])]
-    if missing or unexpected or shapes or odd:
-        problems = [
-            f"{len(found)} {what}: {', '.join(found[:5])}{', ...' if len(found) > 5 else ''}"
-            for what, found in (
-                ("missing", missing),
-                ("unexpected", unexpected),
-                ("of another shape", shapes),
-                ("not dense finite real numbers", odd),
-            )
-            if found
-        ]
-        raise ValueError(f"weights: {path} does not fit {name}; {'; '.join(problems)}")
-    trunk.load_state_dict({key: state[key] for key in wanted if key in state}, strict=False)
+    there = [key for key in wanted if key in state]
+    other = [key for key in there if state[key].shape != wanted[key].shape]
+    problems = {
+        "missing": sorted(set(wanted) - set(state) - counters),
+        "unexpected": sorted(set(state) - full_keys - set(wanted)),
+        "of another shape": [f"{key} {tuple(state[key].shape)} instead of {tuple(wanted[key].shape)}" for key in other],
+        "not dense finite real numbers": [key for key in there if key not in counters and not _is_plain(state[key])],
+    }
+    first = {what: ", ".join(keys[:5] + ["..."] * (len(keys) > 5)) for what, keys in problems.items()}
+    if said := [f"{len(keys)} {what}: {first[what]}" for what, keys in problems.items() if keys]:
+        raise ValueError(f"weights: {path} does not fit {name}; {'; '.join(said)}")
+    trunk.load_state_dict({key: state[key] for key in there}, strict=False)
 
 
 def _is_plain(t: Tensor) -> bool:

@@ -1,5 +1,6 @@
 """Checks of arguments: every message names the argument, what was expected, what came, and the nearest valid name."""
 
+import dataclasses
 import difflib
 import math
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -24,8 +25,19 @@ def check_names(what: str, given, valid) -> None:
             raise ValueError(f"{what} {name!r}.{nearest(name, valid)} Valid: {', '.join(map(str, valid))}")
 
 
+def drop_fixed(values: dict, fixed: dict[str, tuple[Any, str]], of: str = "") -> None:
+    """Takes what is no option any more out of ``values``. fixed: name -> (the only value, why).
+
+    Raises:
+        ValueError: one that has another value; says why it is no option. of: before its name.
+    """
+    for name in [n for n in values if n in fixed]:
+        (value, why), given = fixed[name], values.pop(name)
+        require(f"{of}{name}", given == value, f"{value!r}, for it is no option: {why}", given)
+
+
 def check_type(name: str, kind: Any, value: Any) -> Any:
-    """``value`` if it fits the annotation ``kind`` (a whole number becomes a float where one is meant).
+    """``value`` if it fits the annotation ``kind`` (a whole number becomes a float where one is meant, a list a tuple).
 
     Raises:
         ValueError: names the argument, what was expected, what came, and the nearest choice.
@@ -36,6 +48,7 @@ def check_type(name: str, kind: Any, value: Any) -> Any:
             words = ", ".join(map(repr, choices))
             raise ValueError(f"{name}: expected one of {words}, got {value!r}.{nearest(value, choices)}")
         return value
+    value = tuple(value) if isinstance(value, list) else value
     kinds = (tuple,) if get_origin(kind) is tuple else get_args(kind) or (kind,)
     if float in kinds and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
@@ -52,7 +65,26 @@ def check_type(name: str, kind: Any, value: Any) -> Any:
     return value
 
 
+LIMITS = ("above", "least", "most")
+
+
+def limited(default: Any, about: dict | None = None, **limits: float) -> Any:
+    """A field of a dataclass whose values are greater than ``above``, at least ``least`` and at most ``most``, by :func:`check_fields`.
+
+    about: further metadata.
+    """
+    check_names("unknown limit", limits, LIMITS)
+    return dataclasses.field(default=default, metadata=(about or {}) | limits)
+
+
 def check_fields(instance) -> None:
-    """Puts every field of a frozen dataclass through :func:`check_type`."""
-    for name, kind in get_type_hints(type(instance)).items():
-        object.__setattr__(instance, name, check_type(name, kind, getattr(instance, name)))
+    """Puts every field of a frozen dataclass through :func:`check_type`, and its numbers through the limits of :func:`limited`."""
+    kinds = get_type_hints(type(instance))
+    for f in dataclasses.fields(instance):
+        value = check_type(f.name, kinds[f.name], getattr(instance, f.name))
+        object.__setattr__(instance, f.name, value)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            above, least, most = (f.metadata.get(limit) for limit in LIMITS)
+            require(f.name, above is None or value > above, f"a number above {above}", value)
+            require(f.name, least is None or value >= least, f"{least} or more", value)
+            require(f.name, most is None or value <= most, f"at most {most}", value)

@@ -7,10 +7,10 @@ for that purpose, so one that is declared here cannot be forgotten there.
 """
 
 import dataclasses
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_type_hints
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from rcp.checks import check_names, check_type, require
+from rcp.checks import check_fields, check_names, check_type, drop_fixed, limited, require
 
 STAGES = ("features", "training", "bank", "scores")
 
@@ -30,27 +30,18 @@ FIXED = {
 }
 
 
-def option(
-    stage: str | None,
-    default: Any,
-    meaning: str,
-    *,
-    above: float | None = None,
-    least: float | None = None,
-    most: float | None = None,
-    of: tuple[str, ...] = (),
-) -> Any:
+def option(stage: str | None, default: Any, meaning: str, *, of: tuple[str, ...] = (), **limits: float) -> Any:
     """Declares a hyper-parameter.
 
     Args:
         stage: the first of ``STAGES`` whose result depends on it; None where no result does.
         meaning: what it is, with its provenance mark.
-        above: its values are greater than this. least: they are this or greater. most: this or less; if not said, what no one means.
         of: the representations whose results depend on it; () is all.
+        limits: as of :func:`rcp.checks.limited`; without ``most``, less than what no one means.
     """
     check_type("stage", Literal[*STAGES, None], stage)
-    about = {"stage": stage, "meaning": meaning, "above": above, "least": least, "most": most, "of": of}
-    return field(default=default, metadata=about)
+    most = 1e9 if isinstance(default, float) else 2**31 - 1
+    return limited(default, {"stage": stage, "meaning": meaning, "of": of}, **{"most": most} | limits)
 
 
 def of_f(default: Any, meaning: str, of: tuple[str, ...] = ("trained",), **limits: float) -> Any:
@@ -58,15 +49,12 @@ def of_f(default: Any, meaning: str, of: tuple[str, ...] = ("trained",), **limit
     return option("training", default, meaning, of=of, **limits)
 
 
-# With ResNet-50, on the four categories that λ was chosen on: +1.97 image AUROC over PatchCore with 1 % and D 512, +0.45 over D 1024,
-# at worst -0.25, with the paper's crop (benchmarks/results/preset_resnet50.md); with nothing cropped, as ``rcp fit`` does, transistor
-# has 97.46 instead of 99.75, the others about the same (false_alarms_resnet50.md).
+# For own images: the paper's crop does not see a defect at the border.
+WHOLE = {"aspect": "squash", "resize": 224, "image_size": 224}
+# For own images too. With ResNet-50, on the four categories that λ was chosen on: +1.97 image AUROC over PatchCore with 1 % and D 512,
+# +0.45 over D 1024, at worst -0.25, with the paper's crop (benchmarks/results/preset_resnet50.md); with nothing cropped, as ``rcp fit``
+# does, transistor has 97.46 instead of 99.75, the others about the same (false_alarms_resnet50.md).
 # For CNNs as wide as that: with ResNet-18 whitening costs transistor 2.6.
-WHOLE = {
-    "aspect": "squash",
-    "resize": 224,
-    "image_size": 224,
-}  # for own images: the paper's crop does not see a defect at the border
 INSPECTION = {"representation": "whitened", "whitening": 3.0, "dim": 1024, "coreset_projection": 128}
 
 
@@ -145,17 +133,7 @@ class Config:
         of_levels = not isinstance(self.layers, int | str) and all(isinstance(n, int) and n >= 1 for n in self.layers)
         require("layers", of_levels and self.layers, "hierarchy levels from 1 such as (2, 3)", self.layers)
         object.__setattr__(self, "layers", tuple(sorted(set(self.layers))))
-        kinds = get_type_hints(type(self))
-        for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
-            value = check_type(f.name, kinds[f.name], tuple(value) if isinstance(value, list) else value)
-            object.__setattr__(self, f.name, value)
-            above, least = f.metadata["above"], f.metadata["least"]
-            require(f.name, value is None or above is None or value > above, f"a number above {above}", value)
-            require(f.name, value is None or least is None or value >= least, f"{least} or more", value)
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                most = f.metadata["most"] or (2**31 - 1 if isinstance(value, int) else 1e9)
-                require(f.name, value <= most, f"at most {most:g}", value)
+        check_fields(self)
         inside = f"at most resize={self.resize} (the crop lies inside the image)"
         narrow = f"at most patch_dim={pooled} (PatchCore pools, it cannot widen)"
         for name, holds, expected in (
@@ -187,9 +165,7 @@ class Config:
         Raises:
             ValueError: an unknown name, with the nearest valid one; a value other than ``FIXED`` has; whatever the constructor refuses.
         """
-        for name in [n for n in values if n in FIXED]:
-            fixed, why = FIXED[name]
-            require(name, values.pop(name) == fixed, f"{fixed!r}, for it is no option: {why}", "another value")
+        drop_fixed(values, FIXED)
         check_names("unknown hyper-parameter", values, cls.names())
         return cls(**values)
 

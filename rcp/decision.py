@@ -27,17 +27,12 @@ def threshold(held_out: np.ndarray, rate: float | None = None) -> float:
     scores = np.sort(np.asarray(held_out, np.float64).ravel())
     n = len(scores)
     rate = rate_of(n, rate)
-    enough = (
-        f"at least 1 / (n + 1) = {1 / (n + 1):.4f} with {n} images (or {math.ceil(1 / rate - 1)} images for this rate)"
-    )
+    least = f"at least 1 / (n + 1) = {1 / (n + 1):.4f} with {n} images"
+    enough = f"{least} (or {math.ceil(1 / rate - 1)} images for this rate)"
     require("false_alarm_rate", n >= 1 and _rank(n, rate) <= n, enough, rate)
     alike = np.median(np.abs(scores - np.median(scores))) == 0
-    require(
-        "images",
-        not alike,
-        "normal images that differ (a threshold needs the spread of their scores)",
-        f"{n} with one score",
-    )
+    differing = "normal images that differ (a threshold needs the spread of their scores)"
+    require("images", not alike, differing, f"{n} with one score")
     return float(np.nextafter(np.float32(scores[_rank(n, rate) - 1]), np.float32(np.inf)))
 
 

@@ -1,6 +1,5 @@
 """The detectors: ``ReConPatch``, and ``PatchCore``, which is ReConPatch without f."""
 
-import dataclasses
 import hashlib
 import inspect
 import json
@@ -10,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -25,14 +25,14 @@ from rcp.data.layouts import Dataset, load_dataset
 from rcp.data.sources import batches, images_of
 from rcp.files import read_tensors, write_tensors
 from rcp.maps import center_and_deviation, score_maps
-from rcp.model import represent
+from rcp.model import EachEpoch, Trained, represent
 from rcp.patches import PatchExtractor, images_at_a_time, pool
-from rcp.paths import require_disk, require_memory
+from rcp.paths import require_disk, require_folder_of, require_memory
 from rcp.prediction import Prediction
-from rcp.progress import progress
+from rcp.progress import Log, progress
 from rcp.refinement import training as refinement
 from rcp.refinement.network import RefinementNet
-from rcp.refinement.options import RefinementConfig
+from rcp.refinement.options import Refine, RefinementConfig
 from rcp.scoring import MemoryBank, image_scores, patch_scores
 
 
@@ -109,13 +109,7 @@ class ReConPatch:
 
     represents = ("trained", "random", "whitened")  # the representations of this class
 
-    def __init__(
-        self,
-        *,
-        refine: RefinementConfig | dict | bool | None = None,
-        false_alarm_rate: float | None = None,
-        **hyper_parameters,
-    ):
+    def __init__(self, *, refine: Refine = None, false_alarm_rate: float | None = None, **hyper_parameters):
         self.train_scores_: np.ndarray | None = None
         self.false_alarm_rate = false_alarm_rate
         self.refine = RefinementConfig.of(refine)
@@ -136,19 +130,16 @@ class ReConPatch:
         self.train_patch_scores_: np.ndarray | None = None
         self.skipped_: list[tuple[Path | str, str]] = []
         self.timings_ = Timings()
-        self._extractor: PatchExtractor | None = None
 
     @classmethod
     def from_config(cls, config: Config, refine: RefinementConfig | None = None) -> "ReConPatch":
         """The detector that a config describes: ReConPatch or PatchCore, by ``config.representation``."""
         return (PatchCore if config.representation == "none" else ReConPatch)(refine=refine, **config.asdict())
 
-    @property
+    @cached_property
     def extractor(self) -> PatchExtractor:
         """Frozen CNN and aggregation, built when first needed."""
-        if self._extractor is None:
-            self._extractor = PatchExtractor(self.config, self.device)
-        return self._extractor
+        return PatchExtractor(self.config, self.device)
 
     @property
     def false_alarm_rate(self) -> float | None:
@@ -189,7 +180,7 @@ class ReConPatch:
         rate = decision.rate_of(n, self.false_alarm_rate)
         return f"threshold {found:.4g}; false alarms: {rate:.1%} on average, of 100 normal images {low:.0%} to {high:.0%} ({n} held out)"
 
-    def fit(self, images, log: Callable[[str], None] = print, *, skip_unreadable: bool = False) -> "ReConPatch":
+    def fit(self, images, log: Log = print, *, skip_unreadable: bool = False) -> "ReConPatch":
         """Learns the normal state from images without defects.
 
         All are decoded, a few at a time into a temporary file, before any feature is computed.
@@ -205,14 +196,14 @@ class ReConPatch:
         c, self.skipped_ = self.config, []
         textures = self.refine.load_textures(c.image_size) if self.refine else None
         with self.timings_("decode"):
-            paths, decoded, originals = self._decoded(images_of(images, train=True), skip_unreadable)
+            skipped = self.skipped_ if skip_unreadable else None
+            paths, decoded, originals = self._decoded(images_of(images, train=True), skipped)
         left_out = f" ({len(self.skipped_)} are unreadable: {self.skipped_[0][0]})" if self.skipped_ else ""
         require("images", len(paths) > 0, f"at least one image without defects{left_out}", paths)
         said = [f"left out, {name}: {why}" for name, why in self.skipped_] + self._cropped(originals, images)
         if copies := len(decoded) - len({hashlib.blake2b(image).digest() for image in decoded}):
-            said += [
-                f"{copies} of {len(decoded)} images are copies of others: the threshold is then too low; leave them out"
-            ]
+            too_low = "the threshold is then too low; leave them out"
+            said.append(f"{copies} of {len(decoded)} images are copies of others: {too_low}")
         for line in said:
             log(line)
         h, w, dim = self.extractor.shape()
@@ -226,15 +217,17 @@ class ReConPatch:
             if not self.refine:
                 del decoded
             self._remember(p, *self.train(p, log))
-            self._refine(decoded if self.refine else None, textures, log, paths)
+            if self.refine:
+                self.fit_refinement(decoded, textures, log, paths)
+                self.fold_banks_ = ()
         log(self.promise())
         return self
 
-    def _decoded(self, images, skip: bool) -> tuple[list, np.ndarray, list[Original]]:
+    def _decoded(self, images, skipped: list | None) -> tuple[list, np.ndarray | None, list[Original]]:
         """Names, pixels (n, S, S, 3) uint8 in a temporary file that goes with the array, and sizes of all images."""
         names, originals = [], []
         with tempfile.TemporaryFile() as file:
-            for batch in progress(batches(images, self.transform, 64, self.skipped_ if skip else None), "images"):
+            for batch in progress(batches(images, self.transform, 64, skipped), "images"):
                 require_disk(tempfile.gettempdir(), batch.pixels.nbytes, "decoded images")
                 file.write(batch.pixels)
                 names += batch.names
@@ -261,9 +254,7 @@ class ReConPatch:
         words = f"the crop sees {min(seen):.0%} of the area of images of {seen[min(seen)]} px; a defect outside it is not found"
         return [f"{words}{outside} (all of it: aspect='squash', resize={side}, image_size={side})"]
 
-    def train(
-        self, p: np.ndarray, log: Callable[[str], None] = print, each_epoch: Callable | None = None
-    ) -> tuple[nn.Linear | None, list[dict]]:
+    def train(self, p: np.ndarray, log: Log = print, each_epoch: EachEpoch | None = None) -> Trained:
         """f and its history from p (n, h · w, D), see :func:`rcp.model.represent`; (None, []) of a PatchCore."""
         if self.config.representation == "none":
             return None, []
@@ -309,7 +300,7 @@ class ReConPatch:
         self,
         images: np.ndarray,
         textures: np.ndarray | None = None,
-        log: Callable[[str], None] = print,
+        log: Log = print,
         names: Sequence[str | Path] | None = None,
         checkpoint: str | Path | None = None,
     ) -> "ReConPatch":
@@ -337,12 +328,6 @@ class ReConPatch:
             self.refiner_, self.refinement_history_ = refinement.train(
                 images, see, self.refine, normal, textures, log, checkpoint, self.device, names
             )
-        return self
-
-    def _refine(self, images: np.ndarray | None, textures, log, names) -> "ReConPatch":
-        if images is not None:
-            self.fit_refinement(images, textures, log, names)
-            self.fold_banks_ = ()
         return self
 
     @torch.inference_mode()
@@ -379,15 +364,9 @@ class ReConPatch:
         self._check_fitted()
         skipped = [] if skip_unreadable else None
         with self.timings_("decode"):
-            found = list(batches(images_of(images), self.transform, 64, skipped))
-        names, originals = ([v for batch in found for v in getattr(batch, name)] for name in ("names", "originals"))
-        decoded = np.concatenate(
-            [np.empty((0, *self.transform.shape, 3), np.uint8), *(batch.pixels for batch in found)]
-        )
-        del found
-        out = self._predict(len(names), lambda part: self.extractor(decoded[part], names=names[part]), maps, refined)
+            names, decoded, originals = self._decoded(images_of(images), skipped)
         about = {"paths": tuple(names), "originals": tuple(originals), "skipped": tuple(skipped or ())}
-        return dataclasses.replace(out, **about)
+        return self._predict(len(names), lambda i: self.extractor(decoded[i], names=names[i]), maps, refined, **about)
 
     def predict_iter(
         self, images, maps: bool = True, refined: bool = True, *, batch: int | None = None, skipped: list | None = None
@@ -403,22 +382,18 @@ class ReConPatch:
         at_a_time = batch or images_at_a_time(self.device, self.config.image_size)
         for some in batches(images_of(images), self.transform, at_a_time, skipped):
             p = self.extractor(some.pixels, names=some.names)
-            out = self._predict(len(some.names), p.__getitem__, maps, refined)
-            yield from dataclasses.replace(out, paths=tuple(some.names), originals=tuple(some.originals))
+            about = {"paths": tuple(some.names), "originals": tuple(some.originals)}
+            yield from self._predict(len(some.names), p.__getitem__, maps, refined, **about)
 
     def predict_features(self, p: np.ndarray, maps: bool = True, refined: bool = True) -> Prediction:
         """``predict`` from features that are there already: p (n, h · w, D) as :class:`PatchExtractor` makes them."""
         self._check_fitted()
         width = self.config.extracted_dim or self.bank_.entries.shape[1] if self.f_ is None else self.f_.in_features
         require("p", p.ndim == 3 and p.shape[-1] == width, f"features (n, h · w, {width})", p.shape)
+        return self._predict(len(p), lambda part: drop_pages(p)[part], maps, refined)
 
-        def p_of(part: slice) -> np.ndarray:
-            drop_pages(p)
-            return p[part]
-
-        return self._predict(len(p), p_of, maps, refined)
-
-    def _predict(self, n: int, p_of: Callable[[slice], np.ndarray], maps: bool, refined: bool) -> Prediction:
+    def _predict(self, n: int, p_of: Callable[[slice], np.ndarray], maps: bool, refined: bool, **about) -> Prediction:
+        """Scores n images, a few at a time. p_of: the features of some of them. about: further fields of the prediction."""
         c, batch = self.config, images_at_a_time(self.device, self.config.image_size)
         refined = refined and self.refiner_ is not None
         scores, patches = np.empty(n, np.float32), []
@@ -438,9 +413,9 @@ class ReConPatch:
                     all_maps[part] = found
         # held-out scores are unrefined: a refined one of an image that the network was trained on would not be held out
         train_scores = None if refined else self.train_scores_
-        threshold, why = self.decide(refined)
+        about["threshold"], about["why"] = self.decide(refined)
         patches = np.concatenate(patches) if patches else np.empty((0, 0, 0), np.float32)
-        return Prediction(scores, all_maps, self.transform, train_scores, patches, threshold=threshold, why=why)
+        return Prediction(scores, all_maps, self.transform, train_scores, patches, **about)
 
     def _memorize(self, represented: Tensor, count: int, among: Tensor | None = None) -> MemoryBank:
         """(N, dim) -> the coreset of ``count`` patches as a memory bank; of all of them where the ratio is 1."""
@@ -487,18 +462,16 @@ class ReConPatch:
     def save(self, path: str | Path) -> None:
         """Writes one safetensors file: bank, f and training scores, with the config as JSON in its header. Not the backbone."""
         self._check_fitted()
-        if not Path(path).absolute().parent.is_dir():
-            raise FileNotFoundError(f"no folder {Path(path).absolute().parent} to save {path} in")
+        require_folder_of(path, "save {} in")
         tensors, c = {"bank": self.bank_.entries}, self.config
         header = {"format": "rcp-detector-2", "config": json.dumps(c.asdict())}
         header["backbone"] = backbone.weights_identity(c.backbone, c.weights)
         header["false_alarm_rate"] = json.dumps(self.false_alarm_rate)
         if self.train_scores_ is not None:
             tensors["train_scores"] = torch.from_numpy(self.train_scores_)
-        if self.f_ is not None:
-            tensors |= {f"f.{name}": value for name, value in self.f_.state_dict().items()}
+        for part, module in {"f": self.f_, "refiner": self.refiner_}.items():
+            tensors |= {f"{part}.{name}": value for name, value in (module.state_dict() if module else {}).items()}
         if self.refiner_ is not None:
-            tensors |= {f"refiner.{name}": value for name, value in self.refiner_.state_dict().items()}
             header["refine"] = json.dumps(self.refine.asdict())
         write_tensors(path, tensors, header)
 
@@ -535,15 +508,12 @@ class ReConPatch:
             detector = cls(**values, refine=refine)
             detector._restore(tensors)
         except (KeyError, TypeError, AttributeError, RuntimeError, json.JSONDecodeError) as error:
-            raise ValueError(
-                f"{path} is not a detector saved by rcp, or is damaged ({type(error).__name__}: {error})"
-            ) from None
-        c = detector.config
-        if (identity := backbone.weights_identity(c.backbone, c.weights)) != header.get("backbone"):
-            expected = header.get("backbone")
-            raise ValueError(
-                f"weights: {c.weights} are not the weights {path} was fitted with ({identity}, expected {expected})"
-            )
+            why = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{path} is not a detector saved by rcp, or is damaged ({why})") from None
+        c, expected = detector.config, header.get("backbone")
+        if (identity := backbone.weights_identity(c.backbone, c.weights)) != expected:
+            words = f"weights: {c.weights} are not the weights {path} was fitted with"
+            raise ValueError(f"{words} ({identity}, expected {expected})")
         detector._false_alarm_rate = rate  # one that cannot be kept gives no threshold
         return detector
 
@@ -551,13 +521,10 @@ class ReConPatch:
         """What is fitted, from a file's tensors."""
         c, bank, f = self.config, tensors["bank"], _part("f.", tensors)
         self.train_scores_ = tensors["train_scores"].numpy() if "train_scores" in tensors else None
-        for name, t, axes in (
-            ("bank", bank, 2),
-            ("train_scores", tensors.get("train_scores"), 1),
-            ("f.weight", f.get("weight"), 2),
-        ):
-            fits = t is None or (t.ndim == axes and t.dtype == torch.float32 and len(t) > 0)
-            require(name, fits, f"float32 numbers along {axes} axes", t if t is None else (tuple(t.shape), t.dtype))
+        for name, axes in {"bank": 2, "train_scores": 1, "f.weight": 2}.items():
+            if (t := tensors.get(name)) is not None:
+                fits = t.ndim == axes and t.dtype == torch.float32 and len(t) > 0
+                require(name, fits, f"float32 numbers along {axes} axes", (tuple(t.shape), t.dtype))
         if c.representation != "none":
             dim, size = f["weight"].shape
             require("f.weight", dim == bank.shape[1], f"{bank.shape[1]} rows, as wide as the bank", dim)
@@ -603,10 +570,11 @@ def _without_dropped(values: dict) -> dict:
     return {renamed.get(n, n): v for n, v in values.items() if n not in FIXED or n in scores}
 
 
-def drop_pages(p: np.ndarray) -> None:
-    """Gives the memory of what was read of a memory map back; the file keeps it."""
+def drop_pages(p: np.ndarray) -> np.ndarray:
+    """Gives the memory of what was read of a memory map back; the file keeps it. Returns ``p``."""
     if isinstance(p, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
         p._mmap.madvise(mmap.MADV_DONTNEED)
+    return p
 
 
 def as_tensor(p: np.ndarray) -> Tensor:
@@ -618,9 +586,6 @@ def as_tensor(p: np.ndarray) -> Tensor:
         return torch.from_numpy(np.asarray(p))
 
 
-_DEFAULTS = {f.name: f.default for f in dataclasses.fields(Config)}
-_SIGNATURE = inspect.Signature(
-    inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value)
-    for name, value in [*_DEFAULTS.items(), ("refine", None), ("false_alarm_rate", None)]
-)
+_OWN = [p for p in inspect.signature(ReConPatch).parameters.values() if p.kind is p.KEYWORD_ONLY]
+_SIGNATURE = inspect.Signature([*inspect.signature(Config).parameters.values(), *_OWN])
 ReConPatch.__signature__ = PatchCore.__signature__ = _SIGNATURE  # so that help() and editors show every argument

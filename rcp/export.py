@@ -14,6 +14,7 @@ from rcp.backbone import normalize
 from rcp.checks import require
 from rcp.maps import axis_operator
 from rcp.patches import pool
+from rcp.paths import require_folder_of
 
 OUTPUTS = ("scores", "maps", "defective")
 
@@ -27,26 +28,17 @@ class Deployed(nn.Module):
     def __init__(self, detector):
         super().__init__()
         c, extractor, bank = detector.config, detector.extractor, detector.bank_
-        self.trunk, self.aggregate, self.f, self.dim = (
-            extractor.backbone,
-            extractor.aggregate,
-            detector.f_,
-            bank.entries.shape[1],
-        )
-        self.held_as, self.side = getattr(torch, c.feature_dtype), extractor.shape()[:2]
+        self.trunk, self.aggregate, self.f = extractor.backbone, extractor.aggregate, detector.f_
+        self.dim, self.held_as = bank.entries.shape[1], getattr(torch, c.feature_dtype)
+        self.side = extractor.shape()[:2]
         self.weighted = c.coreset_ratio < 1 and c.weighting != "none" and len(bank.entries) > 1
         self.threshold = float("inf") if detector.threshold_ is None else detector.threshold_
-        operators = [axis_operator(n, c.image_size, c.blur).float() for n in self.side]
-        held = {
-            "entries": bank.entries,
-            "centre": bank.entries.mean(0),
-            "rows": operators[0],
-            "columns": operators[1].T.contiguous(),
-        }
+        rows, columns = (axis_operator(n, c.image_size, c.blur).float() for n in self.side)
+        held = {"entries": bank.entries, "centre": bank.entries.mean(0), "rows": rows, "columns": columns.T}
         if self.weighted:
             held["neighbourhood"] = bank.neighbourhood
         for name, tensor in held.items():
-            self.register_buffer(name, tensor.detach().cpu().clone())
+            self.register_buffer(name, tensor.detach().cpu().clone(memory_format=torch.contiguous_format))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         p = self.aggregate([m.float() for m in self.trunk(normalize(images))])
@@ -78,23 +70,17 @@ def export(detector, path: str | Path) -> Path:
     require("path", path.suffix in (".onnx", ".pt2"), "a name that ends in .onnx or .pt2", str(path))
     require("tiles", c.tiles == (1, 1), "(1, 1): a file takes one tile at a time", c.tiles)
     require("refine", detector.refiner_ is None, "a detector without a refinement network", "one with it")
-    if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"no folder {path.absolute().parent} to export {path} into")
+    require_folder_of(path, "export {} into")
     if path.suffix == ".onnx" and not all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript")):
         raise ImportError('an ONNX file needs the extra export: pip install "rcp[export]", or write a .pt2 file')
     images = _drawn(c.image_size)
     module = copy.deepcopy(Deployed(detector)).eval().cpu()  # the detector stays where it is
+    any_number = {"images": {0: torch.export.Dim("n", min=1, max=4096)}}
+    described = {"transform": repr(detector.transform), "threshold": detector.threshold_, "outputs": OUTPUTS}
+    written, about = path.with_name(f".{path.name}"), {"rcp": json.dumps(described)}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.export.export(
-            module, (images[:2],), dynamic_shapes={"images": {0: torch.export.Dim("n", min=1, max=4096)}}
-        )
-    written = path.with_name(f".{path.name}")
-    about = {
-        "rcp": json.dumps({"transform": repr(detector.transform), "threshold": detector.threshold_, "outputs": OUTPUTS})
-    }
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        program = torch.export.export(module, (images[:2],), dynamic_shapes=any_number)
         if path.suffix == ".pt2":
             torch.export.save(program, written, extra_files=about)
             run = torch.export.load(written).module()
@@ -110,11 +96,8 @@ def export(detector, path: str | Path) -> Path:
 
 def _write_onnx(program, images: Tensor, path: Path, about: dict):
     """Writes the file; -> what runs it: onnxruntime where it is there, else the program that it was made from."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        made = torch.onnx.export(
-            program, (images[:2],), input_names=["images"], output_names=list(OUTPUTS), verbose=False
-        )
+    names = {"input_names": ["images"], "output_names": list(OUTPUTS)}
+    made = torch.onnx.export(program, (images[:2],), **names, verbose=False)
     made.model.metadata_props.update(about)
     made.save(path)
     if importlib.util.find_spec("onnxruntime") is None:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -47,6 +47,12 @@ def read_tensors(path: str | Path, kind: str) -> tuple[dict[str, str], dict[str,
         if t.is_floating_point() and not t.isfinite().all():
             raise ValueError(f"{path} is damaged: {name} holds NaN or infinity")
     return header, tensors
+
+
+def file_hash(path: str | Path, algorithm: str | Callable = "blake2b"):
+    """hashlib's hash of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, algorithm)
 
 
 def sync(path: Path) -> None:

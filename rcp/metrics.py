@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
+from rcp.maps import center_and_deviation
+
 
 class UndefinedMetric(ValueError):
     """The data do not define this metric; the message says why."""
@@ -62,7 +64,7 @@ def f1_threshold(labels: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
     return _best_f1(_rank(*_checked(labels, scores, "labels", "scores")))
 
 
-def normal_threshold(train_scores: np.ndarray, z: float = 3.5, beta: float = 1.4826) -> float:
+def normal_threshold(train_scores: np.ndarray | None, z: float = 3.5, beta: float = 1.4826) -> float:
     """median + z · beta · MAD of the scores of normal training images: Eq. 11's s̄ = z, solved for s.
 
     It uses no test data. MAD is the median absolute deviation, to which the constant 1.4826 belongs (the paper's text
@@ -73,15 +75,17 @@ def normal_threshold(train_scores: np.ndarray, z: float = 3.5, beta: float = 1.4
             patches there scores too low.
     Returns: threshold in units of the score.
     Raises:
-        UndefinedMetric: fewer than two scores; no spread (MAD is 0), as of identical images.
+        UndefinedMetric: None, or fewer than two scores; no spread (MAD is 0), as of identical images.
         ValueError: a score that is NaN or infinite.
     """
+    if train_scores is None:
+        raise UndefinedMetric("the prediction has no held-out scores of training images")
     scores = np.asarray(train_scores, dtype=np.float64).ravel()
     if len(scores) < 2:
         raise UndefinedMetric(f"a spread of training scores needs at least two, found {len(scores)}")
     _need_finite(scores, "train_scores")
-    median = np.median(scores)
-    if not (mad := np.median(np.abs(scores - median))):
+    median, mad = center_and_deviation(scores)
+    if not mad:
         raise UndefinedMetric("no spread: half or more of the training scores are the same (MAD is 0)")
     return float(median + z * beta * mad)
 
@@ -95,9 +99,8 @@ def d_prime(scores_normal: np.ndarray, scores_defective: np.ndarray, *, ddof: in
         UndefinedMetric: at most ``ddof`` scores in a group, or no spread in either.
         ValueError: a score that is NaN or infinite.
     """
-    groups = {"normal": scores_normal, "defective": scores_defective}
     means, variances = [], []
-    for name, values in groups.items():
+    for name, values in (("normal", scores_normal), ("defective", scores_defective)):
         scores = np.asarray(values, dtype=np.float64).ravel()
         if len(scores) <= ddof:
             raise UndefinedMetric(f"d′ needs at least {ddof + 1} {name} images, found {len(scores)}")
@@ -168,57 +171,46 @@ def evaluate(prediction, split) -> dict[str, float | int | dict[str, str] | None
         ValueError: numbers of scores or maps and of images differ, or their paths, a score or map with NaN or infinity (names the
             image), maps of another shape than the masks.
     """
-    _check_images(prediction.scores, split.paths, "scores")
+    labels, scores = _checked(split.labels, prediction.scores, "labels", "scores", split.paths)
     _check_order(getattr(prediction, "paths", ()), split.paths)
-    labels, scores = _checked(split.labels, prediction.scores, "labels", "scores")
     report = {"n_normal": int((~labels).sum()), "n_defective": int(labels.sum()), "undefined": {}}
     _add(report, ["image_auroc"], image_auroc, labels, scores)
     _add(report, ["d_prime"], d_prime, scores[~labels], scores[labels])
     _add(report, ["f1_threshold", "f1"], f1_threshold, labels, scores)
-    _add(report, ["normal_threshold"], _threshold_of, prediction)
+    _add(report, ["normal_threshold"], normal_threshold, prediction.train_scores)
     threshold = report["normal_threshold"]
     _add(report, ["normal_threshold_false_positive_rate"], _flagged, scores[~labels], threshold, "normal")
     _add(report, ["normal_threshold_true_positive_rate"], _flagged, scores[labels], threshold, "defective")
-    _add_pixel_metrics(report, prediction, split, labels)
+    of_pixels = ["pixel_auroc", "aupro", "f1_threshold_pixel", "f1_pixel"]
+    if prediction.maps is None or not split.has_masks:
+        reason = "the prediction has no maps" if prediction.maps is None else "the split has no masks"
+        _leave_out(report, [*of_pixels, "n_masks_cropped_away"], reason)
+        return report
+    masks, maps = _checked(split.load_masks(prediction.transform), prediction.maps, "masks", "maps", split.paths)
+    report["n_masks_cropped_away"] = int((labels & ~masks.any(axis=(1, 2))).sum())
+    _add(report, of_pixels, _pixel_metrics, masks, maps, report["n_defective"])
     return report
 
 
-def _add_pixel_metrics(report: dict, prediction, split, labels: np.ndarray) -> None:
-    names = ["pixel_auroc", "aupro", "f1_threshold_pixel", "f1_pixel"]
-    if prediction.maps is None or not split.has_masks:
-        reason = "the prediction has no maps" if prediction.maps is None else "the split has no masks"
-        return _leave_out(report, [*names, "n_masks_cropped_away"], reason)
-    _check_images(prediction.maps, split.paths, "maps")
-    masks, maps = _checked(split.load_masks(prediction.transform), prediction.maps, "masks", "maps")
-    report["n_masks_cropped_away"] = cropped_away = int((labels & ~masks.any(axis=(1, 2))).sum())
-    if cropped_away and not masks.any():
-        return _leave_out(report, names, f"the masks of all {cropped_away} defective images are empty after the crop")
-    try:
-        ranks = _rank(masks, maps)  # once for all: sorting the pixels is most of the work
-    except UndefinedMetric as reason:
-        return _leave_out(report, names, str(reason))
-    report |= {"pixel_auroc": _auroc(ranks), "aupro": _aupro(masks, ranks)}
-    report["f1_threshold_pixel"], report["f1_pixel"] = _best_f1(ranks)
+def _pixel_metrics(masks: np.ndarray, maps: np.ndarray, defective: int) -> tuple[float, float, float, float]:
+    if not masks.any():
+        raise UndefinedMetric(f"the masks of all {defective} defective images are empty after the crop")
+    ranks = _rank(masks, maps)  # once for all: sorting the pixels is most of the work
+    return _auroc(ranks), _aupro(masks, ranks), *_best_f1(ranks)
 
 
 def _add(report: dict, names: list[str], metric, *arguments) -> None:
     """Put what the metric returns under the names, or None and the reason where it is undefined."""
     try:
         values = metric(*arguments)
+        report.update(zip(names, values if isinstance(values, tuple) else (values,), strict=True))
     except UndefinedMetric as reason:
-        return _leave_out(report, names, str(reason))
-    report.update(zip(names, values if isinstance(values, tuple) else (values,), strict=True))
+        _leave_out(report, names, str(reason))
 
 
 def _leave_out(report: dict, names: list[str], reason: str) -> None:
     report.update(dict.fromkeys(names))
     report["undefined"].update(dict.fromkeys(names, reason))
-
-
-def _threshold_of(prediction) -> float:
-    if prediction.train_scores is None:
-        raise UndefinedMetric("the prediction has no held-out scores of training images")
-    return normal_threshold(prediction.train_scores)
 
 
 def _flagged(scores: np.ndarray, threshold: float | None, kind: str) -> float:
@@ -292,9 +284,12 @@ def _best_f1(ranks: _Ranks) -> tuple[float, float]:
     return float(ranks.scores[best]), float(f1[best])
 
 
-def _checked(labels, scores, labels_name: str, scores_name: str) -> tuple[np.ndarray, np.ndarray]:
-    """labels as bool, scores as float array, of one shape and finite."""
+def _checked(labels, scores, labels_name: str, scores_name: str, paths=None) -> tuple[np.ndarray, np.ndarray]:
+    """labels as bool, scores as float array, of one shape and finite; of the images at ``paths``, where they are given."""
     labels, scores = np.asarray(labels), np.asarray(scores)
+    if paths is not None and len(scores) != len(paths):
+        of = f"one for each of the {len(paths)} images of the split"
+        raise ValueError(f"{scores_name}: expected {of}, found {len(scores)}")
     if labels.shape != scores.shape:
         raise ValueError(f"{scores_name}: expected the shape of {labels_name} {labels.shape}, found {scores.shape}")
     if labels.dtype != bool:
@@ -302,7 +297,7 @@ def _checked(labels, scores, labels_name: str, scores_name: str) -> tuple[np.nda
         if len(others):
             raise ValueError(f"{labels_name}: expected 0 (normal) and 1 (defective) only, found {others[0]}")
         labels = labels.astype(bool)
-    _need_finite(scores, scores_name)
+    _need_finite(scores, scores_name, paths)
     return labels, scores
 
 
@@ -319,13 +314,5 @@ def _check_order(paths, expected) -> None:
     """Refuse scores of other images than the labels, or in another order; what came as pixels has no path."""
     for i, (path, other) in enumerate(zip(paths, expected, strict=False)):
         if isinstance(path, os.PathLike) and os.path.abspath(path) != os.path.abspath(other):
-            raise ValueError(
-                f"scores: expected the split's images in its order; image {i} is {path}, the split has {other}"
-            )
-
-
-def _check_images(values, paths, name: str) -> None:
-    values = np.asarray(values)
-    if len(values) != len(paths):
-        raise ValueError(f"{name}: expected one for each of the {len(paths)} images of the split, found {len(values)}")
-    _need_finite(values, name, paths)
+            found = f"image {i} is {path}, the split has {other}"
+            raise ValueError(f"scores: expected the split's images in its order; {found}")

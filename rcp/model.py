@@ -1,7 +1,6 @@
 """The feature representation layer f, the projection g, their EMA copies, and the training loop (Sec. 3.2, Eq. 8)."""
 
 import copy
-import logging
 import time
 from collections.abc import Callable, Iterator
 
@@ -14,8 +13,10 @@ from rcp.config import Config
 from rcp.fast import training
 from rcp.losses import contextual, pairwise, relaxed_contrastive, soft_labels, squared_distances
 from rcp.patches import pool
+from rcp.progress import Log
 
-logger = logging.getLogger("rcp")
+EachEpoch = Callable[[int, nn.Linear], None]  # number of an epoch, and f after it
+Trained = tuple[nn.Linear | None, list[dict]]  # f, None where p itself is scored, and a row for each epoch
 
 
 class Representation(nn.Module):
@@ -93,12 +94,7 @@ def whitened(features: Tensor, config: Config) -> nn.Linear:
     return f.to(features.device)
 
 
-def represent(
-    features: Tensor,
-    config: Config,
-    log: Callable[[str], None] = print,
-    each_epoch: Callable[[int, nn.Linear], None] | None = None,
-) -> tuple[nn.Linear | None, list[dict]]:
+def represent(features: Tensor, config: Config, log: Log = print, each_epoch: EachEpoch | None = None) -> Trained:
     """The f of ``config.representation`` and the history of its training: PatchCore, ReConPatch and their controls differ in this alone.
 
     Arguments as :func:`train`. Returns None for f where p itself is scored, and no history where nothing is trained.
@@ -154,12 +150,7 @@ def optimizer_of(parameters: list[nn.Parameter], config: Config, steps: int):
     return optimizer
 
 
-def train(
-    features: Tensor,
-    config: Config,
-    log: Callable[[str], None] = print,
-    each_epoch: Callable[[int, nn.Linear], None] | None = None,
-) -> tuple[nn.Linear, list[dict]]:
+def train(features: Tensor, config: Config, log: Log = print, each_epoch: EachEpoch | None = None) -> Trained:
     """Trains f on the patch features of normal images and returns it with one row per epoch.
 
     The loss can rise while the EMA target moves: it is no sign of success or failure. ω^P near 0 or near 1 everywhere
@@ -230,7 +221,5 @@ def _row(epoch: int, losses: Tensor, omega_p: Tensor, seconds: float) -> dict:
 
 
 def _line(row: dict, epochs: int) -> str:
-    return (
-        f"epoch {row['epoch']:>3}/{epochs}  loss {row['loss']:.4f}  "
-        f"ω^P 5/50/95 % {row['omega_p_05']:.3f} {row['omega_p_50']:.3f} {row['omega_p_95']:.3f}  {row['seconds']:.1f} s"
-    )
+    omega_p = " ".join(f"{row[f'omega_p_{share}']:.3f}" for share in ("05", "50", "95"))
+    return f"epoch {row['epoch']:>3}/{epochs}  loss {row['loss']:.4f}  ω^P 5/50/95 % {omega_p}  {row['seconds']:.1f} s"

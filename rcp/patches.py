@@ -1,6 +1,5 @@
 """Locally aware patch features p (Sec. 3.1): the CNN's maps, each neighbourhood (``patch_size`` a side) joined into one vector."""
 
-import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,9 +21,8 @@ def aggregate(maps: list[Tensor], patch_size: int, level_dim: int, dim: int) -> 
     """
     levels, grid = [], maps[0].shape[-2:]
     for m in maps:
-        unfolded = F.unfold(m, patch_size, padding=patch_size // 2).unflatten(
-            2, m.shape[-2:]
-        )  # (n, C · p · p, S_l, S_l)
+        unfolded = F.unfold(m, patch_size, padding=patch_size // 2)
+        unfolded = unfolded.unflatten(2, m.shape[-2:])  # (n, C · p · p, S_l, S_l)
         unfolded = F.interpolate(unfolded, size=grid, mode="bilinear", align_corners=False)
         vectors = unfolded.flatten(2).transpose(1, 2)  # (n, S_1 · S_1, C · p · p)
         levels.append(F.adaptive_avg_pool1d(vectors, level_dim))
@@ -71,9 +69,8 @@ class PatchExtractor:
     def __init__(self, config: Config, device: torch.device):
         self.config, self.device = config, device
         self.backbone_dtype = getattr(torch, config.backbone_dtype)
-        self.backbone = Backbone(config.backbone, config.weights, config.layers).to(
-            device, self.backbone_dtype, memory_format=torch.channels_last
-        )
+        cnn = Backbone(config.backbone, config.weights, config.layers)
+        self.backbone = cnn.to(device, self.backbone_dtype, memory_format=torch.channels_last)
         sizes = config.patch_size, config.level_dim, config.extracted_dim
         if config.aggregation == "mean":
             self.aggregate = lambda maps: aggregate_mean(maps, config.patch_size)
@@ -109,51 +106,38 @@ class PatchExtractor:
         dtype = getattr(torch, self.config.feature_dtype)
         if not torch.stack(torch.aminmax(p)).to(dtype).isfinite().all():  # NaN passes through both
             bad = int((~p.to(dtype).isfinite().flatten(1).all(1)).nonzero()[0])
-            raise FloatingPointError(
-                f"features of {names[bad] if names else f'image {bad}'} hold NaN or infinity; likely cause: damaged weights "
-                f"({self.config.weights}), or values beyond float16 (then set feature_dtype='float32')"
-            )
+            weights, image = self.config.weights, names[bad] if names else f"image {bad}"
+            cause = f"damaged weights ({weights}), or values beyond float16 (then set feature_dtype='float32')"
+            raise FloatingPointError(f"features of {image} hold NaN or infinity; likely cause: {cause}")
         return p.to(dtype) if out is None else out.copy_(p)
 
-    def __call__(
-        self,
-        images: np.ndarray,
-        out: np.ndarray | None = None,
-        batch: int | None = None,
-        names: Sequence | None = None,
-    ) -> np.ndarray:
+    def __call__(self, images: np.ndarray, out: np.ndarray | None = None, names: Sequence | None = None) -> np.ndarray:
         """images: (n, S, S, 3) uint8 -> p: (n, h · w, D) in ``feature_dtype``, written into ``out`` (a memory map) if given.
 
         With tiles, images are so many times as tall and wide, each tile goes through the CNN by itself, and p is that of the whole again.
-
-        Args:
-            batch: images at a time; None suits the device.
-            names: of the images, for messages.
+        names: of the images, for messages.
 
         Raises:
             FloatingPointError: as :meth:`patches`.
         """
-        if self.config.tiles != (1, 1):
-            return self._of_tiles(images, out, names)
-        batch = batch or images_at_a_time(self.device, self.config.image_size)
         h, w, dim = self.shape()
+        names = names or [f"image {i}" for i in range(len(images))]
         if out is None:
             out = np.empty((len(images), h * w, dim), self.config.feature_dtype)
-        names = names or [f"image {i}" for i in range(len(images))]
-        for start in progress(range(0, len(images), batch), "features"):
-            part = slice(start, min(start + batch, len(images)))
-            self.patches(self.maps(images[part]), torch.from_numpy(np.asarray(out[part])), names[part])
+        if self.config.tiles == (1, 1):
+            return self._extract(images, out, names)
+        (rows, columns), side = self.config.tiles, self.config.image_size
+        for image, p, name in zip(images, out, names, strict=True):
+            cut = image.reshape(rows, side, columns, side, 3).swapaxes(1, 2).reshape(-1, side, side, 3)
+            of_tiles = np.empty((len(cut), p.size // (len(cut) * dim), dim), p.dtype)
+            self._extract(cut, of_tiles, [f"{name}, tile {n + 1}" for n in range(len(cut))])
+            p[:] = of_tiles.reshape(rows, columns, *self._shape).swapaxes(1, 2).reshape(p.shape)
         return out
 
-    def _of_tiles(self, images: np.ndarray, out: np.ndarray | None, names: Sequence | None) -> np.ndarray:
-        """One image after the other: (rows · S, columns · S, 3) -> its tiles -> p of the whole, in raster order."""
-        (rows, columns), side, (h, w, dim) = self.config.tiles, self.config.image_size, self._shape
-        out = np.empty((len(images), rows * h * columns * w, dim), self.config.feature_dtype) if out is None else out
-        of_one = copy.copy(self)
-        of_one.config = self.config.replace(tiles=(1, 1))
-        for i, image in enumerate(images):
-            cut = image.reshape(rows, side, columns, side, 3).swapaxes(1, 2).reshape(rows * columns, side, side, 3)
-            name = names[i] if names else f"image {i}"
-            p = of_one(cut, names=[f"{name}, tile {n + 1}" for n in range(len(cut))])
-            out[i] = p.reshape(rows, columns, h, w, dim).swapaxes(1, 2).reshape(-1, dim)
+    def _extract(self, images: np.ndarray, out: np.ndarray, names: Sequence) -> np.ndarray:
+        """A few images at a time, each of one tile, into ``out``."""
+        batch = images_at_a_time(self.device, self.config.image_size)
+        for start in progress(range(0, len(images), batch), "features"):
+            part = slice(start, start + batch)
+            self.patches(self.maps(images[part]), torch.from_numpy(np.asarray(out[part])), names[part])
         return out

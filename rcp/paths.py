@@ -50,11 +50,16 @@ def require_memory(device, patches: int, bank: int, what: str) -> None:
         raise MemoryError(f"coreset_ratio: {what} need {there}; {advice}")
 
 
+def require_folder_of(file: str | Path, to: str) -> None:
+    """Raises FileNotFoundError "no folder FOLDER to ..." where the folder to write ``file`` into is not there. to: "save {} in"."""
+    folder = Path(file).absolute().parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {folder} to {to.format(file)}")
+
+
 def require_disk(folder: str | Path, needed: int, what: str) -> None:
     """Raises OSError, naming needed and free bytes, where the disk of ``folder`` has no room for ``needed`` bytes of ``what``."""
-    there = Path(folder).resolve()
-    while not there.exists():
-        there = there.parent
-    free = shutil.disk_usage(there).free
+    resolved = Path(folder).resolve()
+    free = shutil.disk_usage(next(p for p in (resolved, *resolved.parents) if p.exists())).free
     if free < needed:
         raise OSError(f"no disk space in {folder}: {what} need {needed / 1e9:.3g} GB, {free / 1e9:.3g} GB are free")

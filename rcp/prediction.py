@@ -142,13 +142,8 @@ class Prediction:
         for i, (path, score) in enumerate(zip(paths, self.scores.tolist(), strict=True)):
             defective = None if self.threshold is None else score >= self.threshold
             boxes = [box._asdict() for box in (self.boxes(i) if self.originals else ())]
-            yield {
-                "path": str(path),
-                "score": score,
-                "defective": defective,
-                "threshold": self.threshold,
-                "boxes": boxes,
-            }
+            decided = {"defective": defective, "threshold": self.threshold}
+            yield {"path": str(path), "score": score, **decided, "boxes": boxes}
 
     def table(self):
         """DataFrame, see :func:`tabulated`."""
@@ -178,12 +173,10 @@ class Prediction:
         """A table of the most anomalous images with thumbnails, for notebooks."""
         rows = []
         for i in np.argsort(-self.scores)[:most] if self.paths else ():
-            data = BytesIO()
+            data, shown = BytesIO(), ""
             if self.maps is not None:
                 self.overlay(int(i), 160).save(data, "PNG")
-            shown = (
-                f'<img src="data:image/png;base64,{b64encode(data.getvalue()).decode()}">' if data.getvalue() else ""
-            )
+                shown = f'<img src="data:image/png;base64,{b64encode(data.getvalue()).decode()}">'
             decision = "" if self.threshold is None else "defective" if self.scores[i] >= self.threshold else "normal"
             name = "/".join(Path(self.paths[i]).parts[-2:])
             cells = shown, html.escape(name), f"{self.scores[i]:.4g}", decision

@@ -2,7 +2,9 @@
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+
+Log = Callable[[str], None]  # what receives a line: print, or what else
 
 
 def progress(items: Iterable, what: str) -> Iterable:

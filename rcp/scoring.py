@@ -44,8 +44,8 @@ class MemoryBank:
 
     def __init__(self, entries: Tensor, b: int):
         self.entries, self.b = entries.contiguous(), b
-        on_cpu = entries.device.type == "cpu"
-        self._quick = search.Index(self.entries) if on_cpu and fast.usable() else None
+        large = entries.device.type == "cpu" and len(entries) >= search.IN_CELLS
+        self._quick = search.Cells(self.entries) if large and fast.usable() else None
 
     @cached_property
     def neighbourhood(self) -> Tensor:
@@ -64,8 +64,6 @@ class MemoryBank:
 
     def distances(self, queries: Tensor, index: Tensor) -> Tensor:
         """D(f(p), M[index]). queries: (n, D), index: (n, j) -> (n, j); by differences, so that it is 0 for an entry itself."""
-        if self._quick:
-            return self._quick.squared_distances(queries, index).sqrt()
         columns = [(queries - self.entries[column]).square().sum(1) for column in index.T]  # (n, D) at a time
         return torch.stack(columns, 1).sqrt()
 

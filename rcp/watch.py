@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rcp.checks import require
-from rcp.data.images import IMAGE_SUFFIXES
+from rcp.data.images import named_as_image
 from rcp.detector import ReConPatch
 
 GIVEN_UP = 10  # looks at an unreadable file that no longer changes, before it is reported as such
@@ -30,9 +30,8 @@ def watch(
     Raises:
         ValueError: no such folder, also where it vanishes; ``log`` is no such log; fewer than two looks.
     """
-    require(
-        "looks", looks is None or looks >= 2, "2 or more, for a file is scored when two looks found it the same", looks
-    )
+    words = "2 or more, for a file is scored when two looks found it the same"
+    require("looks", looks is None or looks >= 2, words, looks)
     done, waiting, _ = _done(log), {}, detector.extractor  # weights that cannot be had are no fault of an image
     while looks is None or looks > 0:
         require("folder", folder.is_dir(), "a folder that is there", str(folder))
@@ -67,7 +66,7 @@ def _scored(detector: ReConPatch, path: Path, key: str, looks: int) -> dict | No
 
 def _files(folder: Path) -> Iterator[tuple[Path, str]]:
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
+        if named_as_image(path):
             try:
                 status = path.stat()
             except FileNotFoundError:  # renamed or removed since the folder was read

@@ -1,7 +1,7 @@
 """Reading images and masks: any ordinary file becomes RGB or bool, resized and cropped as in the paper (Sec. 4.1)."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -16,9 +16,12 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")  # by content: no other decoder is ever started
 LARGE = 16_000_000  # pixels of an image that is decoded alone: several threads at it would take gigabytes
 _large = Lock()
-LABELS = (
-    32  # a mask of at most so many distinct values holds class numbers or colours (VisA: 0, 1, 2, ...), not grey levels
-)
+# A mask of at most so many distinct values holds class numbers or colours (VisA: 0, 1, 2, ...), not grey levels.
+LABELS = 32
+
+
+def named_as_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
 class Original(NamedTuple):
@@ -32,18 +35,16 @@ class Original(NamedTuple):
 @contextmanager
 def _opened(source: "str | Path | Image.Image | np.ndarray", name: str | Path = "") -> Iterator[Image.Image]:
     """An opened image, its header read and checked; whatever goes wrong inside is raised with its path or name."""
-    path = name or source
-    if not isinstance(source, str | Path):
-        try:
-            yield _of_pixels(source)
-        except Exception as error:
-            raise ValueError(f"unreadable image {name or 'given as pixels'}: {error}") from error
-        return
-    # Another library may have switched this on for the whole process: half an image would then pass as a whole one.
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
-    if Path(source).exists() and not Path(source).is_file():  # a pipe would be waited for
-        raise ValueError(f"unreadable image {path}: it is no file")
+    of_file = isinstance(source, str | Path)
+    path = name or (source if of_file else "given as pixels")
     try:
+        if not of_file:
+            yield _of_pixels(source)
+            return
+        if Path(source).exists() and not Path(source).is_file():  # a pipe would be waited for
+            raise ValueError("it is no file")
+        # Another library may have switched this on for the whole process: half an image would then pass as a whole one.
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
         with (
             Image.open(source, formats=FORMATS) as image,
             _large if image.width * image.height > LARGE else nullcontext(),
@@ -57,9 +58,8 @@ def _opened(source: "str | Path | Image.Image | np.ndarray", name: str | Path = 
         reason = "its content is none of " + ", ".join(FORMATS) if os.path.getsize(path) else "the file is empty"
         raise ValueError(f"unreadable image {path}: {reason}") from error
     except Image.DecompressionBombError as error:
-        raise ValueError(
-            f"image {path} is too large to be read safely: {error} Reduce it, or raise PIL.Image.MAX_IMAGE_PIXELS."
-        ) from error
+        advice = "Reduce it, or raise PIL.Image.MAX_IMAGE_PIXELS."
+        raise ValueError(f"image {path} is too large to be read safely: {error} {advice}") from error
     except Exception as error:  # Pillow's decoders raise many kinds: SyntaxError for a broken PNG, struct.error, ...
         raise ValueError(f"unreadable image {path}: {error}") from error
 
@@ -219,36 +219,29 @@ class Transform:
         width, height = image.size
         size = self._resized(width, height)
         if Image.MAX_IMAGE_PIXELS and size[0] * size[1] > Image.MAX_IMAGE_PIXELS:
-            raise ValueError(
-                f"at {width} x {height} px it is too long for aspect='keep': it would become {size[0]} x {size[1]} px"
-            )
+            becomes = f"it would become {size[0]} x {size[1]} px"
+            raise ValueError(f"at {width} x {height} px it is too long for aspect='keep': {becomes}")
         return image if size == image.size else image.resize(size, resample)
 
     def _crop(self, image: Image.Image) -> Image.Image:
         return image.crop(self._box(image.size))
 
 
-def threaded(work: Callable[[int], None], count: int, progress: Callable | None = None) -> None:
-    """``work(0) ... work(count - 1)`` on all cores (Pillow frees the interpreter); raises the first error in order."""
+def threaded(work: Callable, *items: Iterable) -> Iterator:
+    """As ``map``, on all cores (Pillow and numpy free the interpreter); raises the first error in order."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        done = pool.map(work, range(count))
-        for _ in progress(done, total=count) if progress else done:
-            pass
+        yield from pool.map(work, *items)
 
 
-def load_images(paths: Sequence[str | Path], transform: Transform, progress: Callable | None = None) -> np.ndarray:
+def load_images(paths: Sequence[str | Path], transform: Transform) -> np.ndarray:
     """-> uint8 (n, S, S, 3), RGB, in the order of ``paths``.
 
-    progress: wraps an iterable as tqdm does, e.g. ``tqdm`` or ``functools.partial(tqdm, desc="decode")``.
     Errors: as `Transform.image`, for the first bad file in order.
     """
     if isinstance(paths, str | Path):
         raise ValueError(f"paths must be a list of images, not one path: {paths}; for a folder use load_dataset")
     paths = list(paths)
     out = np.empty((len(paths), *transform.shape, 3), np.uint8)
-
-    def read(i: int) -> None:
-        out[i] = transform.image(paths[i])
-
-    threaded(read, len(paths), progress)
+    for i, image in enumerate(threaded(transform.image, paths)):
+        out[i] = image
     return out

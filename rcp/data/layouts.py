@@ -1,7 +1,6 @@
 """MVTec AD, BTAD, VisA and own folders behind one dataset type (Sec. 4.1): which images, which label, which mask."""
 
 import csv
-import difflib
 import hashlib
 import os
 import re
@@ -9,14 +8,17 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from difflib import SequenceMatcher
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 from unicodedata import normalize
 
 import numpy as np
 
 from rcp.checks import nearest
-from rcp.data.images import IMAGE_SUFFIXES, Transform, image_size, threaded
+from rcp.data.images import IMAGE_SUFFIXES, Transform, image_size, named_as_image, threaded
+from rcp.files import file_hash
 
 NOT_READ = (".jfif", ".pgm", ".ppm", ".gif", ".heic", ".avif", ".jp2", ".tga", ".dng")  # images all the same
 NORMAL = ("good", "ok", "normal")  # names of folders of normal images; a Split calls them all "good"
@@ -39,8 +41,8 @@ class Split(Sequence):
         labels = np.array(self.labels, dtype=np.int64)
         labels.flags.writeable = False
         object.__setattr__(self, "labels", labels)
-        if not len(self.paths) == len(labels) == len(self.defects) == len(self.masks):
-            lengths = len(self.paths), len(labels), len(self.defects), len(self.masks)
+        lengths = len(self.paths), len(labels), len(self.defects), len(self.masks)
+        if len(set(lengths)) > 1:
             raise ValueError(f"paths, labels, defects and masks must have one length, not {lengths}")
 
     def __len__(self) -> int:
@@ -67,17 +69,15 @@ class Split(Sequence):
 
         Errors: ValueError naming a defective image without ground truth, or an unreadable mask.
         """
+
+        def read(path: Path, mask: Path | None, defective: bool) -> np.ndarray | bool:
+            if mask is None and defective:
+                raise ValueError(f"no ground truth for the defective image {path}: pixel metrics are undefined")
+            return False if mask is None else transform.mask(mask, path)
+
         out = np.zeros((len(self), *transform.shape), bool)
-
-        def read(i: int) -> None:
-            if self.masks[i] is not None:
-                out[i] = transform.mask(self.masks[i], self.paths[i])
-            elif self.labels[i]:
-                raise ValueError(
-                    f"no ground truth for the defective image {self.paths[i]}: pixel metrics are undefined"
-                )
-
-        threaded(read, len(self))
+        for i, mask in enumerate(threaded(read, self.paths, self.masks, self.labels)):
+            out[i] = mask
         return out
 
 
@@ -118,15 +118,8 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 @lru_cache(maxsize=64)
 def _content_hash(files: tuple[tuple[str, Path, int, int], ...]) -> str:
-    digests: list[bytes] = [b""] * len(files)
-
-    def read(i: int) -> None:
-        with open(files[i][1], "rb") as file:
-            digests[i] = hashlib.file_digest(file, "blake2b").digest()
-
-    threaded(read, len(files))
     total = hashlib.blake2b(digest_size=16)
-    for (name, *_), digest in zip(files, digests, strict=True):
+    for (name, *_), digest in zip(files, threaded(lambda file: file_hash(file[1]).digest(), files), strict=True):
         total.update(hashlib.blake2b(name.encode("utf-8", "surrogateescape")).digest() + digest)
     return total.hexdigest()
 
@@ -139,13 +132,9 @@ def _natural(path: Path) -> tuple:
     return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", path.name.casefold())], path.name
 
 
-def _is_image_name(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-
-
 def images_in(folder: Path) -> list[Path]:
     """Images directly in a folder (none if it is absent), in natural order."""
-    found = sorted(filter(_is_image_name, folder.iterdir()), key=_natural) if folder.is_dir() else []
+    found = sorted(filter(named_as_image, folder.iterdir()), key=_natural) if folder.is_dir() else []
     for path in found:
         if not path.is_file():
             raise ValueError(f"named like an image, but {'a folder' if path.is_dir() else 'a broken link'}: {path}")
@@ -166,9 +155,8 @@ def _images_below(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> lis
 
 
 def _folders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted((p for p in folder.iterdir() if p.is_dir() and not _of_a_system(p.name)), key=_natural)
+    there = folder.iterdir() if folder.is_dir() else ()
+    return sorted((p for p in there if p.is_dir() and not _of_a_system(p.name)), key=_natural)
 
 
 def composed(name: str) -> str:
@@ -179,13 +167,9 @@ def composed(name: str) -> str:
 def say_what_is_left_out(folder: Path, used: Iterable[Path]) -> None:
     """Warns, once, of images that are not used: in sub-folders that mean nothing here, or of a kind that is not read."""
     used = set(used)
-    found = [p for p in _images_below(folder, (*IMAGE_SUFFIXES, *NOT_READ)) if p not in used]
-    places = Counter(
-        p.parent.relative_to(folder).as_posix() + f"/*{p.suffix.lower()}"
-        for p in found
-        if p.parts[len(folder.parts)] != "ground_truth"
-    )
-    if places:
+    inside = {p: p.relative_to(folder) for p in _images_below(folder, (*IMAGE_SUFFIXES, *NOT_READ)) if p not in used}
+    left = [p for p in inside.values() if p.parts[0] != "ground_truth"]
+    if places := Counter(f"{p.parent.as_posix()}/*{p.suffix.lower()}" for p in left):
         listed = ", ".join(f"{n} of {place}" for place, n in sorted(places.items(), key=lambda p: (-p[1], p[0]))[:8])
         more = f" and {len(places) - 8} more places" if len(places) > 8 else ""
         warnings.warn(f"images left out of {folder}: {listed}{more}", stacklevel=3)
@@ -200,7 +184,7 @@ def _masks_of(kind: Path, images: Sequence[Path]) -> dict[Path, Path]:
     masks: dict[str, list[Path]] = {}
     for path in images_in(kind):
         masks.setdefault(composed(path.stem), []).append(path)
-    found: dict[Path, Path] = {}
+    image_of: dict[Path, Path] = {}
     stems = {composed(image.stem) for image in images}
     for image in images:
         stem = composed(image.stem)
@@ -208,11 +192,11 @@ def _masks_of(kind: Path, images: Sequence[Path]) -> dict[Path, Path]:
         own = masks.get(f"{stem}_mask", []) + ([] if of_another else masks.get(stem, []))
         if len(own) > 1:
             raise ValueError(f"two masks for one image: {' and '.join(map(str, sorted(own, key=_natural)[:2]))}")
-        if own and own[0] in found.values():
-            other = next(i for i, mask in found.items() if mask == own[0])
-            raise ValueError(f"two images for one mask, {own[0]}: {other} and {image}")
-        found |= {image: own[0]} if own else {}
-    return found
+        for mask in own:
+            if mask in image_of:
+                raise ValueError(f"two images for one mask, {mask}: {image_of[mask]} and {image}")
+            image_of[mask] = image
+    return {image: mask for mask, image in image_of.items()}
 
 
 def _check_masks(test: Split) -> None:
@@ -223,12 +207,10 @@ def _check_masks(test: Split) -> None:
     for image, mask in pairs:
         if mask is None or not mask.is_file():
             raise ValueError(f"no mask for the defective image {image}: looked for {mask or 'its entry in the table'}")
-        size, mask_size = image_size(image), image_size(mask)
-        if size != mask_size:
-            raise ValueError(
-                f"mask and image differ in size (width x height, after EXIF rotation): "
-                f"{mask} is {mask_size[0]} x {mask_size[1]}, {image} is {size[0]} x {size[1]}"
-            )
+        sizes = [image_size(path) for path in (mask, image)]
+        if sizes[0] != sizes[1]:
+            found = ", ".join(f"{path} is {w} x {h}" for path, (w, h) in zip((mask, image), sizes, strict=True))
+            raise ValueError(f"mask and image differ in size (width x height, after EXIF rotation): {found}")
 
 
 def _split(rows: Iterable[tuple[Path, str, Path | None]]) -> Split:
@@ -261,15 +243,18 @@ def _read_tree(folder: Path) -> tuple[Split, Split]:
             looked_for = truth / kind.name / f"{path.stem}_mask.png" if truth_exists else None
             test.append((path, kind.name, masks.get(path, looked_for)))
     if unknown := [f.name for f in _folders(folder) if not test and f.name.startswith("test_") and _images_below(f)]:
-        raise ValueError(
-            f"{folder} has no test/, but {', '.join(unknown)}: a layout (MVTec AD 2's?) that is not known; rename or link one of them"
-        )
+        why = "a layout (MVTec AD 2's?) that is not known; rename or link one of them"
+        raise ValueError(f"{folder} has no test/, but {', '.join(unknown)}: {why}")
     return _split(train), _split(test)
+
+
+def _visa_table(folder: Path) -> Path:
+    return folder.parent / "split_csv" / "1cls.csv"
 
 
 def _read_visa(folder: Path) -> tuple[Split, Split]:
     """The 1-class split of VisA; its CSV gives paths relative to the root."""
-    table = folder.parent / "split_csv" / "1cls.csv"
+    table = _visa_table(folder)
     try:
         with open(table, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
@@ -283,14 +268,12 @@ def _read_visa(folder: Path) -> tuple[Split, Split]:
     for row in rows:
         named = [Path(row[name] or "") for name in ("image", "mask")]
         if not row["image"] or any(path.is_absolute() or ".." in path.parts for path in named):
-            raise ValueError(
-                f"{table}: expected paths inside {folder.parent}, got {row['image']!r} and mask {row['mask']!r}"
-            )
+            got = f"{row['image']!r} and mask {row['mask']!r}"
+            raise ValueError(f"{table}: expected paths inside {folder.parent}, got {got}")
         path, split, label = folder.parent / row["image"], row["split"], row["label"]
         if split not in splits or label not in ("normal", "anomaly") or (split, label) == ("train", "anomaly"):
-            raise ValueError(
-                f"{table}: {row['image']} is {split!r} and {label!r}; expected train normal, test normal or anomaly"
-            )
+            expected = "expected train normal, test normal or anomaly"
+            raise ValueError(f"{table}: {row['image']} is {split!r} and {label!r}; {expected}")
         if not path.is_file():
             raise FileNotFoundError(f"no such image: {path}, listed in {table}")
         normal = label == "normal"
@@ -301,40 +284,37 @@ def _read_visa(folder: Path) -> tuple[Split, Split]:
     return _split(splits["train"]), _split(splits["test"])
 
 
-@dataclass(frozen=True)
-class _Layout:
+class _Layout(NamedTuple):
     looked_for: str
     matches: Callable[[Path], bool]  # is this the folder of one category?
     read: Callable[[Path], tuple[Split, Split]] = _read_tree
 
 
+def _has(folder: Path, *names: str) -> bool:
+    return all((folder / name).is_dir() for name in names)
+
+
+_OWN = "train (images in it, or in train/good, ok or normal), or CATEGORY/train, or images themselves"
 LAYOUTS = {  # detection takes the first that fits
     "visa": _Layout(
         "split_csv/1cls.csv beside CATEGORY/Data/Images",
-        lambda f: (f / "Data" / "Images").is_dir() and (f.parent / "split_csv" / "1cls.csv").is_file(),
+        lambda f: _has(f, "Data/Images") and _visa_table(f).is_file(),
         _read_visa,
     ),
-    "mvtec": _Layout(
-        "CATEGORY/train/good and CATEGORY/test",
-        lambda f: (f / "train" / "good").is_dir() and (f / "test").is_dir(),
-    ),
+    "mvtec": _Layout("CATEGORY/train/good and CATEGORY/test", lambda f: _has(f, "train/good", "test")),
     "btad": _Layout(
         "CATEGORY/train/ok and CATEGORY/test/ok or ko",
-        lambda f: (f / "train" / "ok").is_dir() and any((f / "test" / n).is_dir() for n in ("ok", "ko")),
+        lambda f: _has(f, "train/ok", "test/ok") or _has(f, "train/ok", "test/ko"),
     ),
-    "own": _Layout(
-        "train (images in it, or in train/good, ok or normal), or CATEGORY/train, or images themselves",
-        lambda f: (f / "train").is_dir(),
-    ),
+    "own": _Layout(_OWN, lambda f: _has(f, "train")),
 }
 
 
 def _find(root: Path, layout: str) -> tuple[str, dict[str, Path]]:
     """Layout of a folder, and the folder of each category: the root itself, or those below it."""
     if layout != "auto" and layout not in LAYOUTS:
-        raise ValueError(
-            f"unknown layout {layout!r}; expected 'auto' or one of {', '.join(LAYOUTS)}.{nearest(layout, LAYOUTS)}"
-        )
+        expected = f"expected 'auto' or one of {', '.join(LAYOUTS)}"
+        raise ValueError(f"unknown layout {layout!r}; {expected}.{nearest(layout, LAYOUTS)}")
     if not root.exists():
         raise FileNotFoundError(f"no such data folder: {root}")
     if not root.is_dir():
@@ -384,21 +364,17 @@ def load_dataset(root: str | Path, category: str | None = None, layout: str = "a
     name, folders = _find(root, layout)
     if category is None and len(folders) > 1:
         raise ValueError(f"{root} holds {len(folders)} categories; name one with category=: {', '.join(folders)}")
-    category = category if category is None else composed(str(category))
-    if category is not None and category not in folders:
-        near = sorted(
-            folders, key=lambda there: -difflib.SequenceMatcher(None, str(category).lower(), there.lower()).ratio()
-        )
-        raise ValueError(f"no category {category!r} in {root} (layout {name}); nearest first: {', '.join(near)}")
-    category = next(iter(folders)) if category is None else category
+    category = next(iter(folders)) if category is None else composed(str(category))
+    if category not in folders:
+        likeness = {there: SequenceMatcher(None, category.lower(), there.lower()).ratio() for there in folders}
+        near = ", ".join(sorted(folders, key=likeness.get, reverse=True))
+        raise ValueError(f"no category {category!r} in {root} (layout {name}); nearest first: {near}")
     folder = folders[category]
     train, test = LAYOUTS[name].read(folder)
     if not train:
-        where = folder.parent / "split_csv" / "1cls.csv" if name == "visa" else folder / "train"
-        raise ValueError(
-            f"no training images of {category!r} in {where}: looked for {', '.join(IMAGE_SUFFIXES)}, "
-            f"directly or in {', '.join(NORMAL)}"
-        )
+        where = _visa_table(folder) if name == "visa" else folder / "train"
+        looked_for = f"{', '.join(IMAGE_SUFFIXES)}, directly or in {', '.join(NORMAL)}"
+        raise ValueError(f"no training images of {category!r} in {where}: looked for {looked_for}")
     _check_masks(test)
     if name != "visa":
         say_what_is_left_out(folder, [*train, *test])

@@ -4,12 +4,12 @@ import dataclasses
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_type_hints
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
-from rcp.checks import check_type
+from rcp.checks import check_fields, limited
 from rcp.data.images import Transform
 
 
@@ -30,20 +30,16 @@ class Perturbation:
         ValueError: a value outside its range, named.
     """
 
-    rotation: float = 10.0
-    translation: float = 0.05
-    brightness: float = 0.2
-    contrast: float = 0.2
-    blur: float = 1.0
+    rotation: float = limited(10.0, least=0, most=180)
+    translation: float = limited(0.05, least=0, most=1)
+    brightness: float = limited(0.2, least=0, most=1)
+    contrast: float = limited(0.2, least=0, most=1)
+    blur: float = limited(1.0, least=0, most=100)
     border: Literal["edge", "black"] = "edge"
     seed: int = 0
 
     def __post_init__(self):
-        for name, kind in get_type_hints(type(self)).items():
-            object.__setattr__(self, name, check_type(name, kind, getattr(self, name)))
-        for name, limit in {"rotation": 180, "translation": 1, "brightness": 1, "contrast": 1, "blur": 100}.items():
-            if not 0 <= getattr(self, name) <= limit:
-                raise ValueError(f"{name}: expected a range from 0 to {limit}, got {getattr(self, name)!r}")
+        check_fields(self)
 
     def draw(self, image: str | Path) -> dict[str, float]:
         """The five values for one image: rotation (degrees), dx, dy (shares), brightness, contrast (factors), blur (pixels)."""
@@ -84,9 +80,8 @@ class PerturbedTransform(Transform):
         margin = 0
         if self.perturbation.border == "edge" and not background:
             margin = int(np.ceil(np.hypot(width, height) * (0.5 + self.perturbation.translation)))
-            pixels = np.asarray(image)
-            pixels = np.pad(pixels, ((margin, margin), (margin, margin), *((0, 0),) * (pixels.ndim - 2)), mode="edge")
-            image = Image.fromarray(pixels)
+            around = (margin, margin), (margin, margin), (0, 0)
+            image = Image.fromarray(np.pad(np.asarray(image), around, mode="edge"))
         shift = (round(drawn["dx"] * width), round(drawn["dy"] * height))
         centre = (image.size[0] / 2, image.size[1] / 2)
         image = image.rotate(drawn["rotation"], resample, center=centre, translate=shift)

@@ -65,9 +65,8 @@ def _at(path: Path, train: bool) -> Iterable[Path]:
         hint = f"; for its sub-folders: {path}/**/*" if below else ""
         raise ValueError(f"no image in {path} (of {', '.join(IMAGE_SUFFIXES)}); it holds {there}{hint}")
     if not path.exists() and glob.has_magic(str(path)):
-        found = sorted(
-            Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).suffix.lower() in IMAGE_SUFFIXES
-        )
+        named = map(Path, glob.glob(str(path), recursive=True))
+        found = sorted(p for p in named if p.suffix.lower() in IMAGE_SUFFIXES)
         require("images", bool(found), "a pattern that fits some image", str(path))
         return found
     if not path.exists():
@@ -80,21 +79,17 @@ def batches(images: Iterable, transform: Transform, at_a_time: int, skipped: lis
 
     skipped: receives (name, reason) of each unreadable one, which is left out; where None, it raises.
     """
-    left, start = iter(images), 0
-    while some := list(islice(left, at_a_time)):
-        names = [
-            s if isinstance(s, Path) else Path(s) if isinstance(s, str) else f"image {start + i}"
-            for i, s in enumerate(some)
-        ]
-        found: list = [None] * len(some)
 
-        def read(i: int, some=some, names=names, found=found) -> None:
-            try:
-                found[i] = transform.read(some[i], names[i])
-            except (ValueError, OSError) as error:
-                found[i] = error
+    def read(image, name: Path | str) -> tuple[np.ndarray, Original] | Exception:
+        try:
+            return transform.read(image, name)
+        except (ValueError, OSError) as error:
+            return error
 
-        threaded(read, len(some))
+    numbered = enumerate(images)
+    while some := list(islice(numbered, at_a_time)):
+        names = [Path(image) if isinstance(image, str | Path) else f"image {i}" for i, image in some]
+        found = list(threaded(read, (image for _, image in some), names))
         bad = [(name, f) for name, f in zip(names, found, strict=True) if isinstance(f, Exception)]
         if bad and skipped is None:
             raise bad[0][1]
@@ -104,4 +99,3 @@ def batches(images: Iterable, transform: Transform, at_a_time: int, skipped: lis
         if good:
             names, pixels, originals = zip(*good, strict=True)
             yield Batch(list(names), np.stack(pixels), list(originals))
-        start += len(some)

@@ -5,7 +5,6 @@ import numpy as np
 import torch
 
 _BLOCK = 256  # patches whose largest ``near`` is held, so that most of them are passed over at once
-ENTRIES = 32  # bank entries whose least bound is held, likewise
 _FLAGS = {"fastmath": {"reassoc", "contract", "nsz"}, "cache": True}  # sums of squares may be vectorised
 
 
@@ -93,50 +92,14 @@ def lazy_greedy(x, y, near, count, first, error, threads):
     return picks
 
 
-@numba.njit(parallel=True, fastmath=_FLAGS["fastmath"] | {"nnan"}, cache=True)
-def nearest(x, bounds, squares, bank, longest, error, rounding, threads):
-    """x: (n, D), bank: (M, D) float32 -> (n,) int64: the nearest entry, the lowest index of equals.
-
-    With y the leading numbers of a row of x, r those of an entry: bounds: (n, M + unused) = ‖y - r‖² - ‖y‖², unused ones inf, so that
-    there are whole blocks; squares: (n,) = ‖y‖²; longest: the largest ‖r‖; error: of a length, as LeadingDirections has it; rounding: of
-    the bounds, of (‖y‖ + longest)².
-    """
-    n, m = len(x), len(bank)
-    blocks = bounds.shape[1] // ENTRIES
-    found = np.empty(n, np.int64)
-    for thread in numba.prange(threads):
-        least = np.empty(blocks, np.float32)
-        for i in range(n * thread // threads, n * (thread + 1) // threads):
-            for b in range(blocks):
-                low = bounds[i, b * ENTRIES]
-                for j in range(b * ENTRIES, (b + 1) * ENTRIES):
-                    low = min(low, bounds[i, j])
-                least[b] = low
-            start = least.argmin() * ENTRIES
-            at = min(start + bounds[i, start : start + ENTRIES].argmin(), m - 1)
-            best = _squared_distance(x[i], bank[at], 0, x.shape[1])
-            length = np.sqrt(squares[i]) + longest
-            spare = rounding * length**2 - squares[i]
-            reach = _reach(best, error * length) + spare
-            for b in range(blocks):
-                if least[b] <= reach:
-                    for j in range(b * ENTRIES, min(m, (b + 1) * ENTRIES)):
-                        if bounds[i, j] <= reach:
-                            d2 = _squared_distance(x[i], bank[j], 0, x.shape[1])
-                            if d2 < best or (d2 == best and j < at):
-                                best, at = d2, j
-                                reach = _reach(best, error * length) + spare
-            found[i] = at
-    return found
-
-
 @numba.njit(parallel=True, **_FLAGS)
 def nearest_in_cells(x, y, to_pivots, lengths, bank, leading, ids, starts, radii, longest, error, most, threads):
-    """Twin of :func:`nearest` for a large bank, in cells around pivots: e of the cell of c is no nearer than | ‖q - c‖ - ‖e - c‖ |.
+    """Nearest entries in a bank that lies in cells around pivots: e of the cell of c is no nearer to q than | ‖q - c‖ - ‖e - c‖ |.
 
     x: (n, D), y: (n, d), their leading numbers; to_pivots: (n, K) of ‖y - c‖; lengths: (n,) = ‖y‖; bank: (M, D). In the order of the
     cells, and within a cell by radius: leading (M, d), ids (M,) into the bank, radii (M,) = ‖e - c‖ of the leading numbers.
-    starts: (K + 1,), where each cell begins. longest, error: as of :func:`nearest`. most: comparisons of 16 numbers for a query,
+    starts: (K + 1,), where each cell begins. longest: the largest ‖e‖ of
+    the leading numbers; error: of a length, as :class:`rcp.fast.search.Leading` has it. most: comparisons of 16 numbers for a query,
     about, after which it is given up; then -1 is returned for it.
     """
     n, cells = to_pivots.shape
@@ -171,14 +134,3 @@ def nearest_in_cells(x, y, to_pivots, lengths, bank, leading, ids, starts, radii
                     j += 1
             found[i] = at if left > 0 and at < len(bank) else -1
     return found
-
-
-@numba.njit(parallel=True, **_FLAGS)
-def squared_distances(x, bank, index, threads):
-    """x: (n, D), bank: (M, D) float32, index: (n, j) -> (n, j) float32: ‖x_i - bank[index_ij]‖²."""
-    out = np.empty(index.shape, np.float32)
-    for thread in numba.prange(threads):
-        for i in range(len(x) * thread // threads, len(x) * (thread + 1) // threads):
-            for column in range(index.shape[1]):
-                out[i, column] = _squared_distance(x[i], bank[index[i, column]], 0, x.shape[1])
-    return out

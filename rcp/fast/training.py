@@ -90,9 +90,8 @@ class AdamP:
         self.steps = torch.zeros(1, dtype=torch.int64, device=parameters[0].device)
         t = torch.arange(steps, dtype=torch.float64)
         rates = lr * (1 + torch.cos(math.pi * t / steps)) / 2
-        first, second = (
-            1 - beta ** (t + 1) for beta in self.betas
-        )  # bias corrections; in float32 they would be off by 1e-4
+        # bias corrections; in float32 they would be off by 1e-4
+        first, second = (1 - beta ** (t + 1) for beta in self.betas)
         self.scalars = torch.stack([rates / first, second.rsqrt(), rates * weight_decay], 1).to(parameters[0])
 
     @property

@@ -47,11 +47,8 @@ class RefinementNet(nn.Module):
 
     def parameter_groups(self) -> list[dict]:
         """The head and the map's own two weights learn at ``lr_head``, the residual blocks at ``lr_blocks``."""
-        head = [*self.head.parameters(), self.slope, self.offset]
-        return [
-            {"params": list(self.blocks.parameters()), "lr": self.how.lr_blocks},
-            {"params": head, "lr": self.how.lr_head},
-        ]
+        blocks, head = list(self.blocks.parameters()), [*self.head.parameters(), self.slope, self.offset]
+        return [{"params": blocks, "lr": self.how.lr_blocks}, {"params": head, "lr": self.how.lr_head}]
 
     @torch.inference_mode()
     def refine(self, maps: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rcp.checks import check_fields, check_names, require
+from rcp.checks import check_fields, check_names, drop_fixed, limited, require
 from rcp.paths import data_root
 from rcp.refinement.simulation import DRAWN, Simulation, check_side, draw_textures, load_textures, texture_files
 
@@ -46,22 +46,22 @@ class RefinementConfig:
 
     simulation: Simulation = field(default_factory=lambda: Simulation(kind="structure"))
     textures: str = ""
-    texture_count: int = 512
+    texture_count: int = limited(512, above=0)
     stride: int = 8
-    channels: int = 32
+    channels: int = limited(32, above=0)
     rates: tuple[int, ...] = (6, 12, 18)
-    beta: float = 1.4826
-    outlier: float = 3.5
-    epochs: int = 500
-    batch_size: int = 16
-    lr_blocks: float = 0.1
-    lr_head: float = 0.01
+    beta: float = limited(1.4826, above=0)
+    outlier: float = limited(3.5, above=0)
+    epochs: int = limited(500, above=0)
+    batch_size: int = limited(16, above=0)
+    lr_blocks: float = limited(0.1, above=0)
+    lr_head: float = limited(0.01, above=0)
     momentum: float = 0.9
-    weight_decay: float = 1e-4
-    focal_gamma: float = 4.0
-    focal_weight: float = 1.0
-    l1_weight: float = 0.1
-    seed: int = 0
+    weight_decay: float = limited(1e-4, least=0)
+    focal_gamma: float = limited(4.0, least=0)
+    focal_weight: float = limited(1.0, least=0)
+    l1_weight: float = limited(0.1, least=0)
+    seed: int = limited(0, least=0)
 
     def __post_init__(self):
         object.__setattr__(self, "textures", str(self.textures))
@@ -69,29 +69,21 @@ class RefinementConfig:
         require("stride", self.stride >= 1 and self.stride.bit_count() == 1, "a power of two", self.stride)
         require("rates", self.rates and min(self.rates) >= 1, "rates from 1, such as (6, 12, 18)", self.rates)
         require("momentum", 0 <= self.momentum < 1, "a momentum from 0 and below 1", self.momentum)
-        for name in ("texture_count", "channels", "beta", "outlier", "epochs", "batch_size", "lr_blocks", "lr_head"):
-            require(name, getattr(self, name) > 0, "a number above 0", getattr(self, name))
-        for name in ("weight_decay", "focal_gamma", "focal_weight", "l1_weight", "seed"):
-            require(name, getattr(self, name) >= 0, "0 or more", getattr(self, name))
 
     @classmethod
     def build(cls, **values) -> "RefinementConfig":
         """From named values, those of the simulation among them (``kind``, ``grid``, ...; ``seed`` is the training's)."""
-        for name in [n for n in values if n in FIXED]:
-            fixed, why = FIXED[name]
-            given = values.pop(name)
-            require(f"refine: {name}", given == fixed, f"{fixed!r}, for it is no option: {why}", given)
+        drop_fixed(values, FIXED, "refine: ")
         own = {f.name for f in dataclasses.fields(cls)}
         of_simulation = {f.name for f in dataclasses.fields(Simulation)} - {"seed"}
         check_names("refine: unknown option", values, sorted(own | of_simulation))
-        values = _tuples(values)
         base = values.pop("simulation", None) or {"kind": "structure"}
-        base = base if isinstance(base, Simulation) else Simulation(**_tuples(base))
+        base = base if isinstance(base, Simulation) else Simulation(**base)
         changes = {name: values.pop(name) for name in of_simulation & set(values)}
         return cls(simulation=dataclasses.replace(base, **changes), **values)
 
     @classmethod
-    def of(cls, given: "RefinementConfig | dict | bool | None") -> "RefinementConfig | None":
+    def of(cls, given: "Refine") -> "RefinementConfig | None":
         """What a detector's ``refine`` may be -> the options of its refinement network, or None.
 
         Raises:
@@ -133,5 +125,4 @@ class RefinementConfig:
         return load_textures(self._textures_root(), side, self.texture_count, self.seed)
 
 
-def _tuples(values: dict) -> dict:
-    return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+Refine = RefinementConfig | dict | bool | None  # what a detector takes

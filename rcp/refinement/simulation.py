@@ -3,9 +3,7 @@
 A mask is thresholded Perlin noise within the object; what shows there is another texture, or the image's own patches in another order.
 """
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,8 +12,8 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from rcp.checks import check_fields, require
-from rcp.data.images import IMAGE_SUFFIXES, Transform, load_images
+from rcp.checks import check_fields, limited, require
+from rcp.data.images import IMAGE_SUFFIXES, Transform, load_images, threaded
 
 TRIES = 8  # masks that are drawn before an image is given up and left as it is
 DRAWN = 32  # textures where there are no images of any
@@ -41,31 +39,22 @@ class Simulation:
 
     kind: Literal["texture", "structure", "mixture"] = "mixture"
     foreground: bool = True
-    tolerance: float = 25.0
-    plain: float = 12.0
+    tolerance: float = limited(25.0, least=0)
+    plain: float = limited(12.0, least=0)
     threshold: float = 0.5
     finest: int = 4
     opacity: tuple[float, ...] = (0.15, 1.0)
-    grid: int = 8
-    anomalous: float = 1.0
+    grid: int = limited(8, least=2)
+    anomalous: float = limited(1.0, least=0, most=1)
     seed: int = 0
 
     def __post_init__(self):
         check_fields(self)
-        for name, holds, expected in (
-            ("threshold", -1 < self.threshold < 1, "a number between -1 and 1"),
-            ("finest", self.finest >= 1 and self.finest.bit_count() == 1, "a power of two"),
-            ("opacity", _is_range(self.opacity), "(least, most), above 0 and up to 1"),
-            ("grid", self.grid >= 2, "2 or more"),
-            ("tolerance", self.tolerance >= 0, "0 grey levels or more"),
-            ("plain", self.plain >= 0, "0 grey levels or more"),
-            ("anomalous", 0 <= self.anomalous <= 1, "a share from 0 to 1"),
-        ):
-            require(name, holds, expected, getattr(self, name))
-
-
-def _is_range(opacity: tuple[float, ...]) -> bool:
-    return len(opacity) == 2 and 0 < opacity[0] <= opacity[1] <= 1
+        require("threshold", -1 < self.threshold < 1, "a number between -1 and 1", self.threshold)
+        power = self.finest >= 1 and self.finest.bit_count() == 1
+        require("finest", power, "a power of two", self.finest)
+        shares = len(self.opacity) == 2 and 0 < self.opacity[0] <= self.opacity[1] <= 1
+        require("opacity", shares, "(least, most), above 0 and up to 1", self.opacity)
 
 
 def simulate(
@@ -109,8 +98,7 @@ def simulate(
         out[i][mask] = after
         masks[i][mask] = (after != images[i][mask]).any(1)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(one, range(len(images))))
+    list(threaded(one, range(len(images))))
     return out, masks
 
 
@@ -181,9 +169,8 @@ def without_object(images: np.ndarray, simulation: Simulation) -> np.ndarray:
     """(n, S, S, 3) uint8 -> (n,) bool: where :func:`foreground` finds nothing before a plain background, so that a mask lies anywhere."""
     if not simulation.foreground:
         return np.zeros(len(images), bool)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(lambda p: foreground(p, simulation.tolerance, simulation.plain).any(), images)
-        return ~np.fromiter(found, bool, len(images))
+    found = threaded(lambda p: foreground(p, simulation.tolerance, simulation.plain).any(), images)
+    return ~np.fromiter(found, bool, len(images))
 
 
 def _texture(rng: np.random.Generator, textures: np.ndarray) -> np.ndarray:
@@ -210,9 +197,8 @@ def texture_files(root: str | Path) -> list[Path]:
         ValueError: a folder without images.
     """
     if not Path(root).is_dir():
-        raise FileNotFoundError(
-            f"textures: no folder {root}; name DTD's, or fetch it: python -m reproduce download dtd"
-        )
+        fetch = "name DTD's, or fetch it: python -m reproduce download dtd"
+        raise FileNotFoundError(f"textures: no folder {root}; {fetch}")
     found = sorted(path for path in Path(root).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not found:
         raise ValueError(f"textures: no images in {root}; looked for {', '.join(IMAGE_SUFFIXES)} in it and below")

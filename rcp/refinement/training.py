@@ -19,6 +19,7 @@ from rcp.refinement.options import RefinementConfig
 from rcp.refinement.simulation import simulate, without_object
 
 logger = logging.getLogger("rcp")
+LIKELY = "likely cause: a learning rate that is too high"
 
 
 def train(
@@ -77,15 +78,12 @@ def train(
             anomalous += int(masks.any((1, 2)).sum())
         mean, seconds = torch.stack(losses).mean().item(), round(time.perf_counter() - started, 3)
         if not math.isfinite(mean):
-            likely = "likely cause: a learning rate that is too high"
-            raise FloatingPointError(f"loss of the refinement is {mean} at epoch {epoch + 1}; {likely}")
+            raise FloatingPointError(f"loss of the refinement is {mean} at epoch {epoch + 1}; {LIKELY}")
         rows.append({"epoch": epoch + 1, "loss": mean, "anomalous": anomalous / len(images), "seconds": seconds})
         _save(checkpoint, net, optimizer, how, rows)
         log(f"refinement epoch {epoch + 1:>3}/{how.epochs}  loss {mean:.5f}  {seconds:.1f} s")
     if not all(p.isfinite().all() for p in net.parameters()):  # the last step has no loss after it
-        raise FloatingPointError(
-            "the refinement diverged in its last step; likely cause: a learning rate that is too high"
-        )
+        raise FloatingPointError(f"the refinement diverged in its last step; {LIKELY}")
     return net.eval().requires_grad_(False), rows
 
 

@@ -172,9 +172,6 @@ def test_search(kind, entries, in_cells, monkeypatch):
     found = memory_bank.nearest(asked).numpy()
     if kind in ("grid", "constant", "far offset", "far clusters"):
         assert (found == d2.argmin(1)).all()
-    monkeypatch.setattr(search, "_BOUNDS", 5000)  # some queries at a time
-    monkeypatch.setattr(kernels, "threads", lambda: 1)
-    assert (memory_bank.nearest(asked).numpy() == found).all()
     rows = np.arange(len(queries))
     np.testing.assert_allclose(d2[rows, found], d2.min(1), rtol=1e-5, atol=0)
     index = torch.from_numpy(rng.integers(entries, size=(len(queries), 3)))
@@ -182,30 +179,32 @@ def test_search(kind, entries, in_cells, monkeypatch):
     np.testing.assert_allclose(memory_bank.distances(asked, index), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("in_cells", [False, True])
-def test_where_bounds_rule_nothing_out_all_distances_are_computed(in_cells, monkeypatch):
+def test_where_cells_rule_nothing_out_all_distances_are_computed(monkeypatch):
     """Whitened patches vary alike in all directions: the bounds would cost ten times what they save."""
-    monkeypatch.setattr(search, "IN_CELLS", 0 if in_cells else 10**9)
+    monkeypatch.setattr(search, "IN_CELLS", 0)
     x = torch.randn(500, 300)
     bank = MemoryBank(x[:400], 2)
     assert bank._quick.nearest(x[400:]) is None
     assert torch.equal(bank.nearest(x[400:]), torch.cdist(x[400:], x[:400]).argmin(1))
     narrow = x * torch.linspace(1, 0, 300) ** 20
-    assert search.Index(narrow[:400]).nearest(narrow[400:]) is not None
+    assert search.Cells(narrow[:400]).nearest(narrow[400:]) is not None
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_scores(kind, plain_and_quick):
+def test_scores(kind):
+    """Eq. 10 in double precision, around the r* that test_search checks."""
     x = torch.from_numpy(patches(kind)[1])
-    scores = plain_and_quick(lambda: patch_scores(x[300:600], MemoryBank(x[:200], 9)))
-    near = torch.cdist(x[300:600].double(), x[:200].double()).amin(1).float()
-    slack = 1e-3 * near.max() if kind in ("far offset", "huge norm", "one outlier") else 2e-3
-    assert (scores[0] - scores[1]).abs().max() <= slack
+    queries, bank = x[300:600], MemoryBank(x[:200], 9)
+    nearest = bank.nearest(queries)
+    entries = x[:200].double()[torch.cat([nearest[:, None], bank.neighbourhood[nearest]], 1)]
+    d = (queries.double()[:, None] - entries).norm(dim=2)
+    expected = (1 - torch.exp(d[:, 0] - d[:, 1:].logsumexp(1))) * d[:, 0]
+    torch.testing.assert_close(patch_scores(queries, bank).double(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_bound_of_distances_holds():
     x = torch.randn(400, 64, dtype=torch.float64) * torch.linspace(2, 0.01, 64) + 30
-    leading = search.LeadingDirections(x.float())
+    leading = search.Leading(x.float())
     y = leading(x.float())
     error = 2 * leading.error * y.norm(dim=1).max()
     assert (torch.cdist(y.double(), y.double()) - torch.cdist(x, x) <= error).all() and error < 0.05

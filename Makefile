@@ -102,9 +102,10 @@ test: $(STAMP) $(GRID_STAMP) ## all tests, and every notebook in the demo profil
 		echo "test: failed. Run one again with: $(PY) -m pytest tests/rcp/test_NAME.py -k WORD -x --showlocals" \
 			"(a notebook: add --nbval-lax and its path). If nothing can be imported: rm -rf $(VENV), then make test"; exit 1; }
 
-campaign: $(STAMP) $(GRID_STAMP) ## damage files and inject words, ten times as often as the tests do; prints what was tried (minutes)
-	@RCP_CAMPAIGN=10 $(PY) -m pytest -q -s tests/rcp/test_damage.py tests/reproduce/test_store.py tests/reproduce/test_environment.py \
-		-k "damaged or flipped or another_identity or machine or text_to_make or pack_did_not"
+campaign: $(STAMP) $(GRID_STAMP) ## attack it: malformed calls and files, damage, archives, injection, kills, full disks; a figure a line (half an hour)
+	@RCP_CAMPAIGN=10 timeout 1800 $(PY) -m pytest -q -s tests/rcp/test_malformed.py tests/rcp/test_damage.py tests/rcp/test_download.py \
+		tests/reproduce/test_store.py tests/reproduce/test_environment.py tests/reproduce/test_interrupted.py \
+		-k "malformed or sound_but or archives or damaged or flipped or another_identity or machine or text_to_make or pack_did_not or killed or full_disk"
 
 lab: $(STAMP) ## open JupyterLab on notebooks/00_start_here.ipynb
 	@echo "lab: JupyterLab opens in the browser; its address is printed below; Ctrl-C ends it"

@@ -10,6 +10,29 @@ import os
 # bottle's fit took 124 s without and 28 s with it; 17 s idle, either way.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from rcp import coreset, data, decision, maps, metrics, model, prediction, scoring
+from rcp.checks import guard
 from rcp.config import Config
 from rcp.detector import PatchCore, ReConPatch
-from rcp.model import train
+from rcp.refinement import simulation
+
+# What users call has its arguments checked there; what calls itself many times a second has not.
+for _owner, _names in (
+    (coreset, ("coreset_size", "random_selection", "greedy_k_center")),
+    (data, ("categories", "download", "load_dataset", "load_images")),
+    (decision, ("threshold", "false_alarms")),
+    (maps, ("score_maps", "center_and_deviation", "modified_z_score")),
+    (
+        metrics,
+        ("image_auroc", "pixel_auroc", "aupro", "f1_threshold", "normal_threshold", "d_prime", "paired_bootstrap"),
+    ),
+    (model, ("train",)),
+    (prediction.Prediction, ("maps_on_original", "boxes", "overlay", "save")),
+    (scoring, ("nearest_entries", "patch_scores", "image_scores")),
+    (scoring.MemoryBank, ("__init__",)),
+    (simulation, ("simulate",)),
+    (ReConPatch, ("from_config", "fit", "assemble", "fit_refinement", "predict", "predict_iter", "predict_features")),
+    (ReConPatch, ("decide", "save", "export", "load")),
+):
+    guard(_owner, *_names)
+train = model.train

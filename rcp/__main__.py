@@ -6,6 +6,7 @@ import sys
 from itertools import chain
 from pathlib import Path
 
+from rcp.checks import check_type
 from rcp.config import INSPECTION, WHOLE, Config
 from rcp.data.sources import images_of
 from rcp.detector import ReConPatch, load
@@ -45,6 +46,8 @@ def _predict(o: argparse.Namespace) -> int:
     threshold, why = detector.decide(detector.refiner_ is not None)
     if threshold is None:
         _say(f"no decision: {why}")
+    if o.out:
+        o.out.mkdir(parents=True, exist_ok=True)
     try:
         for number, one in enumerate(detector.predict_iter(chain(*given), skipped=skipped), 1):
             (found,) = one.records()
@@ -104,6 +107,10 @@ def _require_writable(file: Path) -> None:
         file.unlink()
 
 
+def _path(text: str) -> Path:
+    return Path(check_type("path", str | Path, text))
+
+
 def _setting(text: str) -> tuple[str, object]:
     name, equals, value = text.partition("=")
     if not equals:
@@ -130,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
 
     fit = command("fit", _fit, "learn from a folder of images of good parts")
     fit.add_argument("folder", help="images, or train/ and perhaps test/")
-    fit.add_argument("-o", "--output", type=Path, required=True, help="the detector's file, such as part.rcp")
+    fit.add_argument("-o", "--output", type=_path, required=True, help="the detector's file, such as part.rcp")
     words = "default: %(default)s; but for paper, nothing is cropped"
     fit.add_argument("--preset", choices=PRESETS, default="inspection", help=words)
     fit.add_argument("--backbone", help="a torchvision or timm CNN")
@@ -140,17 +147,17 @@ def _parser() -> argparse.ArgumentParser:
     watch = command("watch", _watch, "score each new image of a folder, once")
     exported = command("export", _export, "write a file that runs without rcp")
     for added in (predict, watch, exported, command("info", _info, "what a detector's file holds")):
-        added.add_argument("detector", type=Path, help="what fit wrote")
+        added.add_argument("detector", type=_path, help="what fit wrote")
     for added in (predict, watch):
         added.add_argument("--json", action="store_true", help="a line of JSON for each image")
     for added in (fit, predict):
         added.add_argument("--skip-unreadable", action="store_true", help="leave out and list what cannot be read")
-    exported.add_argument("output", type=Path, help="such as part.onnx or part.pt2")
+    exported.add_argument("output", type=_path, help="such as part.onnx or part.pt2")
     predict.add_argument("images", nargs="+", help="files, folders, patterns")
-    predict.add_argument("--out", type=Path, help="folder for predictions.csv and pictures of where")
+    predict.add_argument("--out", type=_path, help="folder for predictions.csv and pictures of where")
     predict.add_argument("--fail", action="store_true", help="exit status 1 where an image is defective")
-    watch.add_argument("folder", type=Path)
-    watch.add_argument("--log", type=Path, help="JSON lines of what is done (default: rcp.jsonl in the folder)")
+    watch.add_argument("folder", type=_path)
+    watch.add_argument("--log", type=_path, help="JSON lines of what is done (default: rcp.jsonl in the folder)")
     watch.add_argument("--seconds", type=float, default=1.0, help="between two looks (default: 1)")
     watch.add_argument("--looks", type=int, help="end after so many")
     return parser

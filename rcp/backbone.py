@@ -220,7 +220,8 @@ def _load_file(trunk: nn.Module, full_keys: set[str], path: Path, name: str) -> 
         why = f"{type(error).__name__}: {error}"
         raise ValueError(f"weights: {path} is not a plain file of tensors ({why})") from None
     state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    named = isinstance(state, dict) and all(isinstance(n, str) and isinstance(t, Tensor) for n, t in state.items())
+    if not named:
         raise ValueError(f"weights: {path} is not a state dict (names with tensors)")
     wanted = trunk.state_dict()
     counters = {key for key in wanted if key.endswith("num_batches_tracked")}

@@ -2,8 +2,20 @@
 
 import dataclasses
 import difflib
+import functools
+import inspect
 import math
+from collections.abc import Callable
+from pathlib import Path
+from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import numpy as np
+from torch import Tensor
+
+# The least that a number may be, wherever a public function has an argument of this name.
+LEAST = dict.fromkeys(("count", "k", "b", "m", "n", "draws", "projection", "batch", "side", "size", "patches"), 1)
+LEAST |= dict.fromkeys(("seed", "ddof", "blur", "epoch", "seconds"), 0) | {"beta": 1e-9}
 
 
 def nearest(name: str, valid) -> str:
@@ -15,7 +27,7 @@ def nearest(name: str, valid) -> str:
 def require(name: str, holds: bool, expected: str, value: Any) -> None:
     """Raises ValueError "NAME: expected EXPECTED, got VALUE" where ``holds`` is false."""
     if not holds:
-        raise ValueError(f"{name}: expected {expected}, got {value!r}")
+        raise ValueError(f"{name}: expected {expected}, got {value!r:.400}")
 
 
 def check_names(what: str, given, valid) -> None:
@@ -48,18 +60,30 @@ def check_type(name: str, kind: Any, value: Any) -> Any:
             words = ", ".join(map(repr, choices))
             raise ValueError(f"{name}: expected one of {words}, got {value!r}.{nearest(value, choices)}")
         return value
-    value = tuple(value) if isinstance(value, list) else value
-    kinds = (tuple,) if get_origin(kind) is tuple else get_args(kind) or (kind,)
+    value = value.item() if isinstance(value, np.generic) else value  # a number that numpy computed
+    alternatives = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    kinds = tuple(get_origin(k) or k for k in alternatives if k is not Any)
+    value = tuple(value) if isinstance(value, list) and tuple in kinds else value
+    if np.ndarray in kinds and value is not None:
+        return _numbers(name, value)
+    if isinstance(value, int):
+        require(name, -(2**63) <= value <= 2**64, "a number of 64 bits", value)
     if float in kinds and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     items = get_args(kind)[:1] if get_origin(kind) is tuple else ()
-    fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+    fits = isinstance(value, kinds or object) and (bool in kinds or not isinstance(value, bool))
     if items and fits:
         fits = all(isinstance(v, items) and not isinstance(v, bool) for v in value)
     if not fits:
         words = " or ".join("None" if k is type(None) else k.__name__ for k in kinds)
         words = f"a list of {items[0].__name__}" if items else words
-        raise ValueError(f"{name}: expected {words}, got {value!r} ({type(value).__name__})")
+        raise ValueError(f"{name}: expected {words}, got {value!r:.400} ({type(value).__name__})")
+    if Path in kinds and isinstance(value, str | Path):
+        short = all(len(part.encode(errors="surrogateescape")) < 256 for part in Path(value).parts)
+        require(name, short and str(value) and "\0" not in str(value), "a path", value)
+    if isinstance(value, Tensor):
+        numbers = value.is_floating_point() and bool(value.isfinite().all())
+        require(name, numbers or "bool" in str(value.dtype), "finite floating-point numbers", value)
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{name}: expected a finite number, got {value!r}")
     return value
@@ -74,7 +98,40 @@ def limited(default: Any, about: dict | None = None, **limits: float) -> Any:
     about: further metadata.
     """
     check_names("unknown limit", limits, LIMITS)
-    return dataclasses.field(default=default, metadata=(about or {}) | limits)
+    return dataclasses.field(default=default, metadata=(about or {}) | {"most": 2**31 - 1} | limits)
+
+
+def _numbers(name: str, value: Any) -> Any:
+    """``value`` if numpy takes it for numbers."""
+    try:
+        kind = np.asarray(value).dtype.kind
+    except (TypeError, ValueError):  # lists of different lengths, a tensor of a GPU
+        kind = ""
+    require(name, kind in tuple("biuf"), "an array of numbers", value)
+    return value
+
+
+def checked(function: Callable) -> Callable:
+    """The function, each argument that it is called with held against its annotation (:func:`check_type`) and ``LEAST``."""
+    kinds, names = get_type_hints(function), list(inspect.signature(function).parameters)
+
+    @functools.wraps(function)
+    def called(*args, **given):
+        for name, value in (*zip(names, args, strict=False), *given.items()):
+            value = check_type(name, kinds.get(name, Any), value)
+            if isinstance(value, int | float) and name in LEAST:
+                require(name, value >= LEAST[name], f"{LEAST[name]} or more", value)
+        return function(*args, **given)
+
+    return called
+
+
+def guard(owner, *names: str) -> None:
+    """Has these functions of a module or class :func:`checked` where users find them: what rcp itself imported before is as it was."""
+    for name in names:
+        found = vars(owner)[name]
+        made = classmethod(checked(found.__func__)) if isinstance(found, classmethod) else checked(found)
+        setattr(owner, name, made)
 
 
 def check_fields(instance) -> None:

@@ -8,6 +8,7 @@ for that purpose, so one that is declared here cannot be forgotten there.
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from rcp.checks import check_fields, check_names, check_type, drop_fixed, limited, require
@@ -128,9 +129,9 @@ class Config:
     # fmt: on
 
     def __post_init__(self):
-        object.__setattr__(self, "weights", str(self.weights))
+        object.__setattr__(self, "weights", str(check_type("weights", str | Path, self.weights)))
         mean, pooled = self.aggregation == "mean", self.level_dim
-        of_levels = not isinstance(self.layers, int | str) and all(isinstance(n, int) and n >= 1 for n in self.layers)
+        of_levels = isinstance(self.layers, tuple | list) and all(isinstance(n, int) and n >= 1 for n in self.layers)
         require("layers", of_levels and self.layers, "hierarchy levels from 1 such as (2, 3)", self.layers)
         object.__setattr__(self, "layers", tuple(sorted(set(self.layers))))
         check_fields(self)
@@ -188,7 +189,7 @@ class Config:
         nothing is drawn. ``weights`` is the name that was given;
         who compares results of different machines puts the content in its place (:func:`rcp.backbone.weights_identity`).
         """
-        stages, values = STAGES[: STAGES.index(stage) + 1], self.asdict()
+        stages, values = STAGES[: STAGES.index(check_type("stage", Literal[*STAGES], stage)) + 1], self.asdict()
         declared = {f.name: f.metadata for f in dataclasses.fields(self)}
         unused = {n for n, about in declared.items() if about["of"] and self.representation not in about["of"]}
         if self.aggregation == "mean" and not self.linear:

@@ -1,5 +1,7 @@
 """Greedy k-center coreset (Sec. 3.3): each pick is the patch farthest from all picks so far."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,7 @@ def coreset_size(ratio: float, patches: int) -> int:
     Raises:
         ValueError: the ratio selects nothing.
     """
+    require("coreset_ratio", 0 < ratio <= 1, "a share of the patches, above 0 and at most 1", ratio)
     count = int(ratio * patches + 1e-9)  # 0.07 * 100 is 7.000000000000001, but 0.29 * 100 is 28.999999999999996
     if count < 1:
         least = f"at least {1 / patches:.2g}"
@@ -24,6 +27,7 @@ def coreset_size(ratio: float, patches: int) -> int:
 def random_selection(patches: int, count: int, seed: int, among: Tensor | None = None) -> Tensor:
     """(count,) int64 indices drawn from the seed, each at most once. among: as in :func:`greedy_k_center`."""
     allowed = torch.arange(patches) if among is None else among.nonzero()[:, 0].cpu()
+    require("count", count <= len(allowed), f"at most {len(allowed)} (the number of patches)", count)
     drawn = torch.randperm(len(allowed), generator=torch.Generator().manual_seed(seed))[:count]
     return allowed[drawn].to("cpu" if among is None else among.device)
 
@@ -41,7 +45,7 @@ def greedy_k_center(
     features: Tensor,
     count: int,
     *,
-    start: str = "mean",
+    start: Literal["mean", "random"] = "mean",
     projection: int | None = None,
     seed: int = 0,
     among: Tensor | None = None,
@@ -57,7 +61,15 @@ def greedy_k_center(
 
     Of patches at the same distance the lowest index comes first; no index comes twice.
     """
+    require(
+        "features",
+        features.ndim == 2 and features.numel() > 0 and features.dtype != torch.bool,
+        "patches (N, D)",
+        tuple(features.shape),
+    )
     n, dim = features.shape
+    fits = among is None or (among.shape == (n,) and among.dtype == torch.bool)
+    require("among", fits, f"({n},) of bool", among)
     allowed = n if among is None else int(among.sum())
     require("count", 1 <= count <= allowed, f"1 to {allowed} (the number of patches)", count)
     generator = torch.Generator().manual_seed(seed)

@@ -25,6 +25,7 @@ def threshold(held_out: np.ndarray, rate: float | None = None) -> float:
         ValueError: a rate outside (0, 1), or one that so few images do not support; more than half of the scores are the same.
     """
     scores = np.sort(np.asarray(held_out, np.float64).ravel())
+    require("held_out", np.isfinite(scores).all(), "finite scores", held_out)
     n = len(scores)
     rate = rate_of(n, rate)
     least = f"at least 1 / (n + 1) = {1 / (n + 1):.4f} with {n} images"
@@ -52,6 +53,7 @@ def false_alarms(n: int, rate: float | None, m: int, confidence: float = 0.95) -
     """Between which shares of m further normal images the false alarms lie, with this probability: beta-binomial, n held-out scores."""
     from scipy.stats import betabinom  # a second to import, that a score does without
 
+    require("confidence", 0 < confidence < 1, "a share above 0 and below 1", confidence)
     k = _rank(n, rate_of(n, rate))
     low, high = betabinom(m, n + 1 - k, k).interval(confidence)
     return float(low / m), float(high / m)

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from rcp import backbone, decision
-from rcp.checks import require
+from rcp.checks import check_type, require
 from rcp.config import FIXED, Config
 from rcp.coreset import coreset_size, greedy_k_center, random_selection
 from rcp.data.images import Original, Transform
 from rcp.data.layouts import Dataset, load_dataset
 from rcp.data.sources import batches, images_of
-from rcp.files import read_tensors, write_tensors
+from rcp.files import allocate, read_tensors, write_tensors
 from rcp.maps import center_and_deviation, score_maps
 from rcp.model import EachEpoch, Trained, represent
 from rcp.patches import PatchExtractor, images_at_a_time, pool
@@ -60,8 +60,8 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
+        device = torch.device(check_type("device", str, name))
+        torch.empty(1, device=device).item()  # which a "meta" device does not have
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device: expected auto, cpu or an available cuda device, got {name!r} ({error})") from None
     return device
@@ -132,7 +132,7 @@ class ReConPatch:
         self.timings_ = Timings()
 
     @classmethod
-    def from_config(cls, config: Config, refine: RefinementConfig | None = None) -> "ReConPatch":
+    def from_config(cls, config: Config, refine: RefinementConfig | dict | bool | None = None) -> "ReConPatch":
         """The detector that a config describes: ReConPatch or PatchCore, by ``config.representation``."""
         return (PatchCore if config.representation == "none" else ReConPatch)(refine=refine, **config.asdict())
 
@@ -212,6 +212,7 @@ class ReConPatch:
         require_disk(tempfile.gettempdir(), int(np.prod(shape)) * dtype.itemsize, "patch features")
         with tempfile.TemporaryFile() as file:  # p on disk: in memory, beside f(p), there would be twice as much
             p = np.memmap(file, dtype, "w+", shape=shape)
+            allocate(file, "patch features")
             with self.timings_("features"):
                 self.extractor(decoded, out=p, names=paths)
             if not self.refine:
@@ -281,7 +282,14 @@ class ReConPatch:
 
     def _remember(self, p: np.ndarray, f: nn.Linear | None, history: list[dict]) -> "ReConPatch":
         """The memory bank of f(p), and the held-out scores of the training images."""
+        p, c, words = np.asanyarray(p), self.config, "(n, h · w, D) of finite float numbers"
+        fits = p.ndim == 3 and len(p) > 0 and p.dtype.kind == "f" and p.shape[2] == (c.extracted_dim or p.shape[2])
+        require("p", fits, words, (p.shape, p.dtype))
+        sizes = isinstance(f, nn.Linear) and (f.in_features, f.out_features)
+        wanted = c.representation != "none" and (p.shape[2], c.bank_dim(p.shape[2]))
+        require("f", sizes == wanted, f"a linear layer of the sizes {wanted}" if wanted else "None", f)
         n, patches, _ = p.shape
+        self._side(patches)
         count = bank_size(self.config, n * patches, p.shape[-1])
         self.f_, self.history_, self.refiner_ = f, history, None
         with self.timings_("representation"):
@@ -289,6 +297,7 @@ class ReConPatch:
             for i, part in enumerate(as_tensor(p)):
                 represented[i] = self.represent_patches(part)
                 drop_pages(p)
+        require("p", torch.stack(represented.aminmax()).isfinite().all(), words, "NaN or infinity")
         with self.timings_("coreset"):
             self.bank_ = self._memorize(represented.flatten(0, 1), count)
         with self.timings_("calibration"):
@@ -342,10 +351,16 @@ class ReConPatch:
         """f(p): (n, h · w, dim) -> (n, h, w) float32, Eq. 9 and 10; a tile is a square. banks: one per image, else ``bank_``."""
         one_by_one = banks or self._one_by_one(represented)
         parts = represented if one_by_one else [represented.flatten(0, 1)]
-        side = int((represented.shape[1] // math.prod(self.config.tiles)) ** 0.5)
-        rows, columns = self.config.tiles
+        (rows, columns), side = self.config.tiles, self._side(represented.shape[1])
         scores = [self._score(part, bank) for part, bank in zip(parts, banks or [self.bank_] * len(parts), strict=True)]
         return torch.cat(scores).reshape(len(represented), rows * side, columns * side)
+
+    def _side(self, patches: int) -> int:
+        """Patches along a side of a tile; so many are of an image."""
+        tiles = math.prod(self.config.tiles)
+        side = math.isqrt(patches // tiles)
+        require("p", 0 < side * side * tiles == patches, f"features of {tiles} squares (a tile each)", patches)
+        return side
 
     def _one_by_one(self, images: Tensor) -> bool:
         """On a CPU each image goes by itself: its scores are the same in any batch, to the last bit."""
@@ -389,7 +404,9 @@ class ReConPatch:
         """``predict`` from features that are there already: p (n, h · w, D) as :class:`PatchExtractor` makes them."""
         self._check_fitted()
         width = self.config.extracted_dim or self.bank_.entries.shape[1] if self.f_ is None else self.f_.in_features
-        require("p", p.ndim == 3 and p.shape[-1] == width, f"features (n, h · w, {width})", p.shape)
+        p = np.asanyarray(p)
+        fits = p.ndim == 3 and p.shape[-1] == width and p.dtype.kind == "f"
+        require("p", fits, f"features (n, h · w, {width}) of float numbers", (p.shape, p.dtype))
         return self._predict(len(p), lambda part: drop_pages(p)[part], maps, refined)
 
     def _predict(self, n: int, p_of: Callable[[slice], np.ndarray], maps: bool, refined: bool, **about) -> Prediction:
@@ -411,6 +428,8 @@ class ReConPatch:
                 patches.append(s.cpu().numpy())
                 if maps:
                     all_maps[part] = found
+        bad = np.flatnonzero(~np.isfinite(scores))
+        require("p", not len(bad), "finite features", f"those of image {bad[0]}" if len(bad) else "")
         # held-out scores are unrefined: a refined one of an image that the network was trained on would not be held out
         train_scores = None if refined else self.train_scores_
         about["threshold"], about["why"] = self.decide(refined)
@@ -507,14 +526,20 @@ class ReConPatch:
             values |= {"device": device or "auto"} | ({"weights": str(weights)} if weights else {})
             detector = cls(**values, refine=refine)
             detector._restore(tensors)
+            detector._false_alarm_rate = None if rate is None else decision.check_rate(rate)
+            biased = json.loads(header["config"]).get("bias", values["representation"] != "none")
+            require("f.bias", ("f.bias" in tensors) == biased, "as its config says", sorted(tensors)[:9])
         except (KeyError, TypeError, AttributeError, RuntimeError, json.JSONDecodeError) as error:
             why = f"{type(error).__name__}: {error}"
             raise ValueError(f"{path} is not a detector saved by rcp, or is damaged ({why})") from None
+        except OtherClassError:
+            raise
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
         c, expected = detector.config, header.get("backbone")
         if (identity := backbone.weights_identity(c.backbone, c.weights)) != expected:
             words = f"weights: {c.weights} are not the weights {path} was fitted with"
             raise ValueError(f"{words} ({identity}, expected {expected})")
-        detector._false_alarm_rate = rate  # one that cannot be kept gives no threshold
         return detector
 
     def _restore(self, tensors: dict[str, Tensor]) -> None:
@@ -523,10 +548,16 @@ class ReConPatch:
         self.train_scores_ = tensors["train_scores"].numpy() if "train_scores" in tensors else None
         for name, axes in {"bank": 2, "train_scores": 1, "f.weight": 2}.items():
             if (t := tensors.get(name)) is not None:
-                fits = t.ndim == axes and t.dtype == torch.float32 and len(t) > 0
+                fits = t.ndim == axes and t.dtype == torch.float32 and t.numel() > 0
                 require(name, fits, f"float32 numbers along {axes} axes", (tuple(t.shape), t.dtype))
+        for name, t in tensors.items():
+            fits = t.dtype == torch.float32 or name.endswith("num_batches_tracked")
+            require(name, fits, "float32 numbers", t.dtype)
+        width = c.bank_dim(bank.shape[1])
+        require("bank", bank.shape[1] == width, f"{width} columns, as its config says", bank.shape[1])
         if c.representation != "none":
             dim, size = f["weight"].shape
+            require("f.weight", size == (c.extracted_dim or size), f"{c.extracted_dim} columns, the size of p", size)
             require("f.weight", dim == bank.shape[1], f"{bank.shape[1]} rows, as wide as the bank", dim)
             self.f_ = nn.Linear(size, dim, bias="bias" in f, device=self.device).requires_grad_(False)
             self.f_.load_state_dict(f)

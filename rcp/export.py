@@ -78,6 +78,7 @@ def export(detector, path: str | Path) -> Path:
     any_number = {"images": {0: torch.export.Dim("n", min=1, max=4096)}}
     described = {"transform": repr(detector.transform), "threshold": detector.threshold_, "outputs": OUTPUTS}
     written, about = path.with_name(f".{path.name}"), {"rcp": json.dumps(described)}
+    open(written, "wb").close()  # what cannot be written is said before the work
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.export.export(module, (images[:2],), dynamic_shapes=any_number)
@@ -88,7 +89,7 @@ def export(detector, path: str | Path) -> Path:
             run = _write_onnx(program, images, written, about)
     try:
         _check(detector, images.numpy(), [np.asarray(out) for out in run(images)])
-    except ValueError:
+    except BaseException:
         written.unlink()
         raise
     return written.replace(path)

@@ -21,6 +21,8 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: dict[
         save_file(tensors, temporary, metadata=header | {"digest": _digest(tensors, header)})
         sync(temporary)
         os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:  # which is also that of a full disk
+        raise OSError(f"{path} could not be written ({error})") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -39,7 +41,7 @@ def read_tensors(path: str | Path, kind: str) -> tuple[dict[str, str], dict[str,
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(f"{path} is not a {what} saved by rcp, or is damaged ({error})") from None
     digest, format_ = header.pop("digest", None), header.get("format", "")
-    if not format_.startswith(f"{kind}-"):
+    if format_ not in (f"{kind}-1", f"{kind}-2"):
         raise ValueError(f"{path} is not a {what} saved by rcp, or is damaged (format {format_ or None!r})")
     if (digest or format_ != f"{kind}-1") and digest != _digest(tensors, header):
         raise ValueError(f"{path} is damaged: its content is not what was written")
@@ -53,6 +55,20 @@ def file_hash(path: str | Path, algorithm: str | Callable = "blake2b"):
     """hashlib's hash of a file's content."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, algorithm)
+
+
+def allocate(file, what: str) -> None:
+    """Has the disk give all space of an open file now: a disk that is full later kills the process (SIGBUS) where a map of it is written.
+
+    Raises:
+        OSError: it has not so much; names ``what`` and the size.
+    """
+    size = os.fstat(file.fileno()).st_size
+    try:
+        if hasattr(os, "posix_fallocate") and size:
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        raise OSError(error.errno, f"no disk space: {what} need {size / 1e9:.3g} GB ({error.strerror})") from error
 
 
 def sync(path: Path) -> None:

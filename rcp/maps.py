@@ -1,6 +1,7 @@
 """From patch scores to a map as large as the image, and Eq. 11, which brings the scores of several detectors to one scale."""
 
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,7 +16,11 @@ def score_maps(scores: Tensor, size: int | tuple[int, int], blur: float) -> np.n
 
     Both are linear and act on each axis by itself, so a map is A_h s A_wᵀ.
     """
-    sizes = size if isinstance(size, tuple) else (size, size)
+    require("scores", scores.ndim == 3 and scores.numel() > 0, "(n, h, w)", tuple(scores.shape))
+    sizes = tuple(size) if isinstance(size, tuple | list) else (size, size)
+    require(
+        "size", len(sizes) == 2 and all(0 < n <= 2**15 for n in sizes), "one or two sides of 1 to 32768 pixels", size
+    )
     rows, columns = (axis_operator(n, s, blur).to(scores) for n, s in zip(scores.shape[1:], sizes, strict=True))
     return (rows @ scores @ columns.T).cpu().numpy()
 
@@ -28,14 +33,16 @@ def axis_operator(side: int, size: int, blur: float) -> Tensor:
     return torch.from_numpy(gaussian_filter1d(linear, blur, axis=0) if blur else linear)
 
 
-def center_and_deviation(train_scores: np.ndarray, deviation: str = "median") -> tuple[float, float]:
+def center_and_deviation(
+    train_scores: np.ndarray, deviation: Literal["median", "mean"] = "median"
+) -> tuple[float, float]:
     """median and MAD of Eq. 11, over scores of the training set: any shape -> (units of the score, the same).
 
     deviation: MAD is the "median" or the "mean" absolute deviation from the median. The paper's words say mean; its β = 1.4826
     is the constant that makes the *median* one a standard deviation of normal scores (the mean's is 1.2533).
     """
-    require("deviation", deviation in ("median", "mean"), "'median' or 'mean'", deviation)
     scores = np.asarray(train_scores, np.float64)
+    require("train_scores", scores.size > 0 and np.isfinite(scores).all(), "one finite score or more", train_scores)
     median = np.median(scores)
     return float(median), float(getattr(np, deviation)(np.abs(scores - median)))
 

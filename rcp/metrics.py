@@ -4,11 +4,13 @@ One rule for every threshold here: an image (or pixel) counts as defective where
 """
 
 import os
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
 
+from rcp.checks import check_type, require
 from rcp.maps import center_and_deviation
 
 
@@ -45,11 +47,9 @@ def aupro(masks: np.ndarray, maps: np.ndarray, limit: float = 0.3) -> float:
         UndefinedMetric: no defective or no normal pixel.
         ValueError: as ``image_auroc``; ``limit`` outside (0, 1].
     """
-    if not 0 < limit <= 1:
-        raise ValueError(f"limit: expected a false positive rate in (0, 1], found {limit}")
+    require("limit", 0 < limit <= 1, "a false positive rate in (0, 1]", limit)
     masks, maps = _checked(masks, maps, "masks", "maps")
-    if masks.ndim != 3:
-        raise ValueError(f"masks: expected shape (n, H, W), found {masks.shape}")
+    require("masks", masks.ndim == 3, "shape (n, H, W)", masks.shape)
     return _aupro(masks, _rank(masks, maps), limit)
 
 
@@ -121,7 +121,7 @@ class Interval(NamedTuple):
     high: float
 
 
-def paired_bootstrap(groups, draws: int = 2000, seed: int = 0) -> Interval:
+def paired_bootstrap(groups: Iterable, draws: int = 2000, seed: int = 0) -> Interval:
     """Image AUROC of the first method minus that of the second, averaged over categories, with a percentile interval.
 
     Test images are drawn with replacement, normal and defective ones apart and the same ones for both methods. The
@@ -136,7 +136,9 @@ def paired_bootstrap(groups, draws: int = 2000, seed: int = 0) -> Interval:
     """
     rng, differences, estimates = np.random.default_rng(seed), np.zeros(draws), []
     for labels, first, second in groups:
-        labels = np.asarray(labels).astype(bool)
+        for scores in (*np.atleast_2d(first), *np.atleast_2d(second)):
+            checked, _ = _checked(labels, scores, "labels", "scores")
+        labels = checked
         if labels.all() or not labels.any():
             raise UndefinedMetric(f"one class only: there are no {'normal' if labels.all() else 'defective'} images")
         wins = _wins(labels, first) - _wins(labels, second)
@@ -171,6 +173,8 @@ def evaluate(prediction, split) -> dict[str, float | int | dict[str, str] | None
         ValueError: numbers of scores or maps and of images differ, or their paths, a score or map with NaN or infinity (names the
             image), maps of another shape than the masks.
     """
+    require("prediction", hasattr(prediction, "scores"), "what predict gives", prediction)
+    require("split", hasattr(split, "has_masks"), "dataset.test, or what has its attributes", split)
     labels, scores = _checked(split.labels, prediction.scores, "labels", "scores", split.paths)
     _check_order(getattr(prediction, "paths", ()), split.paths)
     report = {"n_normal": int((~labels).sum()), "n_defective": int(labels.sum()), "undefined": {}}
@@ -286,7 +290,9 @@ def _best_f1(ranks: _Ranks) -> tuple[float, float]:
 
 def _checked(labels, scores, labels_name: str, scores_name: str, paths=None) -> tuple[np.ndarray, np.ndarray]:
     """labels as bool, scores as float array, of one shape and finite; of the images at ``paths``, where they are given."""
-    labels, scores = np.asarray(labels), np.asarray(scores)
+    labels, scores = (
+        np.atleast_1d(check_type(n, np.ndarray, v)) for n, v in ((labels_name, labels), (scores_name, scores))
+    )
     if paths is not None and len(scores) != len(paths):
         of = f"one for each of the {len(paths)} images of the split"
         raise ValueError(f"{scores_name}: expected {of}, found {len(scores)}")
@@ -313,6 +319,6 @@ def _need_finite(values: np.ndarray, name: str, paths=None) -> None:
 def _check_order(paths, expected) -> None:
     """Refuse scores of other images than the labels, or in another order; what came as pixels has no path."""
     for i, (path, other) in enumerate(zip(paths, expected, strict=False)):
-        if isinstance(path, os.PathLike) and os.path.abspath(path) != os.path.abspath(other):
-            found = f"image {i} is {path}, the split has {other}"
-            raise ValueError(f"scores: expected the split's images in its order; {found}")
+        same = not isinstance(path, os.PathLike) or os.path.abspath(path) == os.path.abspath(other)
+        words = f"the split's images in its order; image {i} is {path}, the split has {other}"
+        require("scores", same, words, "another")

@@ -61,8 +61,9 @@ class Prediction:
 
     def __getitem__(self, i: int) -> "Prediction":
         """The prediction of one image."""
+        words = f"an image from 0 to {len(self) - 1}"
+        require("i", isinstance(i, int | np.integer) and -len(self) <= i < len(self), words, i)
         part = slice(i, i + 1 or None)
-        require("i", len(self.scores[part]) == 1, f"an image from 0 to {len(self) - 1}", i)
         rows = {n: getattr(self, n)[part] for n in ("scores", "maps", "patch_scores") if getattr(self, n) is not None}
         return replace(self, **rows, paths=self.paths[part], originals=self.originals[part], skipped=())
 
@@ -116,6 +117,7 @@ class Prediction:
 
     def overlay(self, i: int, side: int = 800) -> Image.Image:
         """Image i upright, at most ``side`` pixels long, its map in red over grey, its boxes."""
+        self._check(i)
         path, (width, height, _) = self.paths[i], self.originals[i]
         known = isinstance(path, Path)  # what came as pixels is not kept
         grey = open_rgb(path).convert("L").convert("RGB") if known else Image.new("RGB", (width, height), "#808080")

@@ -1,6 +1,7 @@
 """The memory bank M and the anomaly scores of patches and images (Sec. 3.3): Eq. 9 and 10."""
 
 from functools import cached_property, lru_cache
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ def nearest_entries(queries: Tensor, entries: Tensor, k: int = 1) -> Tensor:
 
     queries: (n, D), entries: (M, D) float32, same device -> (n, k) int64. By faiss on a CPU, where it is there; by torch on a GPU.
     """
+    fits = queries.ndim == entries.ndim == 2 and queries.shape[1] == entries.shape[1]
+    require("queries, entries", fits, "(n, D) and (M, D)", (tuple(queries.shape), tuple(entries.shape)))
     require("k", k <= len(entries), f"at most {len(entries)} (the entries of the memory bank)", k)
     if queries.device.type == "cpu" and (faiss := _faiss()):
         return torch.from_numpy(faiss.knn(queries.contiguous().numpy(), entries.contiguous().numpy(), k)[1])
@@ -43,7 +46,8 @@ class MemoryBank:
     """
 
     def __init__(self, entries: Tensor, b: int):
-        self.entries, self.b = entries.contiguous(), b
+        require("entries", entries.ndim == 2 and entries.numel() > 0, "patches (M, D)", tuple(entries.shape))
+        self.entries, self.b = entries.float().contiguous(), b
         large = entries.device.type == "cpu" and len(entries) >= search.IN_CELLS
         self._quick = search.Cells(self.entries) if large and fast.usable() else None
 
@@ -68,13 +72,15 @@ class MemoryBank:
         return torch.stack(columns, 1).sqrt()
 
 
-def patch_scores(queries: Tensor, bank: MemoryBank, weighting: str = "patches") -> Tensor:
+def patch_scores(queries: Tensor, bank: MemoryBank, weighting: Literal["patches", "none"] = "patches") -> Tensor:
     """Eq. 9 and 10: s = (1 - e^{D(f(p), r*)} / Σ_{r' ∈ N_b(r*)} e^{D(f(p), r')}) · D(f(p), r*), for every patch.
 
     queries: (n, D) = f(p) -> (n,) float32. ``weighting="none"`` is D(f(p), r*) alone, which
     also serves where M holds a single entry, for which Eq. 10 would be 0.
     """
-    nearest = bank.nearest(queries)
+    width = bank.entries.shape[1]
+    require("queries", queries.ndim == 2 and queries.shape[1] == width, f"(n, {width})", tuple(queries.shape))
+    nearest = bank.nearest(queries := queries.float())
     d = bank.distances(queries, nearest[:, None])[:, 0]
     if weighting == "none" or len(bank.entries) == 1:
         return d
@@ -84,4 +90,5 @@ def patch_scores(queries: Tensor, bank: MemoryBank, weighting: str = "patches") 
 
 def image_scores(scores: Tensor) -> Tensor:
     """Image score = max over patches. scores: (n, h · w) -> (n,)."""
+    require("scores", scores.ndim == 2 and scores.numel() > 0, "(n, h · w)", tuple(scores.shape))
     return scores.amax(1)

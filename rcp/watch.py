@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from rcp.checks import require
+from rcp.checks import checked, require
 from rcp.data.images import named_as_image
 from rcp.detector import ReConPatch
 
@@ -15,6 +15,7 @@ GIVEN_UP = 10  # looks at an unreadable file that no longer changes, before it i
 KEPT = 100_000  # images that are remembered though their files are gone: about 10 MB
 
 
+@checked
 def watch(
     detector: ReConPatch, folder: Path, log: Path, seconds: float = 1.0, looks: int | None = None
 ) -> Iterator[dict]:
@@ -32,6 +33,8 @@ def watch(
     """
     words = "2 or more, for a file is scored when two looks found it the same"
     require("looks", looks is None or looks >= 2, words, looks)
+    require("folder", folder.is_dir(), "a folder that is there", str(folder))
+    open(log, "ab").close()  # what cannot be written is said before the work
     done, waiting, _ = _done(log), {}, detector.extractor  # weights that cannot be had are no fault of an image
     while looks is None or looks > 0:
         require("folder", folder.is_dir(), "a folder that is there", str(folder))

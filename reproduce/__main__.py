@@ -90,6 +90,7 @@ def _entries(o: argparse.Namespace) -> None:
 
 def _bundle(o: argparse.Namespace) -> None:
     given = {name: plain(value) for name in PARAMETERS if (value := getattr(o, name, None)) is not None}
+    bundle.require_new(o.folder)  # before what is missing is looked for
     settings = Settings(**given)
     tasks = [task for name in o.grids for task in getattr(grids, name)(settings)]
     entries, others = bundle.missing(tasks, settings.store)
@@ -123,6 +124,10 @@ def _demo(o: argparse.Namespace) -> None:
     print(draw_demo(o.root))
 
 
+def _whole_numbers(text: str) -> list[int]:
+    return [int(word) for word in shlex.split(text)]
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m reproduce", description="ReConPatch, reproducible from a notebook")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -138,22 +143,11 @@ def _parser() -> argparse.ArgumentParser:
     runs = ("--runs", {"type": Path, "help": "folder of the store (default: RCP_RUNS, or runs/)"})
     some = ("--notebooks", {"nargs": "+", "help": "paths, or names such as table_5; all where left out"})
     batch = [(f"--{name.replace('_', '-')}", how) for name, how in PARAMETERS.items()]
-    words = {
-        "type": shlex.split,
-        "dest": "categories",
-        "help": argparse.SUPPRESS,
-    }  # how make passes a list: quotes keep a space
-    numbers = words | {"type": lambda text: [int(word) for word in shlex.split(text)], "dest": "seeds"}
+    words = {"type": shlex.split, "dest": "categories", "help": argparse.SUPPRESS}  # make's lists: quotes keep a space
+    numbers = words | {"type": _whole_numbers, "dest": "seeds"}
     lists = ("--categories-words", words), ("--seeds-words", numbers)
-    command(
-        "reproduce",
-        _reproduce,
-        "run every notebook through papermill and index the results",
-        *batch,
-        *lists,
-        some,
-        force,
-    )
+    whole = "run every notebook through papermill and index the results"
+    command("reproduce", _reproduce, whole, *batch, *lists, some, force)
     command("execute", _execute, "execute notebooks in place where their own cells have changed", notebooks, force)
     command("check", _check, "fail where a run in the paper's setting is beyond tolerance", ("folder", {"type": Path}))
     csv = ("--csv", {"type": Path, "default": Path("results/published.csv")})

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from nbformat import NotebookNode
 
 from rcp import backbone
-from rcp.checks import check_names
+from rcp.checks import check_names, require
 from rcp.data import categories, load_dataset
 from rcp.detector import resolve_device
 from rcp.paths import PROJECT, data_root
@@ -30,10 +30,8 @@ from reproduce.provenance import ROOT, code_of
 
 CHECKED = "nbval-check-output"  # tag of a cell whose stored output nbval compares
 # What notebooks import: its code, and all that it imports, is what their outputs come from.
-MODULES = tuple(
-    f"reproduce.{n}"
-    for n in ("notebook", "grids", "studies", "tables", "effects", "verdict", "views", "figures", "paper")
-)
+_IMPORTED = ("notebook", "grids", "studies", "tables", "effects", "verdict", "views", "figures", "paper")
+MODULES = tuple(f"reproduce.{name}" for name in _IMPORTED)
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ def reproduce(
         ValueError, FileNotFoundError: an unknown parameter or notebook or a bad value, before any notebook is run.
     """
     files = [_found(given) for given in notebooks] or _of_project()
-    sources = [nbformat.read(file, as_version=4) for file in files]
+    sources = [_read(file) for file in files]
     declared = [_declared(source) for source in sources]
     check_names("unknown parameter", parameters, sorted(set().union(*declared)))
     parameters = _absolute(parameters)
@@ -91,6 +89,13 @@ def reproduce(
     page.write_text(_index(outcomes, settings), encoding="utf-8")
     say(f"index: {page}")
     return outcomes
+
+
+def _read(file: Path) -> NotebookNode:
+    try:
+        return nbformat.read(file, as_version=4)
+    except (ValueError, AttributeError, nbformat.ValidationError) as error:
+        raise ValueError(f"{file} is no notebook: {error!s:.200}") from None
 
 
 def _of_project() -> list[Path]:
@@ -147,9 +152,8 @@ def _kernels_of(workers: int) -> Iterator[None]:
     """Kernels side by side share the cores, have no progress bars and end with this process; what the caller has set stays."""
     cores = str(max(1, (os.cpu_count() or 1) // workers))
     threads = {"OMP_NUM_THREADS": cores, "NUMBA_NUM_THREADS": cores} if workers > 1 else {}
-    added = {
-        n: v for n, v in (threads | {"TQDM_DISABLE": "1", "RCP_BATCH": str(os.getpid())}).items() if n not in os.environ
-    }
+    wanted = threads | {"TQDM_DISABLE": "1", "RCP_BATCH": str(os.getpid())}
+    added = {n: v for n, v in wanted.items() if n not in os.environ}
     os.environ.update(added)
     try:
         yield
@@ -199,11 +203,8 @@ def _stamped(stamp: Path) -> dict | None:
 
 def _outputs(settings: Settings, name: str) -> dict[str, str]:
     """Hashes of all files that a notebook wrote: what was deleted, cut or changed since is made again."""
-    files = [
-        f
-        for kind in ("ipynb", "csv", "md", "png", "pdf", "html", "verdict.json")
-        for f in _written(settings, name, kind)
-    ]
+    kinds = ("ipynb", "csv", "md", "png", "pdf", "html", "verdict.json")
+    files = [f for kind in kinds for f in _written(settings, name, kind)]
     return {f.name: hashlib.blake2b(f.read_bytes(), digest_size=12).hexdigest() for f in files}
 
 
@@ -264,7 +265,7 @@ def _checked(cell: NotebookNode) -> bool:
 
 def stale(file: Path) -> bool:
     """Whether a notebook's own code cells have changed since :func:`execute`. What they import does not count: nbval guards it."""
-    source = nbformat.read(file, as_version=4)
+    source = _read(file)
     return source.metadata.get("rcp", {}).get("cells") != cells_hash(source)
 
 
@@ -276,7 +277,7 @@ def execute(file: Path) -> None:
     """
     from nbconvert.preprocessors import ExecutePreprocessor
 
-    source = nbformat.read(file, as_version=4)
+    source = _read(file)
     preprocessor = ExecutePreprocessor(timeout=1800, kernel_name="python3", record_timing=False)
     executed, _ = preprocessor.preprocess(source, {"metadata": {"path": str(PROJECT)}})
     for cell in executed.cells:
@@ -293,9 +294,10 @@ def publish(run: Path, folder: Path) -> dict[str, str]:
     Returns: name -> "" where it was copied, or why it was not: a cell failed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    found = {}
-    for file in sorted(run.glob("*.ipynb")):
-        executed = nbformat.read(file, as_version=4)
+    found, files = {}, sorted(run.glob("*.ipynb"))
+    require("folder", len(files) > 0, "one of a finished run, with notebooks", str(run))
+    for file in files:
+        executed = _read(file)
         given = executed.metadata.pop("papermill", {}).get("parameters", {})
         outputs = (output for cell in executed.cells for output in cell.get("outputs", []))
         found[file.stem] = next((o.evalue for o in outputs if o.output_type == "error"), "")

@@ -104,7 +104,7 @@ def write(folder: Path, tasks: Sequence[Entry]) -> int:
         ValueError: nothing to compute; the folder is not empty; more than 50 MiB, with what is how large; weights that are no file.
     """
     require("bundle", len(tasks) > 0, "entries that the store lacks", "none")
-    require("folder", not folder.exists() or not any(folder.iterdir()), "a new or empty folder", str(folder))
+    require_new(folder)
     for name in ("rcp", "reproduce"):
         for file in sorted((ROOT / name).rglob("*.py")):
             _copy(file, folder / "code" / file.relative_to(ROOT))
@@ -126,6 +126,12 @@ def write(folder: Path, tasks: Sequence[Entry]) -> int:
     (folder / "tasks.json").write_text(json.dumps(lines, indent=0))
     (folder / "run.py").write_text(SCRIPT)
     return _within(folder)
+
+
+def require_new(folder: Path) -> None:
+    """Raises ValueError where something lies there."""
+    empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    require("folder", empty, "a new or empty folder", str(folder))
 
 
 def _name_of(task: Entry) -> str:
@@ -179,9 +185,8 @@ def compute(folder: Path, arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description="compute this bundle's tasks")
     parser.add_argument("--minutes", type=float, default=9.0, help="of all, after which nothing new is begun")
     parser.add_argument("--out", type=Path, default=folder / "results.zip")
-    parser.add_argument(
-        "--jobs", type=int, default=0, help="processes; 0: one on a CPU, six beside the training on a GPU"
-    )
+    words = "processes; 0: one on a CPU, six beside the training on a GPU"
+    parser.add_argument("--jobs", type=int, default=0, help=words)
     parser.add_argument(
         "--until", type=float, default=0.0, help=argparse.SUPPRESS
     )  # of the processes that this one starts

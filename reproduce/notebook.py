@@ -79,12 +79,8 @@ class Settings:
             if not getattr(self, name):
                 object.__setattr__(self, name, value)
         shard_of([], self.shard)
-        require(
-            "seeds",
-            len(set(self.seeds)) == len(self.seeds) and min(self.seeds) >= 0,
-            "different numbers from 0",
-            self.seeds,
-        )
+        different = len(set(self.seeds)) == len(self.seeds) and min(self.seeds) >= 0
+        require("seeds", different, "different numbers from 0", self.seeds)
         require("epochs", self.epochs > 0, "a number above 0", self.epochs)
         resolve_device(self.device)
         default = (defaults["backbone"], defaults["weights"])
@@ -148,9 +144,7 @@ class Settings:
         btad = self.dataset == "btad"
         expected = PROFILES["paper"] | (ON_BTAD["paper"] if btad else {})
         own = {name: getattr(self, name) for name in ("backbone", "epochs")}
-        found = [
-            f"{name} {value} instead of {expected[name]}" for name, value in own.items() if value != expected[name]
-        ]
+        found = [f"{n} {value} instead of {expected[n]}" for n, value in own.items() if value != expected[n]]
         if tag_of(self.backbone, self.weights) != expected["weights"] and not found:
             file = "from the file " if Path(self.weights).is_file() else ""
             found.append(f"weights {file}{Path(self.weights).name} instead of {expected['weights']}")
@@ -190,6 +184,10 @@ class Settings:
         """The paper's single-model config with this profile's backbone, weights and epochs."""
         base = {name: getattr(self, name) for name in ("backbone", "weights", "epochs", "device")}
         demo = DEMO if self.profile == "demo" else {}
+        if (
+            "backbone" in changes and not self.render_only
+        ):  # of an ensemble: each is looked up before the first is computed
+            backbone.check(changes["backbone"], changes.get("weights", self.weights))
         return Config.build(**(base | {"seed": self.seeds[0]} | demo | changes))
 
     def entries(self, configs: Sequence[Config], **changes) -> list[Entry]:
@@ -226,7 +224,7 @@ def settings(names: dict, dataset: str = "mvtec") -> Settings:
     left_out = [name for name in shared if name not in declared] if declared else []
     for (
         name
-    ) in declared:  # a notebook has parameters of its own; one that is nearly a shared one, which is missing, is a slip
+    ) in declared:  # a notebook has its own parameters; one that is nearly a shared one, which is missing, is a slip
         if name not in shared and (meant := difflib.get_close_matches(name, left_out, 1, 0.8)):
             raise ValueError(f"unknown parameter {name!r} in the cell of parameters. Did you mean {meant[0]!r}?")
     _end_with_batch()

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
-from rcp.files import sync
+from rcp.files import allocate, sync
 from rcp.paths import PROJECT, require_disk, root_of
 
 FILES = ("result.json", "arrays.npz")  # of an entry
@@ -75,9 +75,8 @@ class Store:
             yield temporary
             temporary.chmod(0o755)  # mkdtemp's 0700 would lock others out of a shared store
             os.replace(temporary, folder)
-        except BaseException:
+        finally:
             shutil.rmtree(temporary, ignore_errors=True)
-            raise
 
     # -- entries and f: JSON and small arrays --------------------------------------------------------------------------
 
@@ -130,6 +129,8 @@ class Store:
         require_disk(self.root, int(np.prod(shape)) * np.dtype(dtype).itemsize, "patch features")
         with self._written(self.folder("features", identity)) as folder:
             out = np.lib.format.open_memmap(folder / "features.npy", "w+", dtype, tuple(shape))
+            with open(folder / "features.npy", "r+b") as file:
+                allocate(file, "patch features")
             yield out
             out.flush()
             sync(folder / "features.npy")

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
+from rcp.checks import require
 from rcp.metrics import image_auroc, paired_bootstrap
 from reproduce import paper
 
@@ -399,9 +400,15 @@ def _four_digits(v: float) -> str:
 def read(path: Path) -> pd.DataFrame:
     """What :func:`write` wrote."""
     words = ["item", "table", "metric", "setting", "kind", "row", "left_out", "why", "label"]
-    frame = pd.read_csv(
-        path, dtype=dict.fromkeys(words, str), keep_default_na=False, na_values=[""]
-    )  # a category may be called NA
+    how = {
+        "dtype": dict.fromkeys(words, str),
+        "keep_default_na": False,
+        "na_values": [""],
+    }  # a category may be called NA
+    try:
+        frame = pd.read_csv(path, **how)
+    except ValueError as error:
+        raise ValueError(f"{path} is no table: {error}") from None
     return frame.fillna(dict.fromkeys(words, ""))
 
 
@@ -422,6 +429,7 @@ def of_store(store, csv: Path) -> int:
         seconds = sum(info["seconds"].values())
         of |= {"hours": seconds / 3600, "device": info["device"], "commit": info["commit"], "started": info["started"]}
         rows.append(of)
+    require("store", len(rows) > 0, "one with finished entries", str(store.root))
     names = ["task", "category", "backbone", "representation", "coreset_ratio", "seed"]
     table = pd.DataFrame(rows).sort_values(names, kind="stable")
     table.to_csv(csv, index=False, float_format=_four_digits)
@@ -431,6 +439,7 @@ def of_store(store, csv: Path) -> int:
 def gather(run: Path, csv: Path) -> None:
     """Writes the rows of all notebooks of a run's folder into one CSV, with a first column ``item``."""
     files = {file.stem: read(file) for file in sorted(run.glob("*.csv")) if not file.stem.endswith("_entries")}
+    require("folder", len(files) > 0, "one of a finished run, with CSV files", str(run))
     pd.concat([rows.assign(item=item) for item, rows in files.items()]).set_index("item").to_csv(csv)
 
 
@@ -446,8 +455,9 @@ def markdown(rows: pd.DataFrame) -> str:
 
 def views(csv: Path, folder: Path) -> list[Path]:
     """Writes ITEM.md into the folder for every item of a CSV that :func:`gather` made, and returns the files."""
-    files = []
-    for item, rows in read(csv).groupby("item", sort=False):
+    files, found = [], read(csv)
+    require(str(csv), {"item", "table", *COLUMNS} <= set(found), "the columns that `gather` writes", list(found)[:9])
+    for item, rows in found.groupby("item", sort=False):
         parts = [f"# {item}\n"]
         for (table, label), part in rows.groupby(["table", "label"], sort=False):
             parts.append("\n".join(filter(None, (f"## {table}\n", f"*{label}*\n" * bool(label), markdown(part)))))

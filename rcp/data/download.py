@@ -3,18 +3,19 @@
 import lzma
 import os
 import stat
+import sys
 import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import pooch
 import requests
 
-from rcp.checks import check_names
+from rcp.checks import check_names, require
 from rcp.paths import data_root, require_disk
 
 
@@ -93,8 +94,10 @@ def download(name: str, root: str | Path | None = None, registry: Mapping[str, S
         raise ValueError(f"{error} {by_hand}") from None
     try:
         _unpack(archive, folder)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, RuntimeError) as error:
         raise ValueError(f"{archive} is damaged, or cannot be unpacked safely: {error}") from error
+    except OSError as error:
+        raise OSError(f"{archive} cannot be unpacked: {error}") from error
     print(f"{name}: unpacked into {folder}; {archive} is no longer needed", flush=True)
     return folder
 
@@ -115,20 +118,38 @@ def _retrieve(source: Source, archive: Path) -> None:
 
 def _unpack(archive: Path, folder: Path) -> None:
     """Unpacks beside ``folder`` and renames last; an archive's single top folder is left out (BTAD, DTD)."""
+    require("Python", hasattr(tarfile, "data_filter"), "3.11.4 or later (its tarfile unpacks safely)", sys.version)
     require_disk(folder.parent, archive.stat().st_size, f"the content of {archive.name}")
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
         inside = Path(scratch) / folder.name
+        inside.mkdir()
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as packed:
-                for member in packed.infolist():
-                    path = PurePosixPath(member.filename)
-                    if path.is_absolute() or ".." in path.parts or stat.S_ISLNK(member.external_attr >> 16):
-                        raise zipfile.BadZipFile(f"{member.filename} is a link, or lies outside the folder")
-                packed.extractall(inside)
+                packed.extractall(inside, _bounded(packed.infolist(), archive))
         else:
             with tarfile.open(archive) as packed:
-                packed.extractall(inside, filter="data")  # refuses what lies outside the folder
+                packed.extractall(
+                    inside, _bounded(packed, archive), filter="data"
+                )  # refuses what lies outside the folder
         visible = [path for path in inside.iterdir() if not path.name.startswith((".", "__MACOSX"))]
+        if not visible:
+            raise tarfile.TarError("it is empty")
         if len(visible) == 1 and visible[0].is_dir():
             inside = visible[0]
         os.replace(inside, folder)
+
+
+def _bounded(members: Iterable[zipfile.ZipInfo | tarfile.TarInfo], archive: Path) -> Iterator:
+    """The members as they come. Raises TarError at a link, at what lies outside, and where they grow beyond any data set's archive."""
+    total, most = 0, 100 * archive.stat().st_size + 2**28
+    for number, member in enumerate(members):
+        zipped = isinstance(member, zipfile.ZipInfo)
+        name, size = (member.filename, member.file_size) if zipped else (member.name, member.size)
+        path, link = PurePosixPath(name), stat.S_ISLNK(member.external_attr >> 16) if zipped else member.issym()
+        total += size
+        if link or ".." in path.parts or (zipped and path.is_absolute()):
+            raise tarfile.TarError(f"{name} is a link, or lies outside the folder")
+        if total > most or number >= 10**6:
+            raise tarfile.TarError(f"it holds more than {most / 2**20:.0f} MiB, or a million files: {name}")
+        require_disk(archive.parent, size, name)
+        yield member

@@ -12,10 +12,15 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps
 
+from rcp.checks import check_fields, require
+
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")  # by content: no other decoder is ever started
 LARGE = 16_000_000  # pixels of an image that is decoded alone: several threads at it would take gigabytes
 _large = Lock()
+Image.core.set_block_size(
+    2**26
+)  # blocks that malloc gives back: of 16 images of 88 megapixels on 8 threads 6.1 GB stayed, now 1.4
 # A mask of at most so many distinct values holds class numbers or colours (VisA: 0, 1, 2, ...), not grey levels.
 LABELS = 32
 
@@ -100,7 +105,7 @@ def _defective(image: Image.Image) -> np.ndarray:
     elif image.mode in ("1", "L") or image.mode.startswith("I;16"):
         levels = np.asarray(image).astype(np.uint16)
     else:
-        colours = np.asarray(image.convert("RGB")).astype(np.int64) @ [1, 2**8, 2**16]
+        colours = np.asarray(image.convert("RGB")) @ np.array([1, 2**8, 2**16], np.int32)
         values, counts = np.unique(colours, return_counts=True)
         background = 0 if values[0] == 0 else values[counts.argmax()]
         coded = lossless and len(values) <= LABELS
@@ -142,17 +147,13 @@ class Transform:
     resize: int = 256
     image_size: int = 224
     aspect: Literal["keep", "squash"] = "keep"
-    tiles: tuple[int, int] = (1, 1)
+    tiles: tuple[int, ...] = (1, 1)
 
     def __post_init__(self):
-        for name in ("resize", "image_size"):
-            value = getattr(self, name)
-            if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a positive whole number of pixels, not {value!r}")
-        if self.aspect not in ("keep", "squash"):
-            raise ValueError(f"aspect must be 'keep' or 'squash', not {self.aspect!r}")
-        if self.image_size > self.resize:
-            raise ValueError(f"image_size (the crop) is {self.image_size} px, larger than resize ({self.resize} px)")
+        check_fields(self)
+        require("image_size", 1 <= self.image_size <= self.resize, f"1 to resize={self.resize} px", self.image_size)
+        require("resize", self.resize <= 2**14, f"at most {2**14} px", self.resize)
+        require("tiles", len(self.tiles) == 2 and min(self.tiles) >= 1, "(rows, columns) from 1", self.tiles)
 
     @property
     def shape(self) -> tuple[int, int]:

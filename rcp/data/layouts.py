@@ -16,7 +16,7 @@ from unicodedata import normalize
 
 import numpy as np
 
-from rcp.checks import nearest
+from rcp.checks import check_type, nearest, require
 from rcp.data.images import IMAGE_SUFFIXES, Transform, image_size, named_as_image, threaded
 from rcp.files import file_hash
 
@@ -38,12 +38,13 @@ class Split(Sequence):
     masks: tuple[Path | None, ...]
 
     def __post_init__(self):
-        labels = np.array(self.labels, dtype=np.int64)
+        given = np.asarray(check_type("labels", np.ndarray, self.labels))
+        require("labels", given.ndim == 1 and np.isin(given, (0, 1)).all(), "one 0 or 1 for each image", self.labels)
+        labels = given.astype(np.int64)
         labels.flags.writeable = False
         object.__setattr__(self, "labels", labels)
         lengths = len(self.paths), len(labels), len(self.defects), len(self.masks)
-        if len(set(lengths)) > 1:
-            raise ValueError(f"paths, labels, defects and masks must have one length, not {lengths}")
+        require("paths, labels, defects and masks", len(set(lengths)) == 1, "one length", lengths)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -279,6 +280,13 @@ def _read_visa(folder: Path) -> tuple[Split, Split]:
         normal = label == "normal"
         mask = None if normal or not row["mask"] or not truth_exists else folder.parent / row["mask"]
         splits[split].append((path, "good" if normal else label, mask))
+    times = Counter(path for listed in splits.values() for path, *_ in listed)
+    require(
+        str(table),
+        max(times.values(), default=1) == 1,
+        "each image once",
+        [str(p) for p, n in times.items() if n > 1][:1],
+    )
     for listed in splits.values():
         listed.sort(key=lambda row: (row[1] == "good", _natural(row[0])))
     return _split(splits["train"]), _split(splits["test"])

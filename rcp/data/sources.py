@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rcp.checks import require
+from rcp.checks import check_type, require
 from rcp.data.images import IMAGE_SUFFIXES, Original, Transform, threaded
 from rcp.data.layouts import Dataset, images_in, load_dataset, say_what_is_left_out
 
@@ -39,7 +39,7 @@ def images_of(given, *, train: bool = False) -> Iterable:
     if isinstance(given, Dataset):
         return given.train if train else given.test
     if isinstance(given, str | Path):
-        return _at(Path(given).expanduser(), train)
+        return _at(Path(check_type("images", str | Path, given)).expanduser(), train)
     if isinstance(given, Image.Image):
         return [given]
     if isinstance(given, np.ndarray):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rcp.checks import check_fields, check_names, drop_fixed, limited, require
+from rcp.checks import check_fields, check_names, check_type, drop_fixed, limited, require
 from rcp.paths import data_root
 from rcp.refinement.simulation import DRAWN, Simulation, check_side, draw_textures, load_textures, texture_files
 
@@ -64,7 +64,8 @@ class RefinementConfig:
     seed: int = limited(0, least=0)
 
     def __post_init__(self):
-        object.__setattr__(self, "textures", str(self.textures))
+        if isinstance(self.textures, Path):
+            object.__setattr__(self, "textures", str(self.textures))
         check_fields(self)
         require("stride", self.stride >= 1 and self.stride.bit_count() == 1, "a power of two", self.stride)
         require("rates", self.rates and min(self.rates) >= 1, "rates from 1, such as (6, 12, 18)", self.rates)
@@ -77,7 +78,10 @@ class RefinementConfig:
         own = {f.name for f in dataclasses.fields(cls)}
         of_simulation = {f.name for f in dataclasses.fields(Simulation)} - {"seed"}
         check_names("refine: unknown option", values, sorted(own | of_simulation))
-        base = values.pop("simulation", None) or {"kind": "structure"}
+        base = check_type("simulation", dict | Simulation, values.pop("simulation", {"kind": "structure"}))
+        check_names(
+            "simulation: unknown option", base if isinstance(base, dict) else (), sorted(of_simulation | {"seed"})
+        )
         base = base if isinstance(base, Simulation) else Simulation(**base)
         changes = {name: values.pop(name) for name in of_simulation & set(values)}
         return cls(simulation=dataclasses.replace(base, **changes), **values)
@@ -93,7 +97,7 @@ class RefinementConfig:
             return given or None
         fits = given is True or isinstance(given, dict)
         require("refine", fits, "True, a Refinement or a dict of its options", given)
-        return cls.build(**({} if given is True else given))
+        return cls.build(**({} if given is True else {str(name): value for name, value in given.items()}))
 
     def asdict(self) -> dict:
         """JSON-able values by name; ``build(**asdict())`` gives the same."""

@@ -74,12 +74,17 @@ def simulate(
     Raises:
         ValueError: no textures where they are needed, textures of another size, images smaller than the grid.
     """
+    images = np.asarray(images)
+    fits = images.ndim == 4 and images.shape[1:] == (images.shape[1], images.shape[1], 3) and images.dtype == np.uint8
+    require("images", fits, "(n, S, S, 3) of uint8", (images.shape, images.dtype))
     check_side(images.shape[1], simulation)
     if simulation.kind != "structure":
         there = textures is not None and len(textures) > 0
         require("textures", there, f"images of textures (DTD) for kind={simulation.kind!r}", textures)
-        same = textures.shape[1:] == images.shape[1:]
-        require("textures", same, f"images of the shape {images.shape[1:]}", textures.shape[1:])
+        same = textures.shape[1:] == images.shape[1:] and textures.dtype == np.uint8
+        require(
+            "textures", same, f"images of the shape {images.shape[1:]} of uint8", (textures.shape[1:], textures.dtype)
+        )
     numbers = range(len(images)) if numbers is None else numbers
     out, masks = images.copy(), np.zeros(images.shape[:3], bool)
 

@@ -6,22 +6,13 @@ import random
 
 import numpy as np
 import pytest
-import torch
 from safetensors.torch import save_file
 
 from rcp import Config, PatchCore, ReConPatch
 from rcp.detector import load
-from rcp.files import read_tensors, write_tensors
+from rcp.files import read_tensors
 
-TINY = {
-    "backbone": "resnet18",
-    "weights": "random:0",
-    "resize": 64,
-    "image_size": 64,
-    "dim": 32,
-    "device": "cpu",
-    "coreset_ratio": 0.1,
-}
+TINY = {"backbone": "resnet18", "weights": "random:0", "resize": 64, "image_size": 64, "dim": 32, "coreset_ratio": 0.1}
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8)
 KINDS = {
     "PatchCore": lambda: PatchCore(**TINY),
@@ -68,32 +59,11 @@ def test_a_damaged_detector_is_refused_by_its_path(saved, kind, tmp_path):
     print(f"\ndetector, {kind}: {tried} damaged files (seed {kind!r}), 0 silent")
 
 
-def test_a_file_that_is_sound_but_no_detector_of_its_config_is_refused(saved, tmp_path):
+def test_a_file_of_today_s_format_without_its_hash_is_refused(saved, tmp_path):
     header, tensors = read_tensors(saved["ReConPatch"], "rcp-detector")
-    bad, bank = tmp_path / "bad.rcp", tensors["bank"]
-    for changed, words in (
-        ({"bank": bank.long()}, "bank: expected float32"),
-        ({"bank": bank[:, :5]}, "f.weight: expected 5 rows"),
-        ({"bank": bank.flatten()}, "bank: expected float32 numbers along 2 axes"),
-        ({"bank": bank[:0]}, "bank: expected"),
-        ({"bank": bank * torch.nan}, "bad.rcp is damaged: bank holds NaN"),
-        ({"f.weight": tensors["f.weight"].double()}, "f.weight: expected float32"),
-        ({"train_scores": tensors["train_scores"][:, None]}, "train_scores: expected"),
-    ):
-        write_tensors(bad, tensors | changed, header)
-        with pytest.raises(ValueError, match=words):
-            load(bad)
-    for without in ("bank", "f.weight"):
-        write_tensors(bad, {name: t for name, t in tensors.items() if name != without}, header)
-        with pytest.raises(ValueError, match="is not a detector saved by rcp, or is damaged"):
-            load(bad)
-    for changed in ({"config": "{"}, {"config": "[]"}, {"config": "{}"}):
-        write_tensors(bad, tensors, header | changed)
-        with pytest.raises(ValueError, match=r"bad\.rcp is not a detector"):
-            load(bad)
-    save_file(tensors, bad, header)  # of today's format, without its hash
+    save_file(tensors, tmp_path / "bad.rcp", header)
     with pytest.raises(ValueError, match="is damaged: its content is not what was written"):
-        load(bad)
+        load(tmp_path / "bad.rcp")
 
 
 def test_a_kill_while_saving_leaves_what_was_there(saved, tmp_path, monkeypatch):
@@ -105,18 +75,10 @@ def test_a_kill_while_saving_leaves_what_was_there(saved, tmp_path, monkeypatch)
     assert file.read_bytes() == saved["PatchCore"].read_bytes() and list(tmp_path.iterdir()) == [file]
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("dim", 10**11),
-        ("blur", 1e9),
-        ("seed", 2**64),
-        ("lr", 1e300),
-        ("epochs", 10**12),
-        ("image_size", 10**6),
-        ("sigma", 1e200),
-    ],
-)
+ABSURD = {"dim": 10**11, "blur": 1e9, "seed": 2**64, "lr": 1e300, "epochs": 10**12, "image_size": 10**6, "sigma": 1e200}
+
+
+@pytest.mark.parametrize(("name", "value"), ABSURD.items())
 def test_absurd_numbers_are_refused(name, value):
     with pytest.raises(ValueError, match=rf"^{name}: expected at most"):
         Config(**{"resize": 2**14, "batch_size": 64} | {name: value})

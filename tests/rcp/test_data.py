@@ -399,10 +399,10 @@ def test_keep_is_torchvision(width, height, resize, crop):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"resize": 200}, r"image_size \(the crop\) is 224 px, larger than resize \(200 px\)"),
-        ({"resize": 0, "image_size": 0}, "resize must be a positive whole number of pixels, not 0"),
-        ({"image_size": 22.4}, "image_size must be a positive whole number of pixels, not 22.4"),
-        ({"aspect": "crop"}, "aspect must be 'keep' or 'squash', not 'crop'"),
+        ({"resize": 200}, r"image_size: expected 1 to resize=200 px, got 224"),
+        ({"resize": 0, "image_size": 0}, "image_size: expected 1 to resize=0 px, got 0"),
+        ({"image_size": 22.4}, "image_size: expected int, got 22.4"),
+        ({"aspect": "crop"}, "aspect: expected one of 'keep', 'squash', got 'crop'"),
     ],
 )
 def test_transform_arguments(arguments, message):
@@ -616,7 +616,7 @@ def test_load_images_keeps_order_and_names_the_first_bad_file(tmp_path):
         paths[i].write_bytes(b"text")
     with pytest.raises(ValueError, match=r"4.png"):
         load_images(paths, SMALL)
-    with pytest.raises(ValueError, match=r"a list of images, not one path"):
+    with pytest.raises(ValueError, match=r"paths: expected Sequence"):
         load_images(paths[0], SMALL)
 
 

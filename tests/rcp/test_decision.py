@@ -35,7 +35,7 @@ def test_the_literal_rank_and_ties():
         (np.arange(60.0), 0.01, r"at least 1 / \(n \+ 1\) = 0.0164 with 60 images \(or 99 images"),
         (np.arange(60.0), 1.5, "above 0 and below 1"),
         (np.arange(60.0), 0, "above 0 and below 1"),
-        (np.arange(60.0), "much", "above 0 and below 1"),
+        (np.arange(60.0), "much", "rate: expected float or None"),
         (np.ones(60), 0.05, "normal images that differ"),
         (np.r_[np.zeros(40), np.arange(20.0)], 0.05, "normal images that differ"),
         (np.array([]), 0.05, "with 0 images"),

@@ -158,6 +158,10 @@ def test_no_server_at_all(tmp_path, monkeypatch):
         (zip_bytes(TREE | {"../escaped.txt": b"out"}), "up.zip"),
         (zip_bytes(TREE | {"/escaped.txt": b"out"}), "absolute.zip"),
         (zip_bytes(TREE, {"set/link": "../../escaped.txt"}), "link.zip"),
+        (tar_bytes({".real/a": b"x"}, {"set": ".real"}), "top-link.tar.gz"),
+        (tar_bytes(TREE, {"set/link": "../.ssh"}), "link-after-stripping.tar.gz"),
+        (tar_bytes({"set/zeros": bytes(300 * 2**20)}), "bomb.tar.gz"),
+        (zip_bytes({}), "empty.zip"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -137,5 +137,5 @@ def test_eq_11_makes_normal_training_scores_standard_only_with_the_median():
 def test_eq_11_says_where_it_is_undefined():
     with pytest.raises(ValueError, match="mad: expected a deviation above 0 of the training scores"):
         modified_z_score(np.ones(3), *center_and_deviation(np.ones(5)))
-    with pytest.raises(ValueError, match="deviation: expected 'median' or 'mean', got 'max'"):
+    with pytest.raises(ValueError, match="deviation: expected one of 'median', 'mean', got 'max'"):
         center_and_deviation(np.ones(5), "max")

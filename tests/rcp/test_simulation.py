@@ -118,7 +118,7 @@ def test_textures_are_read_from_a_folder_or_drawn(tmp_path, shared_data):
         ),
         (
             lambda p: simulate(p, Simulation(), TEXTURES[:, :32]),
-            "textures: expected images of the shape (64, 64, 3), got (32, 64, 3)",
+            "textures: expected images of the shape (64, 64, 3) of uint8, got ((32, 64, 3)",
         ),
         (
             lambda p: simulate(p[:, :6, :6], Simulation(kind="structure")),

@@ -83,7 +83,8 @@ def check_type(name: str, kind: Any, value: Any) -> Any:
         require(name, short and str(value) and "\0" not in str(value), "a path", value)
     if isinstance(value, Tensor):
         numbers = value.is_floating_point() and bool(value.isfinite().all())
-        require(name, numbers or "bool" in str(value.dtype), "finite floating-point numbers", value)
+        found = f"{tuple(value.shape)} of {value.dtype}" + ", some NaN or infinite" * value.is_floating_point()
+        require(name, numbers or "bool" in str(value.dtype), "finite floating-point numbers", found)
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{name}: expected a finite number, got {value!r}")
     return value

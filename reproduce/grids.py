@@ -55,7 +55,8 @@ def table_2(s: Settings) -> list[Entry]:
 
 def table_3(s: Settings) -> list[Entry]:
     """Hierarchy levels and patch size."""
-    return _varied(s, [{"layers": layers, "patch_size": size} for layers, size in LEVELS])
+    levels = LEVELS if s.profile == "paper" else LEVELS[:2] + LEVELS[3:]
+    return _varied(s, [{"layers": layers, "patch_size": size} for layers, size in levels])
 
 
 def table_4(s: Settings, perturbation: Perturbation | None = None, perturbed: str = "both") -> list[Entry]:
@@ -114,7 +115,7 @@ def refinement(s: Settings, kind: str = "structure", seed: int = 0, **options) -
 
 def table_s7(s: Settings, **options) -> list[Entry | Refined]:
     """The single model without refinement, then with it, trained on each kind of simulated anomalies (also Figure S5)."""
-    entries = s.entries([s.config()])
+    entries = _short(s).entries([s.config()])
     return entries + [Refined(c, refinement(s, kind, c.config.seed, **options)) for kind in KINDS for c in entries]
 
 
@@ -260,8 +261,8 @@ def peers(s: Settings, methods: Sequence[str] = (), changes: dict | None = None,
     methods: names of :mod:`reproduce.peers`; all where empty (demo: SPADE and PaDiM). changes: of the config.
     options: epochs, batch, lr of what anomalib trains.
     """
-    s = _short(s)
-    base = {"calibration_folds": 0, **(changes or {})}
+    s, small = _short(s), {"resize": 110, "image_size": 96} if s.profile == "demo" else {}
+    base = {"calibration_folds": 0, **small, **(changes or {})}
     patchcore, recon = (base | of for of in ({"representation": "none", "dim": 1024}, {}))
     found = [(patchcore, "PatchCore"), (patchcore | {"aggregation": "mean"}, "PatchCore"), (recon, "ReConPatch")]
     others = [name for name in (*LOCAL, *METHODS) if name not in OURS]

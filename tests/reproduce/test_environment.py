@@ -101,7 +101,7 @@ def test_lock_names_no_index_and_no_path():
     ("folder", "extras"),
     [
         ("rcp", ["test"]),
-        ("reproduce", ["notebooks"]),
+        ("reproduce", ["notebooks", "peers"]),
         ("tests", ["notebooks", "test"]),
         ("benchmarks", ["notebooks", "peers", "benchmarks"]),
     ],

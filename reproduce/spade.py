@@ -1,6 +1,8 @@
 """SPADE (Cohen and Hoshen, 2020): the nearest whole images, then the nearest pixels among them. No library has it."""
 
 from collections.abc import Callable, Sequence
+from functools import reduce
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -61,15 +63,27 @@ def pyramid_distances(levels: Sequence[Tensor], gallery: Sequence[Tensor], rows:
 
     levels: [(C_l, S_l, S_l)], gallery: [(k, C_l, S_l, S_l)], finest first -> (S_1, S_1). rows: pixels at a time.
     """
-    side, found = levels[0].shape[-1], []
+    sides, found = [m.shape[-1] for m in levels], []
+    nested = all(fine % coarse == 0 for fine, coarse in pairwise(sides))
     # of each pixel of the first level, the pixel of this one that is repeated there
     places = [torch.arange(float(m[0].numel()), device=m.device).view(1, 1, *m.shape[1:]) for m in levels]
-    places = [F.interpolate(index, side).long().flatten() for index in places]
-    for some in torch.arange(side * side, device=places[0].device).split(rows):
-        total = 0
-        for m, of, place in zip(levels, gallery, places, strict=True):
+    places = [F.interpolate(index, sides[0]).long().flatten() for index in places]
+    sets = [of.flatten(2).transpose(1, 2).flatten(0, 1) for of in gallery]  # (k · S_l · S_l, C_l)
+    squares = [of.square().sum(1) for of in sets]
+    for some in torch.arange(sides[0] ** 2, device=places[0].device).split(rows):
+        total, own = torch.zeros(()), torch.zeros(())
+        for m, of, square, place in zip(levels, sets, squares, places, strict=True):
             asked, back = place[some].unique(return_inverse=True)
-            squared = torch.cdist(m.flatten(1).T[asked], of.flatten(2).transpose(1, 2)) ** 2  # (k, asked, S_l · S_l)
-            total = total + squared[:, back][..., place]
-        found.append(total.amin((0, 2)))
-    return torch.cat(found).sqrt().view(side, side)
+            x = m.flatten(1).T[asked]
+            d2 = torch.addmm(square, x, of.T, alpha=-2)  # less ‖x‖², which is the same for the whole gallery
+            d2 = (d2[back] if len(x) < len(back) else d2).unflatten(1, (-1, *m.shape[1:]))
+            own = own + x.square().sum(1)[back]
+            if not nested:
+                d2 = F.interpolate(d2, sides[0])
+            elif total.ndim:  # of the pixels that share a coarser one, the nearest alone counts from there on
+                ratio = total.shape[-1] // m.shape[-1]
+                total = reduce(torch.minimum, [total[..., i::ratio, :] for i in range(ratio)])
+                total = reduce(torch.minimum, [total[..., i::ratio] for i in range(ratio)])
+            total = total + d2
+        found.append(total.amin((1, 2, 3)) + own)
+    return torch.cat(found).clamp(min=0).sqrt().view(sides[0], sides[0])

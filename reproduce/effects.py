@@ -85,7 +85,7 @@ def standings(grid, ours: Sequence[str] = ("ReConPatch", "PatchCore")) -> str:
     wide = frame.astype({"image_auroc": float}).pivot_table("image_auroc", "category", "method", sort=False).dropna()
     means, found = 100 * wide.mean().sort_values(ascending=False), []
     for own in (name for name in ours if name in means):
-        rank, beside = means.index.get_loc(own) + 1, []
+        rank, beside = 1 + (means.round(2) > round(means[own], 2)).sum(), []
         for other in means.index.drop(own):
             rows = paired(grid, (), {"method": own}, {"method": other})
             rows = rows[rows["kind"] == "category"]

@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from reproduce.figures.style import DEFECTIVE, GREY, NORMAL, legend, nothing, plain, style, subplots
+from reproduce.figures.style import DEFECTIVE, GREY, NORMAL, PALETTE, legend, nothing, plain, style, subplots
 from reproduce.tables import METRICS
 
 
@@ -82,13 +82,13 @@ def against_time(frame: pd.DataFrame, metric: str = "image_auroc") -> Figure:
     means = frame.groupby("method", sort=False)[[metric, "inference_ms", "fit_seconds"]].mean()
     figure, axes = subplots(1, 2, (7.2, 3.0), sharey=True)
     for axis, column in zip(axes[0], ("inference_ms", "fit_seconds"), strict=True):
-        for name, row in means.iterrows():
-            colour = DEFECTIVE if name == "ReConPatch" else NORMAL if name == "PatchCore" else GREY
-            axis.plot(row[column], 100 * row[metric], "o", ms=5, color=colour)
-            axis.annotate(plain(name), (row[column], 100 * row[metric]), (4, 4), textcoords="offset points", fontsize=6)
+        for i, (name, row) in enumerate(means.iterrows()):
+            shape = "s" if name in ("PatchCore", "ReConPatch") else "o"
+            axis.plot(row[column], 100 * row[metric], shape, ms=6, color=PALETTE[i % len(PALETTE)], label=plain(name))
         axis.set(xscale="log", xlabel=METRICS[column])
         axis.margins(x=0.25)
     axes[0, 0].set_ylabel(f"{METRICS[metric]}, %")
+    legend(figure, 4, fontsize=7)
     return figure
 
 

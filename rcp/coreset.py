@@ -61,12 +61,8 @@ def greedy_k_center(
 
     Of patches at the same distance the lowest index comes first; no index comes twice.
     """
-    require(
-        "features",
-        features.ndim == 2 and features.numel() > 0 and features.dtype != torch.bool,
-        "patches (N, D)",
-        tuple(features.shape),
-    )
+    fits = features.ndim == 2 and features.numel() > 0 and features.dtype != torch.bool
+    require("features", fits, "patches (N, D)", tuple(features.shape))
     n, dim = features.shape
     fits = among is None or (among.shape == (n,) and among.dtype == torch.bool)
     require("among", fits, f"({n},) of bool", among)

@@ -170,12 +170,8 @@ def train(features: Tensor, config: Config, log: Log = print, each_epoch: EachEp
         ValueError: the whole set has no more than k patches.
         FloatingPointError: the loss is NaN or infinite; names epoch, step and the likely cause.
     """
-    require(
-        "features",
-        features.ndim == 3 and features.numel() > 0 and features.dtype != torch.bool,
-        "patches (n, h · w, D)",
-        tuple(features.shape),
-    )
+    fits = features.ndim == 3 and features.numel() > 0 and features.dtype != torch.bool
+    require("features", fits, "patches (n, h · w, D)", tuple(features.shape))
     n, patches, in_dim = features.shape
     device, flat = features.device, features.reshape(-1, in_dim)
     smallest = len(flat) if config.batch_images == 0 else patches

@@ -318,8 +318,8 @@ def publish(run: Path, folder: Path) -> dict[str, str]:
 def _index(outcomes: Sequence[Outcome], settings: Settings) -> str:
     e, parts = html.escape, []
     for o in outcomes:
-        link = f'<a href="{e(o.name)}.html">{e(o.title)}</a>'
-        link = link if settings.out(f"{o.name}.html").exists() else e(o.title)
+        page = settings.out(f"{o.name}.html").exists()
+        link = f'<a href="{e(o.name)}.html">{e(o.title)}</a>' if page else e(o.title)
         parts.append(f'<h2 id="{e(o.name)}">{link} <small>{e(_state(settings, o))}</small></h2>')
         for png in _shown(settings, o, "png"):
             image = f'<a href="{e(png.name)}"><img src="{e(png.name)}" alt="{e(png.stem)}"></a>'

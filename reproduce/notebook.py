@@ -184,9 +184,7 @@ class Settings:
         """The paper's single-model config with this profile's backbone, weights and epochs."""
         base = {name: getattr(self, name) for name in ("backbone", "weights", "epochs", "device")}
         demo = DEMO if self.profile == "demo" else {}
-        if (
-            "backbone" in changes and not self.render_only
-        ):  # of an ensemble: each is looked up before the first is computed
+        if "backbone" in changes and not self.render_only:  # of an ensemble: each is looked up before one is computed
             backbone.check(changes["backbone"], changes.get("weights", self.weights))
         return Config.build(**(base | {"seed": self.seeds[0]} | demo | changes))
 
@@ -222,9 +220,8 @@ def settings(names: dict, dataset: str = "mvtec") -> Settings:
     valid = declared or shared
     check_names("unknown parameter", injected, valid)
     left_out = [name for name in shared if name not in declared] if declared else []
-    for (
-        name
-    ) in declared:  # a notebook has its own parameters; one that is nearly a shared one, which is missing, is a slip
+    # A notebook has parameters of its own; one that is nearly a shared one, which is missing, is a slip.
+    for name in declared:
         if name not in shared and (meant := difflib.get_close_matches(name, left_out, 1, 0.8)):
             raise ValueError(f"unknown parameter {name!r} in the cell of parameters. Did you mean {meant[0]!r}?")
     _end_with_batch()

@@ -8,7 +8,7 @@ last epoch counts. anomalib is imported only where one of them is computed.
 import importlib.metadata
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
@@ -28,7 +28,6 @@ from rcp.detector import Prediction, ReConPatch, Timings, resolve_device
 from rcp.paths import data_root
 from reproduce.entries import Entry, OfAnEntry
 from reproduce.provenance import code_of, device_name
-from reproduce.run import Grid, run, run_grid, shard_of
 from reproduce.spade import BATCH, deepest, spade
 from reproduce.store import Store
 from reproduce.studies import forget_peak, peak_memory
@@ -205,12 +204,8 @@ def anomalib(peer: Peer, train: np.ndarray) -> Predict:
 def _options(c: Config, published: Method, levels: int) -> dict:
     """What the constructor is told: the CNN's name, and what is not as published because the CNN is another."""
     if published.of == "Draem":  # anomalib would fetch them itself
-        require(
-            "textures",
-            (root := data_root() / "dtd").is_dir(),
-            f"DTD in {root}: python -m reproduce download dtd",
-            "none",
-        )
+        root = data_root() / "dtd"
+        require("textures", root.is_dir(), f"DTD in {root}: python -m reproduce download dtd", "none")
         return {"dtd_dir": root}
     named = {"backbone": "wide_resnet50_2" if published.alias and c.backbone != "resnet18" else c.backbone}
     if published.of == "Patchcore":
@@ -252,20 +247,3 @@ def _with_rate(configured, lr: float | None):
         for group in optimizer.param_groups:
             group["lr"] = lr
     return configured
-
-
-# ---- a grid of them ----
-
-
-def run_all(tasks: Sequence, store: Store, shard="1/1", render_only=False, log=print) -> tuple[Grid, dict[str, str]]:
-    """As :func:`reproduce.run.run_grid`, but a method that fails is named and the others go on: -> (grid, "method, category" -> reason)."""
-    failed = {}
-    for task in [] if render_only else shard_of(tasks, shard):
-        name = f"{task.method}, {task.category}"
-        try:
-            auroc = run(task, store).metrics["image_auroc"]
-            log(f"{name}: image AUROC {'undefined' if auroc is None else f'{auroc:.4f}'}")
-        except Exception as error:
-            failed[name] = f"{type(error).__name__}: {error}"
-            log(f"{name}: failed, {failed[name]}")
-    return run_grid(tasks, store, render_only=True), failed

@@ -145,18 +145,34 @@ class Grid:
         return pd.DataFrame(rows)
 
 
-def run_grid(tasks: Sequence, store: Store, *, shard: str = "1/1", render_only: bool = False, log=print) -> Grid:
+def run_grid(
+    tasks: Sequence,
+    store: Store,
+    *,
+    shard: str = "1/1",
+    render_only: bool = False,
+    log=print,
+    failed: dict | None = None,
+) -> Grid:
     """Every task of this shard through :func:`run`, with a line each; the rest from the store where it is there.
 
     Args:
         shard: "i/n" computes every n-th task from the i-th.
         render_only: computes nothing; what the store lacks is in ``missing``.
+        failed: where given, a task that fails is put there ("method, category" -> reason), and the others go on.
     """
     mine, done = [] if render_only else shard_of(tasks, shard), {}
     for i, task in enumerate(mine, 1):
         name = f"[{i}/{len(mine)}] {task.category} {task.method} seed {task.config.seed}"
         log(f"{name} ...")
-        result = done[id(task)] = run(task, store, _seldom(log))
+        try:
+            result = done[id(task)] = run(task, store, _seldom(log))
+        except Exception as error:
+            if failed is None:
+                raise
+            failed[f"{task.method}, {task.category}"] = why = f"{type(error).__name__}: {error}"
+            log(f"{name}: failed, {why}")
+            continue
         took = f"{sum(result.info['seconds'].values()):.0f} s" if result.computed else "from the store"
         if "image_auroc" in result.metrics:  # a feature space or a time has none
             auroc = result.metrics["image_auroc"]

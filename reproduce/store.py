@@ -168,7 +168,7 @@ class Store:
         if not found:
             raise ValueError(f"pack: the store {self.root} has no finished entries")
         temporary = Path(file).with_name(f".{Path(file).name}.{os.getpid()}")
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as packed:
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_LZMA if light else zipfile.ZIP_DEFLATED) as packed:
             for folder in found:
                 info, arrays = _checked(*((folder / name).read_bytes() for name in FILES))
                 if "config" in info:

@@ -100,12 +100,6 @@ def anomalib_results(csv: str | Path) -> pd.DataFrame:
     return frame.astype(dict.fromkeys(("image_auroc", "pixel_auroc"), float))
 
 
-def joined(*frames: pd.DataFrame) -> pd.DataFrame:
-    return (
-        pd.concat([frame for frame in frames if len(frame)], ignore_index=True) if any(map(len, frames)) else frames[0]
-    )
-
-
 # ---- what figures show ----
 
 NOTHING = (None, np.zeros((0, 1, 1), bool), {}, {}, [])

@@ -281,12 +281,8 @@ def _read_visa(folder: Path) -> tuple[Split, Split]:
         mask = None if normal or not row["mask"] or not truth_exists else folder.parent / row["mask"]
         splits[split].append((path, "good" if normal else label, mask))
     times = Counter(path for listed in splits.values() for path, *_ in listed)
-    require(
-        str(table),
-        max(times.values(), default=1) == 1,
-        "each image once",
-        [str(p) for p, n in times.items() if n > 1][:1],
-    )
+    again = [str(path) for path, n in times.items() if n > 1]
+    require(str(table), not again, "each image once", again[:1])
     for listed in splits.values():
         listed.sort(key=lambda row: (row[1] == "good", _natural(row[0])))
     return _split(splits["train"]), _split(splits["test"])

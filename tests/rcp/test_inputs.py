@@ -237,18 +237,18 @@ def test_images_of_a_data_set_s_folder_are_its_training_images(data):
 def test_a_small_defect_in_a_large_image_is_found_with_tiles_and_not_without(tmp_path):
     rng = np.random.default_rng(0)
     for i in range(4):
-        image = rng.integers(110, 140, (1000, 1500, 3), dtype=np.uint8)
+        image = rng.integers(110, 140, (2000, 3000, 3), dtype=np.uint8)
         if i == 3:
             checks = np.add.outer(np.arange(12) // 4, np.arange(12) // 4) % 2  # grey on average
-            image[350:362, 1050:1062] = (25 + 200 * checks)[..., None]
+            image[700:712, 2100:2112] = (25 + 200 * checks)[..., None]
         Image.fromarray(image).save(tmp_path / f"{i}.bmp")
     *good, bad = (tmp_path / f"{i}.bmp" for i in range(4))
-    how = SMALL | {"resize": 128, "image_size": 128, "aspect": "squash", "coreset_ratio": 0.02}
+    how = SMALL | {"resize": 256, "image_size": 256, "aspect": "squash", "coreset_ratio": 0.02}
     whole = PatchCore(**how).fit(good[:2], log=len).predict([good[2], bad])
     tiled = PatchCore(**how, tiles=(4, 6)).fit(good[:2], log=len).predict([good[2], bad])
-    assert tiled.maps.shape == (2, 512, 768) and tiled.scores[1] > 1.5 * tiled.scores[0]
-    y, x = np.unravel_index(np.nan_to_num(tiled.maps_on_original(1)).argmax(), (1000, 1500))
-    assert abs(y - 356) < 20 and abs(x - 1056) < 20
+    assert tiled.maps.shape == (2, 1024, 1536) and tiled.scores[1] > 1.5 * tiled.scores[0]
+    y, x = np.unravel_index(np.nan_to_num(tiled.maps_on_original(1)).argmax(), (2000, 3000))
+    assert abs(y - 706) < 40 and abs(x - 2106) < 40
     assert whole.scores[1] < 1.2 * whole.scores[0], "a twelfth of a patch"
 
 

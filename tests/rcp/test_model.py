@@ -98,5 +98,7 @@ def test_what_cannot_be_trained_is_named():
     features[2, 3] = torch.nan
     with pytest.raises(ValueError, match=r"features: expected finite .*, some NaN or infinite"):
         train(features, Config(**SMALL, epochs=1), len)
+    with pytest.raises(FloatingPointError, match=r"loss is nan at epoch 1, step \d of 3; likely cause"):
+        train.__wrapped__(features, Config(**SMALL, epochs=1), len)  # as where finite ones diverge
     with pytest.raises(ValueError, match="k: expected fewer than the 4 patches of a mini-batch"):
         train(fake_features(n=1, patches=4), Config(**SMALL, epochs=1), len)

@@ -172,6 +172,8 @@ def test_search(kind, entries, in_cells, monkeypatch):
     found = memory_bank.nearest(asked).numpy()
     if kind in ("grid", "constant", "far offset", "far clusters"):
         assert (found == d2.argmin(1)).all()
+    monkeypatch.setattr(kernels, "threads", lambda: 1)
+    assert (memory_bank.nearest(asked).numpy() == found).all(), "one thread finds the same"
     rows = np.arange(len(queries))
     np.testing.assert_allclose(d2[rows, found], d2.min(1), rtol=1e-5, atol=0)
     index = torch.from_numpy(rng.integers(entries, size=(len(queries), 3)))

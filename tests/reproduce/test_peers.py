@@ -11,7 +11,7 @@ from reproduce import effects, grids, peers, tables, views
 from reproduce.entries import Entry
 from reproduce.notebook import Settings
 from reproduce.peers import Method, Peer
-from reproduce.run import run
+from reproduce.run import run, run_grid
 from reproduce.spade import pyramid_distances, spade
 from reproduce.store import Store, key_of
 
@@ -56,13 +56,14 @@ def test_a_peer_that_fails_is_named_and_the_others_go_on(settings, monkeypatch, 
     monkeypatch.setattr(peers, "ANOMALIB", "0.0.1")
     store, lines = Store(tmp_path), []
     tasks = [t for t in grids.peers(settings, ["PaDiM", "SPADE"]) if t.name != "ReConPatch"]
-    grid, failed = peers.run_all(tasks, store, log=lines.append)
+    failed: dict[str, str] = {}
+    grid = run_grid(tasks, store, log=lines.append, failed=failed)
     assert {t.method for t in grid.entries} == {"PatchCore", "PatchCore (mean)", "SPADE"}
     (name,) = failed
     assert name.startswith("PaDiM, ") and "pip install 'anomalib==0.0.1'" in failed[name] and failed[name] in str(lines)
     own, entry = grid.results[0], Entry(tasks[0].config, settings.data_root, tasks[0].category)
     np.testing.assert_allclose(own.scores, run(entry, store).scores, rtol=1e-5, err_msg="not as the table's own entry")
-    again = peers.run_all(tasks, store, render_only=True)[0]
+    again = run_grid(tasks, store, render_only=True)
     assert len(again.results) == 3 and not any(r.computed for r in again.results), "found again"
     rows = tables.compare(grid.frame(), by=["backbone"], metric=["fit_seconds", "inference_ms"], scale=1)
     assert (rows["mean"] > 0).all() and "PatchCore is number 1 of 3" in effects.standings(grid)
@@ -79,8 +80,8 @@ def test_a_method_is_trained_as_it_is_published_unless_told_otherwise(settings, 
     monkeypatch.setattr(peers, "check_anomalib", lambda: None)
     entry = Entry(settings.config(representation="none"), settings.data_root, "gear")
     made = [Peer(entry, "CFA"), Peer(entry, "CFA", epochs=2), Peer(entry, "PaDiM", epochs=2)]
-    _, failed = peers.run_all(made, Store(tmp_path), log=len)
-    assert not failed and seen == [{"epochs": 30, "batch": 4, "lr": 1e-3}, {"epochs": 2, "batch": 4, "lr": 1e-3}, {}]
+    run_grid(made, Store(tmp_path), log=len)
+    assert seen == [{"epochs": 30, "batch": 4, "lr": 1e-3}, {"epochs": 2, "batch": 4, "lr": 1e-3}, {}]
     ids = {key_of(task.identity()) for task in (*made, Peer(entry, "PaDiM"))}
     assert len(ids) == 3, "epochs tell two results apart where something is trained, and only there"
 
@@ -106,8 +107,8 @@ def test_one_training_image_is_refused(settings, tmp_path):
         (tmp_path / "part" / part).mkdir(parents=True)
         Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "part" / part / "0.png")
     entry = Entry(settings.config(representation="none"), str(tmp_path), "part")
-    _, failed = peers.run_all([Peer(entry, "SPADE")], Store(tmp_path / "runs"), log=len)
-    assert "two training images or more for SPADE" in str(failed)
+    with pytest.raises(ValueError, match="two training images or more for SPADE"):
+        run_grid([Peer(entry, "SPADE")], Store(tmp_path / "runs"), log=len)
 
 
 def test_a_results_file_of_anomalib_is_read(tmp_path):
@@ -134,5 +135,5 @@ def test_anomalibs_methods_run(name, settings, tmp_path, monkeypatch, request):
     if name == "DRAEM":
         monkeypatch.setenv("RCP_DATA", str(request.getfixturevalue("shared_data")))
     entry = Entry(settings.config(representation="none", image_size=128, resize=128), settings.data_root, "gear")
-    grid, failed = peers.run_all([Peer(entry, name, epochs=1)], Store(tmp_path), log=len)
-    assert not failed and np.isfinite(grid.results[0].scores).all()
+    grid = run_grid([Peer(entry, name, epochs=1)], Store(tmp_path), log=len)
+    assert np.isfinite(grid.results[0].scores).all()

@@ -1,10 +1,12 @@
 """Frozen ImageNet CNN → feature maps of chosen hierarchy levels (Sec. 3.1)."""
 
+import contextlib
 import gc
 import hashlib
 import logging
 import sys
-from functools import lru_cache
+from collections.abc import Iterator
+from functools import lru_cache, wraps
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -85,8 +87,7 @@ def check(name: str, weights: str) -> None:
     if name in models.list_models(module=models):
         tags = [w.name for w in models.get_model_weights(name)]
     else:
-        import timm
-
+        timm = import_timm()
         if not timm.is_model(name):
             known = models.list_models(module=models) + timm.list_models()
             raise ValueError(f"backbone: neither torchvision nor timm has a model {name!r}.{nearest(name, known)}")
@@ -100,22 +101,36 @@ def check(name: str, weights: str) -> None:
 
 
 def torchvision_models() -> ModuleType:
-    """``torchvision.models``, imported when first needed, without torch's compiler.
-
-    That is imported by an operator which no CNN here has, and takes 2.2 s of the 8 s until a saved detector's first score: a stand-in
-    leaves it to the operator's first use.
-    """
-    stood_in, compiler = [], ("torch._dynamo", "torch._dynamo.utils")
-    if not any(name in sys.modules for name in ("torchvision", *compiler)):
-        stood_in = [ModuleType(name) for name in compiler]
-        stood_in[1].is_compile_supported = lambda device: import_module(compiler[1]).is_compile_supported(device)
-        sys.modules.update(zip(compiler, stood_in, strict=True))
-    try:
+    """``torchvision.models``, imported when first needed, without torch's compiler."""
+    with _without_compiler("torchvision"):
         from torchvision import models
+    return models
+
+
+def import_timm() -> ModuleType:
+    """``timm``, likewise."""
+    with _without_compiler("timm"):
+        import timm
+    return timm
+
+
+@contextlib.contextmanager
+def _without_compiler(package: str) -> Iterator[None]:
+    """Imports the package without ``torch._dynamo``, which takes 2.2 s of the 8 s until a saved detector's first score.
+
+    An operator of torchvision and some functions of timm that no CNN here has name it: a stand-in leaves it to their first use.
+    """
+    names = ("torch._dynamo", "torch._dynamo.utils")
+    stood_in = [ModuleType(name) for name in names if not {package, *names} & sys.modules.keys()]
+    if stood_in:
+        stood_in[0].disable = lambda f, *_, **__: wraps(f)(lambda *a, **k: torch.compiler.disable(f)(*a, **k))
+        stood_in[1].is_compile_supported = lambda device: import_module(names[1]).is_compile_supported(device)
+    sys.modules.update((module.__name__, module) for module in stood_in)
+    try:
+        yield
     finally:
         for module in stood_in:
             sys.modules.pop(module.__name__, None)
-    return models
 
 
 def _is_file(weights: str) -> bool:
@@ -143,16 +158,17 @@ def _file_hash(path: Path, _mtime: int) -> str:
 def _build(name: str, weights: str, levels: tuple[int, ...]) -> tuple[nn.Module, set[str]]:
     """-> (module that yields the levels' maps, keys of the whole model's state dict)."""
     models = torchvision_models()
-    from torchvision.models.feature_extraction import create_feature_extractor
-
     tag = _tag_of(weights)
     if name in models.list_models(module=models):
         model = models.get_model(name, weights=None).eval()
         if tag:
             model.load_state_dict(_tagged_weights(name, tag))
+        from torchvision.models.feature_extraction import create_feature_extractor
+
         there = _torchvision_levels(model)
     else:
-        import timm
+        timm = import_timm()
+        from timm.models import create_feature_extractor  # it knows timm's layers that cannot be traced
 
         named = f"{name}.{tag}" if tag and tag not in DEFAULT_TAGS else name
         model = timm.create_model(named, pretrained=tag is not None).eval()

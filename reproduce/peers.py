@@ -78,7 +78,7 @@ class Peer(OfAnEntry):
     def __post_init__(self):
         check_names("methods: there is none named", [self.name], [*LOCAL, *METHODS])
         cnn, words = self.config.backbone, f"one that {self.name} can use: {', '.join(CNNS)}"
-        require("backbone", self.name in OURS or cnn in CNNS, words, cnn)
+        require("backbone", self.name in LOCAL or cnn in CNNS, words, cnn)
         for name in ("epochs", "batch", "lr"):
             require(name, getattr(self, name) >= 0, "0 for the published one, or more", getattr(self, name))
 

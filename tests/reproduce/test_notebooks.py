@@ -10,6 +10,7 @@ import pytest
 
 from rcp.config import Config
 from reproduce import batch, grids, notebook, studies, views
+from reproduce.demo import demo_weights
 from reproduce.entries import Entry
 from reproduce.notebook import Settings, settings
 from reproduce.run import run_grid
@@ -35,7 +36,8 @@ def after(*sources: str) -> dict:
 
 def test_the_demo_profile_needs_nothing(small_demo):
     s = settings(after(DECLARED))
-    assert (s.profile, s.backbone, s.weights, s.seeds) == ("demo", "resnet18", "random:0", (0,))
+    assert (s.profile, s.backbone, s.seeds) == ("demo", "tf_efficientnet_lite0", (0,))
+    assert s.weights == str(demo_weights()) and Settings(backbone="resnet18").weights == "random:0"
     assert s.data_root == str(small_demo) and set(s.categories) == {"gear", "fabric"}
     assert "not the paper's" in s.label
 

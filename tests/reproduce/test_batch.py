@@ -212,3 +212,11 @@ def test_a_category_with_a_space_survives_a_list_that_was_split_at_its_spaces():
         (["metal", "nut", "screw"], ["metal nut screw"]), (["metal nut"], ["metal nut"]), (["absent", "nut"], ["absent", "nut"]),
     ):  # fmt: skip
         assert batch._joined(words, there) == expected
+
+
+def test_what_compiles_for_others_is_begun_first_and_listed_in_its_place(monkeypatch, tmp_path):
+    begun, names = [], ["bank", "figure_3", "table_1"]
+    monkeypatch.setenv("RCP_RUNS", str(tmp_path))
+    monkeypatch.setattr(batch, "_run", lambda file, *_: begun.append(file.stem) or batch.Outcome(file.stem, ""))
+    assert [o.name for o in batch.reproduce({"render_only": True}, names, say=len)] == names
+    assert begun == ["figure_3", "bank", "table_1"]

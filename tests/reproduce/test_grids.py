@@ -1,6 +1,9 @@
 """What belongs to each table and figure, and what is no grid of AUROCs: feature spaces and times."""
 
 import dataclasses
+import sys
+import types
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -65,6 +68,22 @@ def test_an_entry_that_several_tables_need_is_one_entry(settings):
     table_1, table_2, table_5 = (set(getattr(grids, n)(settings)) for n in ("table_1", "table_2", "table_5"))
     assert table_5 < table_2, "Table 5's models are Table 2's at 1024 and 512"
     assert len(table_1 & table_2) == 2 * 2, "Table 1's 1 % is Table 2's 1024"
+
+
+def test_umap_is_given_the_exact_neighbours_itself_first(monkeypatch):
+    """As UMAP has them: a distance to itself that is not 0 would count as the nearest of all."""
+    given, x = {}, np.random.default_rng(0).standard_normal((40, 64)).astype(np.float32)
+    umap = types.SimpleNamespace(
+        UMAP=lambda **how: given.update(how) or types.SimpleNamespace(fit_transform=lambda x: x[:, :2]),
+        umap_=mock.Mock(),
+    )
+    monkeypatch.setitem(sys.modules, "umap", umap)
+    assert studies.embed(x, 5, 3).shape == (40, 2)
+    indices, distances = given["precomputed_knn"]
+    d = np.linalg.norm(x[:, None] - x[None], axis=2)
+    assert (indices == d.argsort(1)[:, :5]).all() and distances.dtype == np.float32 and not distances[:, 0].any()
+    np.testing.assert_allclose(distances, np.sort(d, 1)[:, :5], rtol=1e-5)
+    assert (given["n_neighbors"], given["random_state"], given["n_jobs"]) == (5, 3, 1)
 
 
 def test_feature_spaces_are_computed_once_and_know_positions(store, demo_root, monkeypatch):

@@ -74,6 +74,8 @@ class Config:
         "features", "keep", "resize the shorter side, or both sides (they differ on BTAD 03 only) [I]")
     tiles: tuple[int, ...] = option("features", (1, 1),
         "rows and columns that an image is cut into, image_size pixels each, for small defects in large images [?]")
+    tile_overlap: int = option("features", 0,
+        "pixels of a tile that the next one sees too, whole patches; each describes its own half of them [?]", least=0)
     backbone: str = option("features", "wide_resnet50_2", "a torchvision or timm CNN by name [P]")
     weights: str = option("features", "IMAGENET1K_V1", 'a tag [I], a file (.safetensors, .pth), or "random:SEED"')
     layers: tuple[int, ...] = option("features", (2, 3), "hierarchy levels, 1 is stride 4 [P]")
@@ -137,10 +139,14 @@ class Config:
         check_fields(self)
         inside = f"at most resize={self.resize} (the crop lies inside the image)"
         narrow = f"at most patch_dim={pooled} (PatchCore pools, it cannot widen)"
+        patch = 2 ** min(self.layers[0] + 1, 15)  # pixels
+        whole = self.tile_overlap % patch == self.image_size % patch == 0 and self.tile_overlap < self.image_size
+        shared = f"0, or with tiles a multiple of {patch} px (a patch) below image_size={self.image_size}, itself one"
         for name, holds, expected in (
             ("image_size", self.image_size <= self.resize, inside),
             ("patch_size", self.patch_size % 2 == 1, "an odd number"),
             ("tiles", len(self.tiles) == 2 and min(self.tiles) > 0, "rows and columns, such as (2, 3)"),
+            ("tile_overlap", self.tile_overlap == 0 or (whole and self.tiles != (1, 1)), shared),
             ("aspect", self.tiles == (1, 1) or self.aspect == "squash", "'squash' where images are cut into tiles"),
             ("alpha", self.alpha <= 1, "a share from 0 (contextual only) to 1 (pairwise only)"),
             ("gamma", self.gamma <= 1, "a momentum from 0 to 1"),
@@ -185,13 +191,15 @@ class Config:
     def upto(self, stage: str) -> dict[str, Any]:
         """What the result of a stage depends on: the JSON-able values of its hyper-parameters and of those of the stages before it.
 
-        What only other representations have is left out, so is what a bank of all patches does not use, and the seed where
-        nothing is drawn. ``weights`` is the name that was given;
+        What only other representations have is left out, so is what a bank of all patches does not use, the seed where
+        nothing is drawn, and an overlap of no pixels. ``weights`` is the name that was given;
         who compares results of different machines puts the content in its place (:func:`rcp.backbone.weights_identity`).
         """
         stages, values = STAGES[: STAGES.index(check_type("stage", Literal[*STAGES], stage)) + 1], self.asdict()
         declared = {f.name: f.metadata for f in dataclasses.fields(self)}
         unused = {n for n, about in declared.items() if about["of"] and self.representation not in about["of"]}
+        if self.tile_overlap == 0:
+            unused.add("tile_overlap")
         if self.aggregation == "mean" and not self.linear:
             unused.add("dim")
         if self.coreset_ratio == 1:

@@ -119,7 +119,7 @@ class ReConPatch:
         for_refinement = "2 or more (the refinement normalises by held-out scores)"
         require("calibration_folds", not self.refine or c.calibration_folds >= 2, for_refinement, c.calibration_folds)
         require("tiles", not self.refine or c.tiles == (1, 1), "(1, 1) with refine, which knows no tiles", c.tiles)
-        self.transform = Transform(c.resize, c.image_size, c.aspect, c.tiles)
+        self.transform = Transform(c.resize, c.image_size, c.aspect, c.tiles, c.tile_overlap)
         self.device = resolve_device(c.device)
         backbone.check(c.backbone, c.weights)
         self.f_: nn.Linear | None = None
@@ -289,7 +289,7 @@ class ReConPatch:
         wanted = c.representation != "none" and (p.shape[2], c.bank_dim(p.shape[2]))
         require("f", sizes == wanted, f"a linear layer of the sizes {wanted}" if wanted else "None", f)
         n, patches, _ = p.shape
-        self._side(patches)
+        self._grid(patches)
         count = bank_size(self.config, n * patches, p.shape[-1])
         self.f_, self.history_, self.refiner_ = f, history, None
         with self.timings_("representation"):
@@ -348,19 +348,19 @@ class ReConPatch:
         return torch.stack([self.f_(image) for image in p]) if self._one_by_one(p) else self.f_(p)
 
     def score_patches(self, represented: Tensor, banks: Sequence[MemoryBank] = ()) -> Tensor:
-        """f(p): (n, h · w, dim) -> (n, h, w) float32, Eq. 9 and 10; a tile is a square. banks: one per image, else ``bank_``."""
+        """f(p): (n, h · w, dim) -> (n, h, w) float32, Eq. 9 and 10. banks: one per image, else ``bank_``."""
         one_by_one = banks or self._one_by_one(represented)
         parts = represented if one_by_one else [represented.flatten(0, 1)]
-        (rows, columns), side = self.config.tiles, self._side(represented.shape[1])
         scores = [self._score(part, bank) for part, bank in zip(parts, banks or [self.bank_] * len(parts), strict=True)]
-        return torch.cat(scores).reshape(len(represented), rows * side, columns * side)
+        return torch.cat(scores).reshape(len(represented), *self._grid(represented.shape[1]))
 
-    def _side(self, patches: int) -> int:
-        """Patches along a side of a tile; so many are of an image."""
-        tiles = math.prod(self.config.tiles)
-        side = math.isqrt(patches // tiles)
-        require("p", 0 < side * side * tiles == patches, f"features of {tiles} squares (a tile each)", patches)
-        return side
+    def _grid(self, patches: int) -> tuple[int, int]:
+        """(h, w) of an image's patches, a grid of the shape of what is seen."""
+        tall, wide = self.transform.shape
+        h = math.isqrt(patches * tall // wide)
+        w = h * wide // tall
+        require("p", 0 < h * w == patches, f"features of a grid of the shape of {tall} x {wide} px", patches)
+        return h, w
 
     def _one_by_one(self, images: Tensor) -> bool:
         """On a CPU each image goes by itself: its scores are the same in any batch, to the last bit."""

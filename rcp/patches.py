@@ -81,11 +81,12 @@ class PatchExtractor:
         with torch.inference_mode():
             first = self.maps(np.zeros((1, config.image_size, config.image_size, 3), np.uint8))[0]
         self._shape = (*first.shape[-2:], config.extracted_dim or sum(self.backbone.channels))
+        self._shared = config.tile_overlap * first.shape[-1] // config.image_size  # patches of an overlap
 
     def shape(self) -> tuple[int, int, int]:
         """(h, w, D) of one image's features, of all its tiles."""
-        (rows, columns), (h, w, dim) = self.config.tiles, self._shape
-        return rows * h, columns * w, dim
+        (rows, columns), (h, w, dim), shared = self.config.tiles, self._shape, self._shared
+        return rows * h - (rows - 1) * shared, columns * w - (columns - 1) * shared, dim
 
     @torch.inference_mode()
     def maps(self, images: np.ndarray) -> list[Tensor]:
@@ -115,6 +116,7 @@ class PatchExtractor:
         """images: (n, S, S, 3) uint8 -> p: (n, h · w, D) in ``feature_dtype``, written into ``out`` (a memory map) if given.
 
         With tiles, images are so many times as tall and wide, each tile goes through the CNN by itself, and p is that of the whole again.
+        Where tiles overlap, it is cut in the middle: each patch is of the tile in which it lies farther from the border.
         names: of the images, for messages.
 
         Raises:
@@ -126,12 +128,18 @@ class PatchExtractor:
             out = np.empty((len(images), h * w, dim), self.config.feature_dtype)
         if self.config.tiles == (1, 1):
             return self._extract(images, out, names)
-        (rows, columns), side = self.config.tiles, self.config.image_size
+        side, (tall, wide, _), shared = self.config.image_size, self._shape, self._shared
+        step, places = side - self.config.tile_overlap, list(np.ndindex(*self.config.tiles))
         for image, p, name in zip(images, out, names, strict=True):
-            cut = image.reshape(rows, side, columns, side, 3).swapaxes(1, 2).reshape(-1, side, side, 3)
-            of_tiles = np.empty((len(cut), p.size // (len(cut) * dim), dim), p.dtype)
+            cut = np.stack([image[r * step : r * step + side, c * step : c * step + side] for r, c in places])
+            of_tiles = np.empty((len(cut), tall * wide, dim), p.dtype)
             self._extract(cut, of_tiles, [f"{name}, tile {n + 1}" for n in range(len(cut))])
-            p[:] = of_tiles.reshape(rows, columns, *self._shape).swapaxes(1, 2).reshape(p.shape)
+            whole = np.empty((h, w, dim), p.dtype)
+            for (r, c), tile in zip(places, of_tiles.reshape(-1, tall, wide, dim), strict=True):
+                y, x = r * (tall - shared), c * (wide - shared)
+                top, left = (shared // 2 if n else 0 for n in (r, c))  # what the tile before keeps
+                whole[y + top : y + tall, x + left : x + wide] = tile[top:, left:]
+            p[:] = whole.reshape(p.shape)
         return out
 
     def _extract(self, images: np.ndarray, out: np.ndarray, names: Sequence) -> np.ndarray:

@@ -72,7 +72,7 @@ class Bundled(Entry):
 
     def transform(self, split: str) -> Transform:
         c = self.config
-        return Cropped(c.image_size, c.image_size, c.aspect, c.tiles)
+        return Cropped(c.image_size, c.image_size, c.aspect, c.tiles, c.tile_overlap)
 
     def identity(self) -> dict:
         return json.loads(self.named)

@@ -76,7 +76,7 @@ class Entry:
     def transform(self, split: str) -> Transform:
         """How the images of a split ("train", "test") are read."""
         c, how = self.config, self.perturbation_of(split)
-        transform = Transform(c.resize, c.image_size, c.aspect, c.tiles)
+        transform = Transform(c.resize, c.image_size, c.aspect, c.tiles, c.tile_overlap)
         return transform if how is None else PerturbedTransform.of(transform, how)
 
     def identity(self) -> dict:

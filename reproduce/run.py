@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from rcp.data import Transform
 from rcp.maps import score_maps
 from reproduce.provenance import commit, versions
 from reproduce.store import Store, runs_root
@@ -74,9 +75,8 @@ class Result:
         if "log_odds" in self.arrays:  # of a refinement network
             return 1 / (1 + np.exp(-self.arrays["log_odds"][some].astype(np.float32)))
         c = self.info["config"]
-        rows, columns = c.get("tiles", (1, 1))
-        size = rows * c["image_size"], columns * c["image_size"]
-        return score_maps(torch.from_numpy(self.patch_scores[some]), size, c["blur"])
+        seen = Transform(c["resize"], c["image_size"], c["aspect"], c.get("tiles", (1, 1)), c.get("tile_overlap", 0))
+        return score_maps(torch.from_numpy(self.patch_scores[some]), seen.shape, c["blur"])
 
 
 def run(task, store: Store | None = None, log: Callable[[str], None] = logger.info) -> Result:

@@ -141,23 +141,32 @@ class Transform:
     resize: side in pixels before the crop. image_size: side S of the crop, at most ``resize``.
     aspect: "keep" brings the shorter side to ``resize``; "squash" brings both sides there.
     tiles: (rows, columns) of S x S that an image is seen as: everything is so many times as tall and wide, and squashed.
+    tile_overlap: pixels that a tile shares with the next one, so that what is seen is so much smaller at each seam.
     """
 
     resize: int = 256
     image_size: int = 224
     aspect: Literal["keep", "squash"] = "keep"
     tiles: tuple[int, ...] = (1, 1)
+    tile_overlap: int = 0
 
     def __post_init__(self):
         check_fields(self)
         require("image_size", 1 <= self.image_size <= self.resize, f"1 to resize={self.resize} px", self.image_size)
         require("resize", self.resize <= 2**14, f"at most {2**14} px", self.resize)
         require("tiles", len(self.tiles) == 2 and min(self.tiles) >= 1, "(rows, columns) from 1", self.tiles)
+        shared = f"0 to below image_size={self.image_size} px"
+        require("tile_overlap", 0 <= self.tile_overlap < self.image_size, shared, self.tile_overlap)
 
     @property
     def shape(self) -> tuple[int, int]:
         """(height, width) of what is seen, in pixels."""
-        return self.tiles[0] * self.image_size, self.tiles[1] * self.image_size
+        return self._tiled(self.image_size)
+
+    def _tiled(self, side: int) -> tuple[int, int]:
+        """(height, width) of the tiles together, ``side`` pixels each."""
+        rows, columns = (n * side - (n - 1) * self.tile_overlap for n in self.tiles)
+        return rows, columns
 
     def image(self, source: "str | Path | Image.Image | np.ndarray") -> np.ndarray:
         """A file, a PIL image, or an array (H, W, 3) uint8 -> uint8 (S, S, 3), RGB.
@@ -212,7 +221,7 @@ class Transform:
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         side = self.resize
         if self.aspect == "squash":
-            return self.tiles[1] * side, self.tiles[0] * side
+            return self._tiled(side)[::-1]
         return (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
 
     def _resize(self, image: Image.Image, resample: Image.Resampling) -> Image.Image:

@@ -58,6 +58,10 @@ def test_exit_status(data, part, tmp_path, capsys):
         (["fit", str(tmp_path), "-o", str(tmp_path / "a.rcp"), *HOW], "no known layout"),
         (["fit", str(data.folder), "-o", str(tmp_path / "no" / "a.rcp"), *HOW], "No such file or directory"),
         (["fit", str(data.folder), "-o", str(tmp_path / "a.rcp"), "--set", "dmi=3"], "Did you mean 'dim'?"),
+        (
+            ["fit", str(data.folder), "-o", str(tmp_path / "a.rcp"), "--set", "tile_overlap=8"],
+            "tile_overlap: expected 0",
+        ),
         (["watch", str(part), str(tmp_path / "absent")], "a folder that is there"),
     ):
         assert main(wrong) == 2

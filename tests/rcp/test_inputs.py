@@ -265,3 +265,55 @@ def test_tiles_are_the_images_cut_and_one_tile_is_none(data, detector):
     cut = PatchCore(**how).extractor(np.ascontiguousarray(image[None, 64:, 64:128])).reshape(8, 8, -1)
     np.testing.assert_allclose(p[8:, 8:16].astype(float), cut.astype(float), atol=1e-2)
     assert tiled.predict(data.test[:1]).patch_scores.shape == (1, 16, 24)
+
+
+def test_a_defect_on_the_border_of_two_tiles_scores_as_one_inside_where_they_overlap():
+    checks = (np.add.outer(np.arange(12) // 3, np.arange(12) // 3) % 2 * 150 + 50)[..., None]
+    for overlap, least in ((0, 0.2), (16, 0.8), (32, 0.8)):
+        width = 128 - overlap
+        *good, within, between = np.random.default_rng(0).integers(110, 140, (8, 64, width, 3), np.uint8)
+        within[26:38, 20:32] = between[26:38, width // 2 - 6 : width // 2 + 6] = checks
+        how = SMALL | {"aspect": "squash", "tiles": (1, 2), "tile_overlap": overlap}
+        out = PatchCore(**how).fit(good, log=len).predict([within, between])
+        assert least < out.scores[1] / out.scores[0] < least + 0.4, overlap
+        assert out.maps.shape == (2, 64, width)
+        assert not overlap or abs(out.maps[1].max(0).argmax() - width // 2) <= 8
+
+
+def test_overlapping_tiles_are_cut_in_the_middle_and_fit_images_of_any_size(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        Image.fromarray(rng.integers(0, 256, (301, 403, 3), np.uint8)).save(tmp_path / f"{i}.png")
+    how = SMALL | {"aspect": "squash", "resize": 72, "tiles": (2, 3), "tile_overlap": 24}
+    detector = PatchCore(**how).fit(tmp_path, log=len)
+    image = detector.transform.image(tmp_path / "0.png")
+    assert image.shape == (2 * 64 - 24, 3 * 64 - 2 * 24, 3)
+    p = detector.extractor(image[None]).reshape(13, 18, -1)
+    tiles = np.stack([image[y : y + 64, x : x + 64] for y in (0, 40) for x in (0, 40, 80)])
+    own = PatchCore(**SMALL).extractor(tiles).reshape(2, 3, 8, 8, -1)
+    for y in range(13):
+        for x in range(18):
+            # a tile begins at each fifth patch, and leaves one to the tile before
+            row, column = int(y >= 6), (x >= 6) + (x >= 11)
+            np.testing.assert_array_equal(p[y, x], own[row, column, y - 5 * row, x - 5 * column])
+    detector.save(tmp_path / "part.rcp")
+    out, again = detector.predict(tmp_path), PatchCore.load(tmp_path / "part.rcp").predict(tmp_path)
+    assert out.patch_scores.shape == (3, 13, 18) and out.maps.shape == (3, 104, 144)
+    assert out.maps_on_original(0).shape == (301, 403) and np.isnan(out.maps_on_original(0)[0, 0]), "resize is more"
+    np.testing.assert_array_equal(again.maps, out.maps)
+    np.testing.assert_array_equal([one.scores[0] for one in detector.predict_iter(tmp_path)], out.scores)
+    found = dataclasses.replace(out, threshold=float(out.patch_scores[0].min()), why="")
+    left, top, right, bottom, _ = found.boxes(0)[0]
+    assert (left, top, right, bottom) == tuple(np.rint(out.transform.window(403, 301)).astype(int)), "all that is seen"
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"tile_overlap": 12}, {"tile_overlap": 64}, {"tile_overlap": 8, "tiles": (1, 1)}, {"image_size": 60}]
+)
+def test_an_overlap_that_is_not_of_whole_patches_between_tiles_is_refused(wrong):
+    how = SMALL | {"aspect": "squash", "tiles": (1, 2), "tile_overlap": 8}
+    PatchCore(**how)
+    with pytest.raises(ValueError, match=r"tile_overlap: expected 0, or with tiles a multiple of 8 px .a patch. below"):
+        PatchCore(**how | wrong)
+    with pytest.raises(ValueError, match="tile_overlap: expected 0 to below image_size=64 px, got 64"):
+        Transform(64, 64, "squash", (1, 2), 64)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import zipfile
 from collections import namedtuple
 
 import numpy as np
@@ -143,6 +144,18 @@ def test_maps_can_be_drawn_again_from_what_is_stored(entry, store, demo_root):
     out, result = fitted.predict_features(test), run(entry, store)
     np.testing.assert_allclose(result.maps(), out.maps, rtol=1e-5)
     np.testing.assert_allclose(result.arrays["patch_scores"].max((1, 2)), out.scores, rtol=1e-6)
+    tiled = PATCHCORE.replace(aspect="squash", tiles=(1, 2), tile_overlap=32)
+    assert run(dataclasses.replace(entry, config=tiled), store).maps().shape == (len(data.test), 64, 96)
+
+
+def test_what_is_published_keeps_its_identity():
+    """A new option that is at its default joins no identity; the code's hash and the weights' are not of the config."""
+    with zipfile.ZipFile(ROOT / "results" / "entries.zip") as packed:
+        found = [json.loads(packed.read(name)) for name in packed.namelist() if name.endswith("result.json")]
+    for info in found:
+        own = Config.build(**info["config"]).upto("scores") | {"weights": info["identity"]["config"]["weights"]}
+        assert json.loads(json.dumps(own)) == info["identity"]["config"]
+    assert len(found) > 200
 
 
 def test_an_ensemble_is_the_mean_of_its_members_in_units_of_the_training_scores(entry, store, demo_root):

@@ -37,17 +37,6 @@ def check_names(what: str, given, valid) -> None:
             raise ValueError(f"{what} {name!r}.{nearest(name, valid)} Valid: {', '.join(map(str, valid))}")
 
 
-def drop_fixed(values: dict, fixed: dict[str, tuple[Any, str]], of: str = "") -> None:
-    """Takes what is no option any more out of ``values``. fixed: name -> (the only value, why).
-
-    Raises:
-        ValueError: one that has another value; says why it is no option. of: before its name.
-    """
-    for name in [n for n in values if n in fixed]:
-        (value, why), given = fixed[name], values.pop(name)
-        require(f"{of}{name}", given == value, f"{value!r}, for it is no option: {why}", given)
-
-
 def check_type(name: str, kind: Any, value: Any) -> Any:
     """``value`` if it fits the annotation ``kind`` (a whole number becomes a float where one is meant, a list a tuple).
 

@@ -11,24 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rcp.checks import check_fields, check_names, check_type, drop_fixed, limited, require
+from rcp.checks import check_fields, check_names, check_type, limited, require
 
 STAGES = ("features", "training", "bank", "scores")
 
-# What the paper leaves open or varies in no table, and what changed nothing that was measured: no options, these values.
-FIXED = {
-    "bias": (True, "f and g have a bias [?]"),
-    "cosine": ("step", "the learning rate is annealed with every step [?]"),
-    "drop_last": (True, "the incomplete last mini-batch of an epoch is left out [?]"),
-    "gate": (True, "Eq. 2 is zero unless j ∈ N_k(i) [P]"),
-    "self_neighbour": (True, "i counts among its own k nearest: d_ii = 0, by the definition [?]"),
-    "half_k": ("floor", "k/2 of Eq. 4 is rounded down [?]"),
-    "empty_expansion": ("self", "R_{k/2}(i) always holds i, so it is never empty [?]"),
-    "pairs": ("N", "Eq. 7 is divided by N [P]"),
-    "diagonal": (True, "Eq. 7 keeps the pairs i = j; they add a constant and no gradient [P]"),
-    "self_in_neighbours": (True, "r* ∈ N_b(r*) in Eq. 10 [I]"),
-    "squared": (False, "D of Eq. 10 is the distance, not its square [?]"),
-}
+# No options, but fixed where they stand in the code: what the paper leaves open or varies in no table, and what changed nothing measured.
+# [P]: Eq. 2 is zero unless j ∈ N_k(i); Eq. 7 is divided by N and keeps the pairs i = j, which add a constant and no gradient.
+# [I]: r* ∈ N_b(r*) in Eq. 10.
+# [?]: f and g have a bias; the learning rate is annealed with every step; the incomplete last mini-batch of an epoch is left out;
+#      i counts among its own k nearest (d_ii = 0), so R_{k/2}(i) is never empty; k/2 of Eq. 4 is rounded down; D of Eq. 10 is the
+#      distance, not its square.
 
 
 def option(stage: str | None, default: Any, meaning: str, *, of: tuple[str, ...] = (), **limits: float) -> Any:
@@ -170,9 +162,8 @@ class Config:
         """A Config from named values.
 
         Raises:
-            ValueError: an unknown name, with the nearest valid one; a value other than ``FIXED`` has; whatever the constructor refuses.
+            ValueError: an unknown name, with the nearest valid one; whatever the constructor refuses.
         """
-        drop_fixed(values, FIXED)
         check_names("unknown hyper-parameter", values, cls.names())
         return cls(**values)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rcp import backbone, decision
 from rcp.checks import check_type, require
-from rcp.config import FIXED, Config
+from rcp.config import Config
 from rcp.coreset import coreset_size, greedy_k_center, random_selection
 from rcp.data.images import Original, Transform
 from rcp.data.layouts import Dataset, load_dataset
@@ -65,10 +65,6 @@ def resolve_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device: expected auto, cpu or an available cuda device, got {name!r} ({error})") from None
     return device
-
-
-class OtherClassError(ValueError):
-    """A saved detector is of the other class."""
 
 
 def bank_size(config: Config, patches: int, extracted: int) -> int:
@@ -503,7 +499,7 @@ class ReConPatch:
 
     @classmethod
     def load(cls, path: str | Path, *, weights: str | Path | None = None, device: str | None = None) -> "ReConPatch":
-        """Reads what ``save`` wrote, now or before options were dropped; nothing is unpickled.
+        """Reads what ``save`` wrote, of PatchCore too (unless this is PatchCore's own ``load``); nothing is unpickled.
 
         Args:
             weights: where the backbone's weights are now, if they moved; they must be the same weights.
@@ -511,29 +507,24 @@ class ReConPatch:
 
         Raises:
             FileNotFoundError: no such file, or the weights are no longer where they were.
-            ValueError: not such a file, another class's, or other backbone weights.
+            ValueError: not such a file, one of ReConPatch where PatchCore's is meant, or other backbone weights.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"no detector file {path}")
         header, tensors = read_tensors(path, "rcp-detector")
         try:
-            values = _without_dropped(json.loads(header["config"]))
+            here = {"device": device or "auto"} | ({"weights": str(weights)} if weights else {})
+            config = Config.build(**json.loads(header["config"]) | here)
             refine = json.loads(header["refine"]) if "refine" in header else None
             rate = json.loads(header.get("false_alarm_rate", "null"))
-            if values["representation"] not in cls.represents:
-                kind = "PatchCore" if values["representation"] == "none" else "ReConPatch"
-                raise OtherClassError(f"{path} holds a {kind}, not a {cls.__name__}")
-            values |= {"device": device or "auto"} | ({"weights": str(weights)} if weights else {})
-            detector = cls(**values, refine=refine)
+            detector = cls.from_config(config, refine)
+            if not isinstance(detector, cls):
+                raise ValueError(f"holds a {type(detector).__name__}, not a {cls.__name__}")
             detector._restore(tensors)
             detector._false_alarm_rate = None if rate is None else decision.check_rate(rate)
-            biased = json.loads(header["config"]).get("bias", values["representation"] != "none")
-            require("f.bias", ("f.bias" in tensors) == biased, "as its config says", sorted(tensors)[:9])
         except (KeyError, TypeError, AttributeError, RuntimeError, json.JSONDecodeError) as error:
             why = f"{type(error).__name__}: {error}"
             raise ValueError(f"{path} is not a detector saved by rcp, or is damaged ({why})") from None
-        except OtherClassError:
-            raise
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         c, expected = detector.config, header.get("backbone")
@@ -546,20 +537,19 @@ class ReConPatch:
         """What is fitted, from a file's tensors."""
         c, bank, f = self.config, tensors["bank"], _part("f.", tensors)
         self.train_scores_ = tensors["train_scores"].numpy() if "train_scores" in tensors else None
-        for name, axes in {"bank": 2, "train_scores": 1, "f.weight": 2}.items():
-            if (t := tensors.get(name)) is not None:
-                fits = t.ndim == axes and t.dtype == torch.float32 and t.numel() > 0
-                require(name, fits, f"float32 numbers along {axes} axes", (tuple(t.shape), t.dtype))
+        axes = {"bank": 2, "train_scores": 1, "f.weight": 2}
         for name, t in tensors.items():
-            fits = t.dtype == torch.float32 or name.endswith("num_batches_tracked")
-            require(name, fits, "float32 numbers", t.dtype)
+            fits = t.dtype == torch.float32 and t.ndim == axes.get(name, t.ndim) and t.numel() > 0
+            expected = f"float32 numbers along {axes.get(name, t.ndim)} axes"
+            require(name, fits or name.endswith("num_batches_tracked"), expected, (tuple(t.shape), t.dtype))
+        require("f.bias", ("f.bias" in tensors) == (c.representation != "none"), "as its config says", sorted(f))
         width = c.bank_dim(bank.shape[1])
         require("bank", bank.shape[1] == width, f"{width} columns, as its config says", bank.shape[1])
         if c.representation != "none":
             dim, size = f["weight"].shape
             require("f.weight", size == (c.extracted_dim or size), f"{c.extracted_dim} columns, the size of p", size)
             require("f.weight", dim == bank.shape[1], f"{bank.shape[1]} rows, as wide as the bank", dim)
-            self.f_ = nn.Linear(size, dim, bias="bias" in f, device=self.device).requires_grad_(False)
+            self.f_ = nn.Linear(size, dim, device=self.device).requires_grad_(False)
             self.f_.load_state_dict(f)
         self.bank_ = MemoryBank(bank.to(self.device), c.neighbours)
         if self.refine:
@@ -581,24 +571,12 @@ class PatchCore(ReConPatch):
 
 
 def load(path: str | Path, **how) -> ReConPatch:
-    """What ``save`` wrote, of whichever class. how: as of :meth:`ReConPatch.load`."""
-    try:
-        return ReConPatch.load(path, **how)
-    except OtherClassError:
-        return PatchCore.load(path, **how)
+    """What ``save`` wrote, of either class. how: as of :meth:`ReConPatch.load`."""
+    return ReConPatch.load(path, **how)
 
 
 def _part(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-
-
-def _without_dropped(values: dict) -> dict:
-    """A saved detector's config in today's names, without dropped options of training; of scoring they stay, and are checked."""
-    renamed = {"batch_pictures": "batch_images"}
-    if "represent" in values:
-        values["representation"] = "trained" if values.pop("represent") else "none"
-    scores = ("self_in_neighbours", "squared")
-    return {renamed.get(n, n): v for n, v in values.items() if n not in FIXED or n in scores}
 
 
 def drop_pages(p: np.ndarray) -> np.ndarray:

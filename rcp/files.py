@@ -31,7 +31,7 @@ def read_tensors(path: str | Path, kind: str) -> tuple[dict[str, str], dict[str,
     """-> (header, tensors) of what :func:`write_tensors` wrote. kind: how the header's ``format`` begins.
 
     Raises:
-        ValueError: another file, or one that is damaged; names the file. One of format ``KIND-1`` has no hash.
+        ValueError: another file, or one that is damaged; names the file.
     """
     what = kind.removeprefix("rcp-").replace("-", " ")
     try:
@@ -40,10 +40,10 @@ def read_tensors(path: str | Path, kind: str) -> tuple[dict[str, str], dict[str,
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(f"{path} is not a {what} saved by rcp, or is damaged ({error})") from None
-    digest, format_ = header.pop("digest", None), header.get("format", "")
-    if format_ not in (f"{kind}-1", f"{kind}-2"):
-        raise ValueError(f"{path} is not a {what} saved by rcp, or is damaged (format {format_ or None!r})")
-    if (digest or format_ != f"{kind}-1") and digest != _digest(tensors, header):
+    digest, format_ = header.pop("digest", None), header.get("format")
+    if format_ != f"{kind}-2":
+        raise ValueError(f"{path} is not a {what} saved by rcp, or is damaged (format {format_!r})")
+    if digest != _digest(tensors, header):
         raise ValueError(f"{path} is damaged: its content is not what was written")
     for name, t in tensors.items():
         if t.is_floating_point() and not t.isfinite().all():

@@ -7,17 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from rcp.checks import check_fields, check_names, check_type, drop_fixed, limited, require
+from rcp.checks import check_fields, check_names, check_type, limited, require
 from rcp.paths import data_root
 from rcp.refinement.simulation import DRAWN, Simulation, check_side, draw_textures, load_textures, texture_files
 
-# No options: what changed nothing for the better that was measured, each with its value.
-FIXED = {
-    "inputs": ("map", "the network sees the map of patch scores alone: that carries over best to real defects [?]"),
-    "skip": (True, "its output is added to the map, so that training starts from it [?]"),
-    "image_score": ("map", "the image score is the maximum of the refined map [?]"),
-    "schedule": ("cosine", "the learning rate is annealed to 0 over all steps [?]"),
-}
+# No options, for nothing else was measured to be better [?]: the network sees the map of patch scores alone, which carries over best to
+# real defects; its output is added to the map; the image score is the maximum of the refined map; the learning rate is annealed to 0.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +69,6 @@ class RefinementConfig:
     @classmethod
     def build(cls, **values) -> "RefinementConfig":
         """From named values, those of the simulation among them (``kind``, ``grid``, ...; ``seed`` is the training's)."""
-        drop_fixed(values, FIXED, "refine: ")
         own = {f.name for f in dataclasses.fields(cls)}
         of_simulation = {f.name for f in dataclasses.fields(Simulation)} - {"seed"}
         check_names("refine: unknown option", values, sorted(own | of_simulation))

@@ -26,12 +26,6 @@ def test_every_hyper_parameter_is_documented_with_its_provenance_and_in_the_sign
             assert signature[field.name].default == field.default
 
 
-def test_what_is_no_option_any_more_keeps_its_value_and_says_why():
-    assert Config.build(gate=True, half_k="floor", squared=False) == Config()
-    with pytest.raises(ValueError, match=r"gate: expected True, for it is no option: Eq\. 2 is zero unless"):
-        Config.build(gate=False)
-
-
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -174,14 +174,12 @@ def test_options_survive_a_round_trip_and_reach_the_simulation():
     assert Refinement.build(**json.loads(json.dumps(how.asdict()))) == how
     assert Refinement() == Refinement.build() and Refinement().epochs == 500 and Refinement().batch_size == 16
     assert Refinement().simulation.kind == "structure", "the paper's choice"
-    assert Refinement.build(inputs="map", skip=True) == Refinement(), "what is no option any more, at its value"
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ({"epoch": 3}, "refine: unknown option 'epoch'. Did you mean 'epochs'?"),
-        ({"inputs": "map+features"}, "refine: inputs: expected 'map', for it is no option"),
         ({"kind": "textures"}, "kind: expected one of 'texture', 'structure', 'mixture', got 'textures'"),
         ({"epochs": 0}, "epochs: expected a number above 0, got 0"),
         ({"stride": 3}, "stride: expected a power of two, got 3"),

@@ -553,7 +553,8 @@ class ReConPatch:
             self.f_.load_state_dict(f)
         self.bank_ = MemoryBank(bank.to(self.device), c.neighbours)
         if self.refine:
-            self.refiner_ = RefinementNet.restore(self.refine, _part("refiner.", tensors)).to(self.device)
+            self.refiner_ = RefinementNet(self.refine).to(self.device).eval().requires_grad_(False)
+            self.refiner_.load_state_dict(_part("refiner.", tensors))
 
     def __repr__(self) -> str:
         by_class = {"representation": "trained"} if self.represents == ("none",) else {}  # the class says it

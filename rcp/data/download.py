@@ -128,9 +128,7 @@ def _unpack(archive: Path, folder: Path) -> None:
                 packed.extractall(inside, _bounded(packed.infolist(), archive))
         else:
             with tarfile.open(archive) as packed:
-                packed.extractall(
-                    inside, _bounded(packed, archive), filter="data"
-                )  # refuses what lies outside the folder
+                packed.extractall(inside, _bounded(packed, archive), filter="data")  # nothing outside the folder
         visible = [path for path in inside.iterdir() if not path.name.startswith((".", "__MACOSX"))]
         if not visible:
             raise tarfile.TarError("it is empty")

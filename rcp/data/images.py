@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps
 
-from rcp.checks import check_fields, require
+from rcp.checks import check_fields, limited, require
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")  # by content: no other decoder is ever started
@@ -144,19 +144,18 @@ class Transform:
     tile_overlap: pixels that a tile shares with the next one, so that what is seen is so much smaller at each seam.
     """
 
-    resize: int = 256
+    resize: int = limited(256, most=2**14)
     image_size: int = 224
     aspect: Literal["keep", "squash"] = "keep"
     tiles: tuple[int, ...] = (1, 1)
-    tile_overlap: int = 0
+    tile_overlap: int = limited(0, least=0)
 
     def __post_init__(self):
         check_fields(self)
-        require("image_size", 1 <= self.image_size <= self.resize, f"1 to resize={self.resize} px", self.image_size)
-        require("resize", self.resize <= 2**14, f"at most {2**14} px", self.resize)
+        size = self.image_size
+        require("image_size", 1 <= size <= self.resize, f"1 to resize={self.resize} px", size)
         require("tiles", len(self.tiles) == 2 and min(self.tiles) >= 1, "(rows, columns) from 1", self.tiles)
-        shared = f"0 to below image_size={self.image_size} px"
-        require("tile_overlap", 0 <= self.tile_overlap < self.image_size, shared, self.tile_overlap)
+        require("tile_overlap", self.tile_overlap < size, f"less than image_size={size} px", self.tile_overlap)
 
     @property
     def shape(self) -> tuple[int, int]:

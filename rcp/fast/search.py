@@ -96,9 +96,8 @@ class Cells:
         few = queries[:: len(queries) // 32 + 1], len(self.entries) // 2
         for x, most in (few, (queries, 2**62)):  # some of them, with a limit, tell whether it is worth while
             y = self._leading(x)
-            to_pivots = torch.cdist(
-                y, self._pivots, compute_mode="donot_use_mm_for_euclid_dist"
-            )  # small ones keep their digits
+            # by differences: small ones keep their digits
+            to_pivots = torch.cdist(y, self._pivots, compute_mode="donot_use_mm_for_euclid_dist")
             arrays = [a.numpy() for a in (x.contiguous(), y, to_pivots, y.norm(dim=1), self.entries)]
             found = kernels.nearest_in_cells(*arrays, *self._cells, *self._margins, most, kernels.threads())
             if (found < 0).mean() > 0.3:

@@ -107,21 +107,14 @@ class AdamP:
     def step(self) -> None:
         """θ ← θ - rate · (projected Adam update) - rate · decay · θ."""
         beta1, beta2 = self.betas
-        gradients = [p.grad for p in self.parameters]
         rate, correction, decay = self.scalars.index_select(0, self.steps).unbind(1)
         self.steps.add_(1)
-        torch._foreach_lerp_(self.mean, gradients, 1 - beta1)
-        torch._foreach_mul_(self.square, beta2)
-        torch._foreach_addcmul_(self.square, gradients, gradients, value=1 - beta2)
-        root = torch._foreach_sqrt(self.square)
-        torch._foreach_mul_(root, correction[0])
-        torch._foreach_add_(root, self.eps)
-        updates = torch._foreach_div(self.mean, root)
-        for p, gradient, update in zip(self.parameters, gradients, updates, strict=True):
-            along, share = self._projection(p, gradient, update) if p.ndim > 1 else (0.0, 1.0)
-            p.mul_(1 - decay * share + rate * along)
-        torch._foreach_mul_(updates, rate[0])
-        torch._foreach_sub_(self.parameters, updates)
+        for p, mean, square in zip(self.parameters, self.mean, self.square, strict=True):
+            mean.lerp_(p.grad, 1 - beta1)
+            square.mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
+            update = mean / (square.sqrt() * correction + self.eps)
+            along, share = self._projection(p, p.grad, update) if p.ndim > 1 else (0.0, 1.0)
+            p.mul_(1 - decay * share + rate * along).sub_(update * rate)
 
     def _projection(self, p: Tensor, gradient: Tensor, update: Tensor) -> tuple[Tensor, Tensor]:
         """(rows, 1): how much of each row of p is in its update, to be taken out, and the share of the decay that is kept.

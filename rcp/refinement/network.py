@@ -38,13 +38,6 @@ class RefinementNet(nn.Module):
         found = _resized(self.head(self.blocks(coarse)), size)
         return (found + self.slope * z + self.offset)[:, 0]
 
-    @classmethod
-    def restore(cls, how: RefinementConfig, state: dict[str, Tensor]) -> "RefinementNet":
-        """From the ``state_dict`` of a trained one."""
-        net = cls(how)
-        net.load_state_dict(state)
-        return net.eval().requires_grad_(False)
-
     def parameter_groups(self) -> list[dict]:
         """The head and the map's own two weights learn at ``lr_head``, the residual blocks at ``lr_blocks``."""
         blocks, head = list(self.blocks.parameters()), [*self.head.parameters(), self.slope, self.offset]

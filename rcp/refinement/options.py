@@ -73,10 +73,9 @@ class RefinementConfig:
         of_simulation = {f.name for f in dataclasses.fields(Simulation)} - {"seed"}
         check_names("refine: unknown option", values, sorted(own | of_simulation))
         base = check_type("simulation", dict | Simulation, values.pop("simulation", {"kind": "structure"}))
-        check_names(
-            "simulation: unknown option", base if isinstance(base, dict) else (), sorted(of_simulation | {"seed"})
-        )
-        base = base if isinstance(base, Simulation) else Simulation(**base)
+        if isinstance(base, dict):
+            check_names("simulation: unknown option", base, sorted(of_simulation | {"seed"}))
+            base = Simulation(**base)
         changes = {name: values.pop(name) for name in of_simulation & set(values)}
         return cls(simulation=dataclasses.replace(base, **changes), **values)
 

@@ -81,10 +81,8 @@ def simulate(
     if simulation.kind != "structure":
         there = textures is not None and len(textures) > 0
         require("textures", there, f"images of textures (DTD) for kind={simulation.kind!r}", textures)
-        same = textures.shape[1:] == images.shape[1:] and textures.dtype == np.uint8
-        require(
-            "textures", same, f"images of the shape {images.shape[1:]} of uint8", (textures.shape[1:], textures.dtype)
-        )
+        found, needed = (textures.shape[1:], textures.dtype), (images.shape[1:], np.uint8)
+        require("textures", found == needed, f"images of the shape {images.shape[1:]} of uint8", found)
     numbers = range(len(images)) if numbers is None else numbers
     out, masks = images.copy(), np.zeros(images.shape[:3], bool)
 

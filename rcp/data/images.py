@@ -3,10 +3,10 @@
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
+from threading import Lock, Semaphore
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -16,8 +16,8 @@ from rcp.checks import check_fields, limited, require
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")  # by content: no other decoder is ever started
-LARGE = 16_000_000  # pixels of an image that is decoded alone: several threads at it would take gigabytes
-_large = Lock()
+AT_A_TIME = 64  # megapixels that all threads together decode; an image that is larger goes alone
+_room, _turn = Semaphore(AT_A_TIME), Lock()
 # Blocks that malloc gives back: of 16 images of 88 megapixels on 8 threads 6.1 GB stayed, now 1.4.
 Image.core.set_block_size(2**26)
 # A mask of at most so many distinct values holds class numbers or colours (VisA: 0, 1, 2, ...), not grey levels.
@@ -49,10 +49,7 @@ def _opened(source: "str | Path | Image.Image | np.ndarray", name: str | Path = 
             raise ValueError("it is no file")
         # Another library may have switched this on for the whole process: half an image would then pass as a whole one.
         ImageFile.LOAD_TRUNCATED_IMAGES = False
-        with (
-            Image.open(source, formats=FORMATS) as image,
-            _large if image.width * image.height > LARGE else nullcontext(),
-        ):
+        with Image.open(source, formats=FORMATS) as image, _some_room(image.width * image.height):
             yield image
     except MemoryError:
         raise
@@ -68,6 +65,18 @@ def _opened(source: "str | Path | Image.Image | np.ndarray", name: str | Path = 
         raise ValueError(f"unreadable image {path}: {error}") from error
 
 
+@contextmanager
+def _some_room(pixels: int) -> Iterator[None]:
+    share = min(AT_A_TIME, -(-pixels // 10**6))
+    with _turn:  # one waits at a time: two that have half of what they need would wait for ever
+        for _ in range(share):
+            _room.acquire()
+    try:
+        yield
+    finally:
+        _room.release(share)
+
+
 def _of_pixels(source: Image.Image | np.ndarray) -> Image.Image:
     if isinstance(source, Image.Image):
         return source
@@ -80,7 +89,8 @@ def _of_pixels(source: Image.Image | np.ndarray) -> Image.Image:
 def _upright(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):
         raise ValueError(f"32 bits a channel (mode {image.mode}) have no defined white; save it with 8 or 16 bits")
-    return ImageOps.exif_transpose(image)
+    image.load()  # EXIF may stand after the pixels; what it does not turn is not copied
+    return ImageOps.exif_transpose(image) if image.getexif().get(ExifTags.Base.Orientation, 1) != 1 else image
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -88,8 +98,30 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):  # Pillow's own conversion would clip at 255
         image = Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
     if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return image.convert("RGB")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), _in(image, "RGBA"))
+    return _in(image, "RGB")
+
+
+def _in(image: Image.Image, mode: str) -> Image.Image:
+    return image if image.mode == mode else image.convert(mode)  # which copies also where nothing changes
+
+
+def _lossless(image: Image.Image) -> bool:
+    """Whether the file holds the pixels that were drawn: no JPEG, also not within TIFF, and WebP of its lossless kind alone."""
+    if image.format == "WEBP":
+        return b"VP8L" in Path(image.filename).read_bytes()
+    return image.format in ("PNG", "BMP", "TIFF") and "jpeg" not in str(image.info.get("compression"))
+
+
+def _classes(levels: np.ndarray) -> bool:
+    """Whether levels are class numbers: few and not two with JPEG's noise around both, or so many that are areas, no edges."""
+    values, inner = np.unique(levels), levels[1:, 1:]
+    top, between = values[-1], (inner > 0) & (inner < values[-1])
+    if len(values) <= LABELS:
+        low, high = (values > 0) & (values < top / 16), (values < top) & (values > top - top / 16)
+        return not (top > 2 * LABELS and low.any() and high.any())
+    same = (inner == levels[:-1, 1:]) & (inner == levels[1:, :-1])
+    return bool(between.any() and same[between].mean() > 0.7)
 
 
 def _defective(image: Image.Image) -> np.ndarray:
@@ -98,19 +130,19 @@ def _defective(image: Image.Image) -> np.ndarray:
     Raises:
         ValueError: nowhere, or everywhere.
     """
-    lossless, mode, image = image.format != "JPEG", image.mode, _upright(image)
-    if image.has_transparency_data and np.ptp(alpha := np.asarray(image.convert("RGBA"))[..., 3]):
+    lossless, mode, image = _lossless(image), image.mode, _upright(image)
+    if image.has_transparency_data and np.ptp(alpha := np.asarray(_in(image, "RGBA").getchannel("A"))):
         levels = alpha
     elif image.mode in ("1", "L") or image.mode.startswith("I;16"):
         levels = np.asarray(image).astype(np.uint16)
     else:
-        colours = np.asarray(image.convert("RGB")) @ np.array([1, 2**8, 2**16], np.int32)
-        values, counts = np.unique(colours, return_counts=True)
-        background = 0 if values[0] == 0 else values[counts.argmax()]
-        coded = lossless and len(values) <= LABELS
-        levels = (colours != background).astype(np.uint8) if coded else np.asarray(image.convert("RGB")).max(2)
-    classes = lossless and len(np.unique(levels)) <= LABELS
-    found = levels > (0 if classes else max(LABELS, levels.max() / 2))
+        image = _in(image, "RGB")
+        bands, colours = [np.asarray(band) for band in image.split()], image.getcolors(LABELS) if lossless else None
+        levels = np.maximum.reduce(bands)
+        if colours and levels.min():  # none is black
+            background = zip(bands, max(colours)[1], strict=True)
+            levels = np.any([band != level for band, level in background], 0).astype(np.uint8)
+    found = levels > (0 if lossless and _classes(levels) else max(LABELS, levels.max() / 2))
     if found.any() and not found.all():
         return found
     where = "everywhere" if found.any() else "nowhere"
@@ -187,9 +219,10 @@ class Transform:
     def mask(self, path: str | Path, of: str | Path | None = None) -> np.ndarray:
         """-> bool (S, S), True where defective; nearest neighbour.
 
-        Classes (at most 32 distinct values or colours in a file other than JPEG: 0/255, 0/1, class numbers, a palette): what is not 0
-        or black, or where nothing is black, not the commonest colour; so soft edges of few levels count as defective. JPEG, and more
-        values: above half of the greatest. A shape in the alpha channel, where that is not the same everywhere: the same of alpha.
+        Classes (0/255, 0/1, class numbers, a palette: at most 32 values or colours, or more where they fill areas, in a file that was not
+        compressed with loss): what is not 0 or black, or where nothing is black, not the commonest colour; so soft edges of few levels
+        count as defective. JPEG, lossy WebP, JPEG's noise saved as PNG, and edges of many levels: above half of the greatest. A shape in
+        the alpha channel, where that is not the same everywhere: the same of alpha.
         of: the image that the mask belongs to.
         Errors: as `image`; ValueError where the whole mask, before any crop, is empty or full.
         """

@@ -141,8 +141,8 @@ def _seed_of(weights: str) -> int | None:
     if not weights.startswith("random:"):
         return None
     seed = weights.removeprefix("random:")
-    if not seed.isdigit():
-        raise ValueError(f"weights: expected random:SEED with a whole number, got {weights!r}")
+    if not (seed.isdecimal() and len(seed) < 19):
+        raise ValueError(f"weights: expected random:SEED with a whole number, got {weights!r:.99}")
     return int(seed)
 
 

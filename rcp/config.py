@@ -73,7 +73,7 @@ class Config:
     layers: tuple[int, ...] = option("features", (2, 3), "hierarchy levels, 1 is stride 4 [P]")
     backbone_dtype: Literal["float32", "bfloat16"] = option(
         "features", "float32", "arithmetic of the CNN; bfloat16 is faster where the machine has it, moves p by 1e-2 [?]")
-    patch_size: int = option("features", 3, "side of the neighbourhood that is aggregated, odd; 3 or 5 [P]", above=0)
+    patch_size: int = option("features", 3, "side of the neighbourhood that is aggregated, odd; 3 or 5 [P]", above=0, most=31)
     aggregation: Literal["pooled", "mean"] = option("features", "pooled",
         "how a neighbourhood becomes a vector: its C·p·p numbers pooled to patch_dim, PatchCore's chain, which the tables take [I]; "
         "or the mean per channel, levels concatenated, nothing pooled away (what anomalib does), for CNNs with few channels: "

@@ -35,6 +35,8 @@ from rcp.refinement.network import RefinementNet
 from rcp.refinement.options import Refine, RefinementConfig
 from rcp.scoring import MemoryBank, image_scores, patch_scores
 
+FLOATS = (np.float16, np.float32, np.float64)  # in this machine's order of bytes
+
 
 class Timings(dict):
     """Stage -> seconds. ``with timings("coreset"): ...`` adds to a stage; waits for the GPU where there is one."""
@@ -279,7 +281,7 @@ class ReConPatch:
     def _remember(self, p: np.ndarray, f: nn.Linear | None, history: list[dict]) -> "ReConPatch":
         """The memory bank of f(p), and the held-out scores of the training images."""
         p, c, words = np.asanyarray(p), self.config, "(n, h · w, D) of finite float numbers"
-        fits = p.ndim == 3 and len(p) > 0 and p.dtype.kind == "f" and p.shape[2] == (c.extracted_dim or p.shape[2])
+        fits = p.ndim == 3 and len(p) > 0 and p.dtype in FLOATS and p.shape[2] == (c.extracted_dim or p.shape[2])
         require("p", fits, words, (p.shape, p.dtype))
         sizes = isinstance(f, nn.Linear) and (f.in_features, f.out_features)
         wanted = c.representation != "none" and (p.shape[2], c.bank_dim(p.shape[2]))
@@ -399,11 +401,14 @@ class ReConPatch:
     def predict_features(self, p: np.ndarray, maps: bool = True, refined: bool = True) -> Prediction:
         """``predict`` from features that are there already: p (n, h · w, D) as :class:`PatchExtractor` makes them."""
         self._check_fitted()
-        width = self.config.extracted_dim or self.bank_.entries.shape[1] if self.f_ is None else self.f_.in_features
-        p = np.asanyarray(p)
-        fits = p.ndim == 3 and p.shape[-1] == width and p.dtype.kind == "f"
-        require("p", fits, f"features (n, h · w, {width}) of float numbers", (p.shape, p.dtype))
+        p = self._fitting(np.asanyarray(p))
         return self._predict(len(p), lambda part: drop_pages(p)[part], maps, refined)
+
+    def _fitting(self, p: np.ndarray) -> np.ndarray:
+        width = self.config.extracted_dim or self.bank_.entries.shape[1] if self.f_ is None else self.f_.in_features
+        fits = p.ndim == 3 and p.shape[-1] == width and p.dtype in FLOATS
+        require("p", fits, f"features (n, h · w, {width}) of float numbers", (p.shape, p.dtype))
+        return p
 
     def _predict(self, n: int, p_of: Callable[[slice], np.ndarray], maps: bool, refined: bool, **about) -> Prediction:
         """Scores n images, a few at a time. p_of: the features of some of them. about: further fields of the prediction."""
@@ -414,7 +419,7 @@ class ReConPatch:
         for start in progress(range(0, n, batch), "scores"):
             part = slice(start, min(start + batch, n))
             with self.timings_("features"):
-                p = as_tensor(p_of(part))
+                p = as_tensor(self._fitting(p_of(part)))
             with self.timings_("scoring"):
                 s = self.score_patches(self.represent_patches(p))
                 found = score_maps(s, self.transform.shape, c.blur) if maps or refined else None
@@ -536,6 +541,9 @@ class ReConPatch:
     def _restore(self, tensors: dict[str, Tensor]) -> None:
         """What is fitted, from a file's tensors."""
         c, bank, f = self.config, tensors["bank"], _part("f.", tensors)
+        parts = ("f.",) * (c.representation != "none") + ("refiner.",) * bool(self.refine)
+        foreign = [n for n in tensors if n not in ("bank", "train_scores") and not n.startswith(parts)]
+        require("tensors", not foreign, "those that its config asks for", foreign)
         self.train_scores_ = tensors["train_scores"].numpy() if "train_scores" in tensors else None
         axes = {"bank": 2, "train_scores": 1, "f.weight": 2}
         for name, t in tensors.items():
@@ -593,7 +601,7 @@ def as_tensor(p: np.ndarray) -> Tensor:
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(np.asarray(p))
+        return torch.from_numpy(np.ascontiguousarray(p))
 
 
 _OWN = [p for p in inspect.signature(ReConPatch).parameters.values() if p.kind is p.KEYWORD_ONLY]

@@ -51,8 +51,13 @@ def require_memory(device, patches: int, bank: int, what: str) -> None:
 
 
 def require_folder_of(file: str | Path, to: str) -> None:
-    """Raises FileNotFoundError "no folder FOLDER to ..." where the folder to write ``file`` into is not there. to: "save {} in"."""
+    """Raises FileNotFoundError "no folder FOLDER to ..." where the folder to write ``file`` into is not there. to: "save {} in".
+
+    And OSError where ``file`` is a folder, a device or a pipe: to rename a file to it would take its place.
+    """
     folder = Path(file).absolute().parent
+    if Path(file).exists() and not Path(file).is_file():
+        raise OSError(f"{file} is there, and is no file")
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder} to {to.format(file)}")
 

@@ -49,8 +49,15 @@ def _opened(source: "str | Path | Image.Image | np.ndarray", name: str | Path = 
             raise ValueError("it is no file")
         # Another library may have switched this on for the whole process: half an image would then pass as a whole one.
         ImageFile.LOAD_TRUNCATED_IMAGES = False
-        with Image.open(source, formats=FORMATS) as image, _some_room(image.width * image.height):
-            yield image
+        with Image.open(source, formats=FORMATS) as image:
+            share = min(AT_A_TIME, -(-image.width * image.height // 10**6))
+            with _turn:  # one waits at a time: two that have half of what they need would wait for ever
+                for _ in range(share):
+                    _room.acquire()
+            try:
+                yield image
+            finally:
+                _room.release(share)
     except MemoryError:
         raise
     except FileNotFoundError as error:
@@ -63,18 +70,6 @@ def _opened(source: "str | Path | Image.Image | np.ndarray", name: str | Path = 
         raise ValueError(f"image {path} is too large to be read safely: {error} {advice}") from error
     except Exception as error:  # Pillow's decoders raise many kinds: SyntaxError for a broken PNG, struct.error, ...
         raise ValueError(f"unreadable image {path}: {error}") from error
-
-
-@contextmanager
-def _some_room(pixels: int) -> Iterator[None]:
-    share = min(AT_A_TIME, -(-pixels // 10**6))
-    with _turn:  # one waits at a time: two that have half of what they need would wait for ever
-        for _ in range(share):
-            _room.acquire()
-    try:
-        yield
-    finally:
-        _room.release(share)
 
 
 def _of_pixels(source: Image.Image | np.ndarray) -> Image.Image:
@@ -281,7 +276,6 @@ def load_images(paths: Sequence[str | Path], transform: Transform) -> np.ndarray
     """
     if isinstance(paths, str | Path):
         raise ValueError(f"paths must be a list of images, not one path: {paths}; for a folder use load_dataset")
-    paths = list(paths)
     out = np.empty((len(paths), *transform.shape, 3), np.uint8)
     for i, image in enumerate(threaded(transform.image, paths)):
         out[i] = image

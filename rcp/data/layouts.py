@@ -16,11 +16,12 @@ from unicodedata import normalize
 
 import numpy as np
 
-from rcp.checks import check_type, nearest, require
+from rcp.checks import check_names, check_type, require
 from rcp.data.images import IMAGE_SUFFIXES, Transform, image_size, named_as_image, threaded
 from rcp.files import file_hash
 
-NOT_READ = (".jfif", ".pgm", ".ppm", ".gif", ".heic", ".avif", ".jp2", ".tga", ".dng")  # images all the same
+# Of files that are no images.
+BESIDE = (".txt", ".md", ".csv", ".json", ".jsonl", ".xml", ".html", ".pdf", ".db", ".ini", ".rcp")
 NORMAL = ("good", "ok", "normal")  # names of folders of normal images; a Split calls them all "good"
 
 
@@ -109,12 +110,8 @@ class Dataset:
             for path, defect, mask in zip(split.paths, split.defects, split.masks, strict=True):
                 files += [(f"{role}\0{defect}", path)] + ([(f"mask\0{defect}", mask)] if mask else [])
         named = [(f"{kind}\0{Path(os.path.relpath(path, self.folder)).as_posix()}", path) for kind, path in files]
-        return _content_hash(tuple((name, path, *_stamp(path)) for name, path in sorted(named)))
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
+        stamped = ((name, path, path.stat()) for name, path in sorted(named))
+        return _content_hash(tuple((name, path, s.st_size, s.st_mtime_ns) for name, path, s in stamped))
 
 
 @lru_cache(maxsize=64)
@@ -138,7 +135,7 @@ def images_in(folder: Path) -> list[Path]:
     found = sorted(filter(named_as_image, folder.iterdir()), key=_natural) if folder.is_dir() else []
     for path in found:
         if not path.is_file():
-            raise ValueError(f"named like an image, but {'a folder' if path.is_dir() else 'a broken link'}: {path}")
+            raise ValueError(f"named like an image, but no file (a folder, a pipe, a broken link): {path}")
     return found
 
 
@@ -147,17 +144,20 @@ def _of_a_system(name: str) -> bool:
     return name.startswith((".", "@")) or name == "__MACOSX"
 
 
-def _images_below(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[Path]:
+def _files_below(folder: Path) -> list[Path]:
     found = []
     for at, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not _of_a_system(name)]
-        found += [Path(at, f) for f in files if f.lower().endswith(tuple(suffixes)) and not f.startswith(".")]
+        found += [Path(at, f) for f in files if not f.startswith(".")]
     return found
 
 
+def _images_below(folder: Path) -> list[Path]:
+    return list(filter(named_as_image, _files_below(folder)))
+
+
 def _folders(folder: Path) -> list[Path]:
-    there = folder.iterdir() if folder.is_dir() else ()
-    return sorted((p for p in there if p.is_dir() and not _of_a_system(p.name)), key=_natural)
+    return sorted((p for p in folder.glob("*") if p.is_dir() and not _of_a_system(p.name)), key=_natural)
 
 
 def composed(name: str) -> str:
@@ -166,14 +166,13 @@ def composed(name: str) -> str:
 
 
 def say_what_is_left_out(folder: Path, used: Iterable[Path]) -> None:
-    """Warns, once, of images that are not used: in sub-folders that mean nothing here, or of a kind that is not read."""
+    """Warns, once, of files that are not used: in folders that mean nothing here, masks of no image, or of a kind that is not read."""
     used = set(used)
-    inside = {p: p.relative_to(folder) for p in _images_below(folder, (*IMAGE_SUFFIXES, *NOT_READ)) if p not in used}
-    left = [p for p in inside.values() if p.parts[0] != "ground_truth"]
+    left = [p.relative_to(folder) for p in _files_below(folder) if p not in used and p.suffix.lower() not in BESIDE]
     if places := Counter(f"{p.parent.as_posix()}/*{p.suffix.lower()}" for p in left):
         listed = ", ".join(f"{n} of {place}" for place, n in sorted(places.items(), key=lambda p: (-p[1], p[0]))[:8])
         more = f" and {len(places) - 8} more places" if len(places) > 8 else ""
-        warnings.warn(f"images left out of {folder}: {listed}{more}", stacklevel=3)
+        warnings.warn(f"files left out of {folder}: {listed}{more}", stacklevel=3)
 
 
 def _is_normal(folder: Path) -> bool:
@@ -262,15 +261,14 @@ def _read_visa(folder: Path) -> tuple[Split, Split]:
             names, rows = reader.fieldnames or (), [row for row in reader if row.get("object") == folder.name]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{table} is no CSV in UTF-8 ({error})") from None
-    if missing := {"object", "split", "label", "image", "mask"} - set(names):
-        raise ValueError(f"{table} has no column {', '.join(sorted(missing))}; its columns are {names}")
+    if missing := [name for name in ("image", "label", "mask", "object", "split") if names.count(name) != 1]:
+        raise ValueError(f"{table} has no column {', '.join(missing)}, or several; its columns are {names}")
     truth_exists = bool(_images_below(folder / "Data" / "Masks"))
     splits: dict[str, list] = {"train": [], "test": []}
     for row in rows:
         named = [Path(row[name] or "") for name in ("image", "mask")]
         if not row["image"] or any(path.is_absolute() or ".." in path.parts for path in named):
-            got = f"{row['image']!r} and mask {row['mask']!r}"
-            raise ValueError(f"{table}: expected paths inside {folder.parent}, got {got}")
+            raise ValueError(f"{table}: expected paths inside {folder.parent}, got {row['image']!r}, {row['mask']!r}")
         path, split, label = folder.parent / row["image"], row["split"], row["label"]
         if split not in splits or label not in ("normal", "anomaly") or (split, label) == ("train", "anomaly"):
             expected = "expected train normal, test normal or anomaly"
@@ -280,8 +278,7 @@ def _read_visa(folder: Path) -> tuple[Split, Split]:
         normal = label == "normal"
         mask = None if normal or not row["mask"] or not truth_exists else folder.parent / row["mask"]
         splits[split].append((path, "good" if normal else label, mask))
-    times = Counter(path for listed in splits.values() for path, *_ in listed)
-    again = [str(path) for path, n in times.items() if n > 1]
+    again = [str(p) for p, n in Counter(p for listed in splits.values() for p, *_ in listed).items() if n > 1]
     require(str(table), not again, "each image once", again[:1])
     for listed in splits.values():
         listed.sort(key=lambda row: (row[1] == "good", _natural(row[0])))
@@ -316,9 +313,7 @@ LAYOUTS = {  # detection takes the first that fits
 
 def _find(root: Path, layout: str) -> tuple[str, dict[str, Path]]:
     """Layout of a folder, and the folder of each category: the root itself, or those below it."""
-    if layout != "auto" and layout not in LAYOUTS:
-        expected = f"expected 'auto' or one of {', '.join(LAYOUTS)}"
-        raise ValueError(f"unknown layout {layout!r}; {expected}.{nearest(layout, LAYOUTS)}")
+    check_names("unknown layout", [layout], ["auto", *LAYOUTS])
     if not root.exists():
         raise FileNotFoundError(f"no such data folder: {root}")
     if not root.is_dir():
@@ -327,7 +322,11 @@ def _find(root: Path, layout: str) -> tuple[str, dict[str, Path]]:
     for name, candidate in wanted.items():
         if candidate.matches(root):
             return name, {root.name: root}
-        if found := {composed(folder.name): folder for folder in _folders(root) if candidate.matches(folder)}:
+        there = [folder for folder in _folders(root) if candidate.matches(folder)]
+        if found := {composed(folder.name): folder for folder in there}:
+            require("root", len(found) == len(there), "names that differ in more than their Unicode form", str(root))
+            if others := [folder.name for folder in _folders(root) if folder not in there and _images_below(folder)]:
+                warnings.warn(f"left out of {root}, for they are not {name}: {', '.join(others)}", stacklevel=3)
             return name, found
     if "own" in wanted and images_in(root):
         return "own", {root.name: root}
@@ -370,8 +369,7 @@ def load_dataset(root: str | Path, category: str | None = None, layout: str = "a
         raise ValueError(f"{root} holds {len(folders)} categories; name one with category=: {', '.join(folders)}")
     category = next(iter(folders)) if category is None else composed(str(category))
     if category not in folders:
-        likeness = {there: SequenceMatcher(None, category.lower(), there.lower()).ratio() for there in folders}
-        near = ", ".join(sorted(folders, key=likeness.get, reverse=True))
+        near = ", ".join(sorted(folders, key=lambda f: -SequenceMatcher(None, category.lower(), f.lower()).ratio()))
         raise ValueError(f"no category {category!r} in {root} (layout {name}); nearest first: {near}")
     folder = folders[category]
     train, test = LAYOUTS[name].read(folder)
@@ -381,5 +379,5 @@ def load_dataset(root: str | Path, category: str | None = None, layout: str = "a
         raise ValueError(f"no training images of {category!r} in {where}: looked for {looked_for}")
     _check_masks(test)
     if name != "visa":
-        say_what_is_left_out(folder, [*train, *test])
+        say_what_is_left_out(folder, [*train, *test, *test.masks])
     return Dataset(root, name, category, train, test, folder=folder)

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from rcp.checks import check_type, require
-from rcp.data.images import IMAGE_SUFFIXES, Original, Transform, threaded
+from rcp.data.images import IMAGE_SUFFIXES, Original, Transform, named_as_image, threaded
 from rcp.data.layouts import Dataset, images_in, load_dataset, say_what_is_left_out
 
 
@@ -61,12 +61,11 @@ def _at(path: Path, train: bool) -> Iterable[Path]:
             return found
         kinds = Counter(p.suffix.lower() or "no suffix" for p in path.rglob("*") if p.is_file())
         there = ", ".join(f"{n} of {suffix}" for suffix, n in kinds.most_common(6)) or "nothing"
-        below = any(p.suffix.lower() in IMAGE_SUFFIXES for p in path.rglob("*"))
-        hint = f"; for its sub-folders: {path}/**/*" if below else ""
+        hint = f"; for its sub-folders: {path}/**/*" if any(map(named_as_image, path.rglob("*"))) else ""
         raise ValueError(f"no image in {path} (of {', '.join(IMAGE_SUFFIXES)}); it holds {there}{hint}")
     if not path.exists() and glob.has_magic(str(path)):
         named = map(Path, glob.glob(str(path), recursive=True))
-        found = sorted(p for p in named if p.suffix.lower() in IMAGE_SUFFIXES)
+        found = sorted(filter(named_as_image, named))
         require("images", bool(found), "a pattern that fits some image", str(path))
         return found
     if not path.exists():

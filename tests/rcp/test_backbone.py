@@ -94,6 +94,7 @@ def test_nothing_is_unpickled(tmp_path, monkeypatch):
         ),
         ("resnet18", "IMAGENET1K_V7", ValueError, "resnet18 has no weights 'IMAGENET1K_V7'; expected IMAGENET1K_V1"),
         ("resnet18", "random:zero", ValueError, "weights: expected random:SEED with a whole number, got 'random:zero'"),
+        ("resnet18", "random:²", ValueError, "weights: expected random:SEED with a whole number, got 'random:²'"),
         ("resnet18", "no/such.safetensors", FileNotFoundError, "weights: no file no/such.safetensors"),
     ],
 )

@@ -141,7 +141,7 @@ def test_visa_errors(tmp_path):
     table = visa(tmp_path) / "split_csv/1cls.csv"
     text = table.read_text()
     table.write_text(text.replace("object,split,label,image,mask", "object,split,label,image"))
-    with pytest.raises(ValueError, match=rf"{re.escape(str(table))} has no column mask; its columns are"):
+    with pytest.raises(ValueError, match=rf"{re.escape(str(table))} has no column mask, or several; its columns are"):
         load_dataset(tmp_path, "candle")
     table.write_text(
         text.replace(
@@ -239,7 +239,7 @@ def test_named_layout_is_checked(mvtec):
         load_dataset(mvtec, "bottle", layout="btad")
     with pytest.raises(
         ValueError,
-        match=r"unknown layout 'mvtc'; expected 'auto' or one of visa, mvtec, btad, own. Did you mean 'mvtec'",
+        match=r"unknown layout 'mvtc'. Did you mean 'mvtec'\? Valid: auto, visa, mvtec, btad, own",
     ):
         load_dataset(mvtec, "bottle", layout="mvtc")
 
@@ -336,10 +336,10 @@ def test_mask_of_another_size(mvtec):
 
 def test_folder_and_broken_link_named_like_images(mvtec):
     (mvtec / "bottle/train/good/11.png").mkdir()
-    with pytest.raises(ValueError, match=r"named like an image, but a folder: .*train/good/11.png"):
+    with pytest.raises(ValueError, match=r"named like an image, but no file \(a folder, .*train/good/11.png"):
         load_dataset(mvtec, "bottle")
     (mvtec / "cable/train/good/11.png").symlink_to("nowhere.png")
-    with pytest.raises(ValueError, match=r"named like an image, but a broken link: .*train/good/11.png"):
+    with pytest.raises(ValueError, match=r"named like an image, but no file \(.* a broken link\): .*train/good/11.png"):
         load_dataset(mvtec, "cable")
 
 
@@ -494,7 +494,7 @@ TRUTH[10:30, 20:41] = True
 def coded(name: str) -> Image.Image:
     """The truth as an annotator's tool may write it."""
     t, soft = TRUTH, np.where(TRUTH, 255, 0).astype(np.uint8)
-    ids = t * np.uint8(1)
+    ids, steps = t * np.uint8(1), np.arange(48) // 4
     ids[12:14, 22:30] = 40
     palette = Image.fromarray(t.astype(np.uint8))
     if name.startswith("palette"):
@@ -512,7 +512,7 @@ def coded(name: str) -> Image.Image:
         "classes 1 and 40": Image.fromarray(ids), "colour": Image.fromarray(np.where(t[..., None], np.uint8([64, 0, 0]), np.uint8(0))),
         "blue on grey": Image.fromarray(np.where(t[..., None], np.uint8([0, 0, 90]), np.uint8(120))),
         "alpha": Image.fromarray(white), "alpha, all the same": Image.fromarray(soft).convert("RGBA"),
-        "80 instances": Image.fromarray(np.kron(t * (1 + np.arange(48) // 4 * 9 + np.arange(48)[:, None] // 4), np.ones((9, 9))).astype(np.uint16)),
+        "80 instances": Image.fromarray(np.kron(t * (1 + steps * 9 + steps[:, None]), np.ones((9, 9))).astype(np.uint16)),
         "soft edges": Image.fromarray(np.clip(soft.astype(int) + np.arange(48)[None] - 47, 0, 255).astype(np.uint8)),
     }.get(name, palette)  # fmt: skip
 
@@ -657,11 +657,29 @@ def own(tmp_path):
 
 
 def test_images_that_are_in_no_split_are_named_with_their_number(own):
+    picture(own / "ground_truth/bad/0.png")
     for i in range(3):
         picture(own / f"train/good/day1/{i}.png")
         picture(own / f"test/bad/{i}.pgm")
-    with pytest.warns(UserWarning, match=r"3 of test/bad/\*\.pgm, 3 of train/good/day1/\*\.png"):
+        (own / f"train/good/{i}.cr2").touch()
+        (own / f"train/good/{i}").touch()
+        picture(own / f"ground_truth/worse/{i}.png")
+        (own / f"train/good/{i}.txt").touch()
+    places = ["test/bad/*.pgm", "train/good/*", "train/good/*.cr2", "train/good/day1/*.png"]
+    named = ", ".join(f"3 of {place}" for place in ["ground_truth/worse/*.png", *places])
+    with pytest.warns(UserWarning, match=re.escape(f"{own}: {named}") + "$"):
         assert len(load_dataset(own).train) == 1
+
+
+def test_categories_that_are_left_out_are_named_and_no_name_stands_for_two(own):
+    for name in ("a/train/good/0.png", "a/test/good/0.png", "b/train/0.png", "c/0.png"):
+        picture(own / "all" / name)
+    with pytest.warns(UserWarning, match="not mvtec: b, c$"):
+        assert categories(own / "all") == ["a"]
+    for name in ("\u00e4", "a\u0308"):
+        picture(own / "twins" / name / "train/0.png")
+    with pytest.raises(ValueError, match=r"names that differ in more than their Unicode form, got .*twins"):
+        categories(own / "twins")
 
 
 def test_nothing_is_said_of_what_systems_leave_behind(own, recwarn):

@@ -179,6 +179,13 @@ def test_features_of_another_width_are_refused(fitted, data):
         for shape in ((1, 64, width - 1), (64, width), (1, 64, 64)):
             with pytest.raises(ValueError, match=rf"p: expected features \(n, h · w, {width}\)"):
                 detector.predict_features(np.zeros(shape, np.float32))
+    other = ReConPatch.from_config(fitted.config.replace(aggregation="mean"))  # as a file may say
+    other.f_, other.bank_ = fitted.f_, fitted.bank_
+    with pytest.raises(ValueError, match=r"p: expected features \(n, h · w, 1024\)"):
+        other.predict(data.test[:1])
+    p = np.random.default_rng(0).random((2, 64, 1024), np.float32)
+    turned = fitted.predict_features(p[::-1, :, ::-1][..., ::-1]).scores
+    np.testing.assert_array_equal(turned[::-1], fitted.predict_features(p).scores)
 
 
 def test_what_load_refuses(fitted, tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import signal
 import traceback
 from functools import partial
@@ -38,7 +39,21 @@ def calls(detector, folder):
     """(what the message names, the call of one value, bad values)."""
     out = detector.predict(IMAGES)
     p = np.ones((4, 64, 1024), np.float16)
-    of_p = (None, "x", 3, [], p[0], p[..., :5], p[:, :7], p * np.nan, p.astype(int), p.astype(object), p.astype(str))
+    of_p = (
+        None,
+        "x",
+        3,
+        [],
+        p[0],
+        p[..., :5],
+        p[:, :7],
+        p * np.nan,
+        p.astype(int),
+        p.astype(object),
+        p.astype(str),
+        p.astype(">f2"),
+        p.astype(np.longdouble),
+    )
     for kind in (Config, Refinement, Perturbation, Simulation, Transform):
         for field in dataclasses.fields(kind):
             yield field.name, lambda v, kind=kind, name=field.name: kind(**{name: v}), JUNK
@@ -82,11 +97,11 @@ def calls(detector, folder):
         ("p", detector.predict_features, of_p),
         ("p", lambda v: PatchCore.assemble(detector.config, None, v), of_p),
         ("f", lambda v: PatchCore.assemble(detector.config, v, p), (3, "x", torch.nn.Linear(3, 4), torch.nn.ReLU())),
-        ("path", detector.save, (*PATHS, folder, "/proc/x.rcp")),
+        ("path", detector.save, (*PATHS, folder, "/proc/x.rcp", folder / "pipe")),
         ("path", detector.export, (*PATHS, folder, "x.txt")),
         ("path", ReConPatch.load, PATHS),
         ("device", lambda v: load(folder / "a.rcp", device=v), (3, [], {}, "gpu", "cuda:99", "meta", True)),
-        ("weights", lambda v: load(folder / "a.rcp", weights=v), (3, [], {}, "random:1", "random:x", "no.pth", True)),
+        ("weights", lambda v: load(folder / "a.rcp", weights=v), (3, [], {}, "random:1", "random:x", f"random:{10**30}", "no.pth", True)),
         *(("i", getattr(out, name), (None, "x", 1.5, [], -1, 99, True)) for name in ("boxes", "maps_on_original", "overlay")),
         ("i", out.__getitem__, (None, "x", 1.5, [], -9, 99, slice(0, 2))),
         *(("root", f, (*PATHS, "/nope", folder / "a.rcp")) for f in (load_dataset, categories)),
@@ -116,6 +131,7 @@ def fitted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("malformed")
     detector = PatchCore(**TINY).fit(IMAGES, log=len)
     detector.save(folder / "a.rcp")
+    os.mkfifo(folder / "pipe")
     return detector, folder
 
 
@@ -142,6 +158,7 @@ def test_a_detector_s_file_that_is_sound_but_wrong_is_refused_by_its_path(tmp_pa
         if name != "train_scores":
             damaged.append((tensors | {name: torch.cat([t, t], -1)}, header))
             damaged.append(({n: other for n, other in tensors.items() if n != name}, header))
+    damaged += [(tensors | {name: tensors["bank"].clone()}, header) for name in ("bank.x", "other", "refiner.slope")]
     for name in set(config) - {"device"}:
         damaged += [(tensors, header | {"config": json.dumps(config | {name: v})}) for v in ("x", [], -1e30)]
     for name in ("config", "refine", "false_alarm_rate", "backbone", "format"):

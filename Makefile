@@ -103,7 +103,7 @@ test: $(STAMP) $(GRID_STAMP) ## all tests, and every notebook in the demo profil
 			"(a notebook: add --nbval-lax and its path). If nothing can be imported: rm -rf $(VENV), then make test"; exit 1; }
 
 campaign: $(STAMP) $(GRID_STAMP) ## attack it: malformed calls and files, damage, archives, injection, kills, full disks; a figure a line (half an hour)
-	@RCP_CAMPAIGN=10 timeout 1800 $(PY) -m pytest -q -s tests/rcp/test_malformed.py tests/rcp/test_damage.py tests/rcp/test_download.py \
+	@RCP_CAMPAIGN=10 timeout 1800 $(PY) -m pytest -q -s tests/rcp/test_malformed.py tests/rcp/test_damage.py tests/rcp/test_download.py tests/rcp/test_cli.py \
 		tests/reproduce/test_store.py tests/reproduce/test_environment.py tests/reproduce/test_interrupted.py \
 		-k "malformed or sound_but or archives or damaged or flipped or another_identity or machine or text_to_make or pack_did_not or killed or full_disk"
 

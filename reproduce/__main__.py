@@ -66,10 +66,6 @@ def _check(o: argparse.Namespace) -> int:
     return int(bool(beyond))
 
 
-def _views(o: argparse.Namespace) -> None:
-    print("\n".join(map(str, tables.views(o.csv, o.csv.parent))))
-
-
 def _gather(o: argparse.Namespace) -> None:
     tables.gather(o.folder, o.csv)
     print(o.csv)
@@ -112,16 +108,8 @@ def _doctor(_o: argparse.Namespace) -> None:
     print("\n".join(f"  - {line}" for line in missing))
 
 
-def _download(o: argparse.Namespace) -> None:
-    print(download(o.name, o.root))
-
-
 def _weights(o: argparse.Namespace) -> None:
     print(doctor.fetch_weights(o.name))
-
-
-def _demo(o: argparse.Namespace) -> None:
-    print(draw_demo(o.root))
 
 
 def _whole_numbers(text: str) -> list[int]:
@@ -152,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     command("check", _check, "fail where a run in the paper's setting is beyond tolerance", ("folder", {"type": Path}))
     csv = ("--csv", {"type": Path, "default": Path("results/published.csv")})
     command("gather", _gather, "all rows of a run's folder into one CSV", ("folder", {"type": Path}), csv)
-    command("views", _views, "Markdown views of that CSV, beside it", csv)
+    command("views", lambda o: print(*tables.views(o.csv, o.csv.parent), sep="\n"), "Markdown views of that CSV", csv)
     into = ("--into", {"type": Path, "default": Path("results/notebooks")})
     words = "copies of a run's executed notebooks, without a machine's paths"
     command("publish", _publish, words, ("folder", {"type": Path}), into)
@@ -166,9 +154,9 @@ def _parser() -> argparse.ArgumentParser:
     command("doctor", _doctor, "device, versions, data, weights, disk, and what is missing")
     root = ("--root", {"type": Path, "help": "folder of data sets (default: data/)"})
     name = ("name", {"help": "mvtec, btad, dtd or visa"})
-    command("download", _download, "fetch a data set, hash-checked", name, root)
+    command("download", lambda o: print(download(o.name, o.root)), "fetch a data set, hash-checked", name, root)
     command("weights", _weights, "fetch a backbone's ImageNet weights", ("name", {"help": "such as wide_resnet50_2"}))
-    command("demo", _demo, "draw the demo set into a folder", ("root", {"type": Path}))
+    command("demo", lambda o: print(draw_demo(o.root)), "draw the demo set into a folder", ("root", {"type": Path}))
     return parser
 
 

@@ -68,6 +68,11 @@ def reproduce(
     declared = [_declared(source) for source in sources]
     check_names("unknown parameter", parameters, sorted(set().union(*declared)))
     parameters = _absolute(parameters)
+    require("epochs", parameters.get("epochs") != 0, "a number above 0", 0)  # of a notebook, 0 is the profile's
+    if parameters.get("btad_root"):
+        categories(parameters["btad_root"])
+    for named in parameters.get("members", {}).items():
+        backbone.check(*named)
     settings = Settings(**{n: plain(v) for n, v in parameters.items() if n in Settings.__dataclass_fields__})
     workers = os.cpu_count() or 1 if settings.render_only else 3 if settings.profile == "demo" else 1
 

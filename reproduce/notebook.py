@@ -81,9 +81,9 @@ class Settings:
             if not getattr(self, name):
                 object.__setattr__(self, name, value)
         shard_of([], self.shard)
-        different = len(set(self.seeds)) == len(self.seeds) and min(self.seeds) >= 0
-        require("seeds", different, "different numbers from 0", self.seeds)
-        require("epochs", self.epochs > 0, "a number above 0", self.epochs)
+        different = len(set(self.seeds)) == len(self.seeds) and min(self.seeds) >= 0 and max(self.seeds) < 2**63
+        require("seeds", different, "different numbers from 0, of 64 bits", self.seeds)
+        require("epochs", 0 < self.epochs < 2**31, "a number above 0, of 32 bits", self.epochs)
         resolve_device(self.device)
         default = (defaults["backbone"], defaults["weights"])
         if not self.render_only and (self.backbone, self.weights) != default:  # to look takes seconds

@@ -203,6 +203,6 @@ def shard_of(tasks: Sequence, shard: str) -> list:
         ValueError: not "i/n" with 1 <= i <= n.
     """
     i, _, n = str(shard).partition("/")
-    if not (i.isdigit() and n.isdigit() and 1 <= int(i) <= int(n)):
+    if not (i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)):
         raise ValueError(f"shard: expected 'i/n' with 1 <= i <= n, such as '3/8', got {shard!r}")
     return list(tasks)[int(i) - 1 :: int(n)]

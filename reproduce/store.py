@@ -22,8 +22,9 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
+from rcp.checks import check_type
 from rcp.files import allocate, sync
-from rcp.paths import PROJECT, require_disk, root_of
+from rcp.paths import PROJECT, require_disk, require_folder_of, root_of
 
 FILES = ("result.json", "arrays.npz")  # of an entry
 
@@ -49,7 +50,9 @@ class Store:
     """
 
     def __init__(self, root: str | Path):
-        self.root = Path(root)
+        self.root = Path(check_type("the store", str | Path, root))
+        if os.path.lexists(self.root) and not self.root.is_dir():
+            raise ValueError(f"the store {self.root} is no folder (a file, or a link that leads nowhere)")
         if (self.root / "cells").is_dir():
             raise ValueError(f"the store {self.root} is of an earlier rcp (has cells/): remove it, or set RCP_RUNS")
 
@@ -83,9 +86,9 @@ class Store:
     def load(self, kind: str, identity: dict) -> tuple[dict, dict[str, np.ndarray]] | None:
         """(info, arrays), or None where they are absent or were damaged."""
         folder = self.folder(kind, identity)
-        if not folder.exists():
-            return None
         try:
+            if not _complete(folder, *FILES):
+                return None
             info, arrays = _checked(*((folder / name).read_bytes() for name in FILES))
             _same(info["identity"], identity)
             return info, arrays
@@ -104,9 +107,9 @@ class Store:
     def open_array(self, identity: dict) -> np.ndarray | None:
         """A memory-mapped, read-only array, or None where it is absent or was damaged: its content is read once by each process."""
         folder = self.folder("features", identity)
-        if not folder.exists():
-            return None
         try:
+            if not _complete(folder, "features.npy", "identity.json"):
+                return None
             array = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
             written = json.loads((folder / "identity.json").read_text())
             status = (folder / "features.npy").stat()
@@ -139,12 +142,14 @@ class Store:
             sync(folder / "identity.json")
 
     def _set_aside(self, folder: Path, error: Exception) -> None:
+        if isinstance(error, MemoryError):
+            raise MemoryError(f"{folder}: {error}") from error
         of_the_system = isinstance(error, OSError) and error.errno is not None  # a decoder's has no number
-        if isinstance(error, MemoryError) or (of_the_system and not isinstance(error, FileNotFoundError)):
+        if of_the_system and not isinstance(error, FileNotFoundError):
             raise error  # of this machine at this moment, not of the entry
         aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".damaged-{folder.name}-"))
         try:
-            os.replace(folder, aside)
+            os.replace(folder, aside / folder.name)
         except FileNotFoundError:  # another process was faster
             aside.rmdir()
             return
@@ -167,6 +172,7 @@ class Store:
         found = [f for f in sorted((self.root / "entries").glob("[!.]*")) if (f / "result.json").is_file()]
         if not found:
             raise ValueError(f"pack: the store {self.root} has no finished entries")
+        require_folder_of(file, "pack {} into")
         temporary = Path(file).with_name(f".{Path(file).name}.{os.getpid()}")
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_LZMA if light else zipfile.ZIP_DEFLATED) as packed:
             for folder in found:
@@ -196,11 +202,13 @@ class Store:
                 expected = {f"entries/{k}/{name}" for k in keys for name in FILES}
                 if foreign := sorted(set(names) ^ expected):
                     raise ValueError(f"{foreign[0]} is missing or does not belong there")
+                if sum(member.file_size for member in packed.infolist()) > 100 * Path(file).stat().st_size + 2**28:
+                    raise ValueError("it unpacks to more than a hundred times its size")
                 found = {k: _checked(*(packed.read(f"entries/{k}/{n}") for n in FILES)) for k in keys}
-        except (zipfile.BadZipFile, ValueError, KeyError) as error:
+            if foreign := [key for key, (info, _) in found.items() if key != key_of(info["identity"])]:
+                raise ValueError(f"entry {foreign[0]} stands under another key than its identity's")
+        except Exception as error:  # whatever zip, JSON and numpy make of a foreign file
             raise ValueError(f"unpack: {file} is not what `pack` writes, or is damaged: {error}") from None
-        if foreign := [key for key, (info, _) in found.items() if key != key_of(info["identity"])]:
-            raise ValueError(f"unpack: {file} holds entry {foreign[0]} under another key than its identity's")
         new = 0
         for info, arrays in found.values():
             identity = info.pop("identity")
@@ -236,6 +244,13 @@ def _checksum(info: dict, arrays: dict[str, np.ndarray]) -> str:
         digest.update(f"{name}{arrays[name].dtype}{arrays[name].shape}".encode())
         digest.update(np.ascontiguousarray(arrays[name]).tobytes())
     return digest.hexdigest()
+
+
+def _complete(folder: Path, *names: str) -> bool:
+    """Whether a folder is there; ValueError where it lacks one of these files, or has a folder or a pipe (which never ends) there."""
+    if (there := os.path.lexists(folder)) and not all((folder / name).is_file() for name in names):
+        raise ValueError(f"{' or '.join(names)} is missing, or no file")
+    return there
 
 
 def _same(written: dict, identity: dict) -> None:

@@ -529,10 +529,8 @@ def test_a_mask_is_read_however_it_is_coded(tmp_path, name):
 @pytest.mark.parametrize("kind", ["jpg", "tif", "webp", "png"])
 @pytest.mark.parametrize(("level", "mode"), [(255, "L"), (100, "L"), (255, "RGB")])
 def test_a_mask_s_noise_of_compression_is_no_class(tmp_path, level, mode, kind):
-    drawn, how = (
-        Image.fromarray(TRUTH * np.uint8(level)).convert(mode),
-        {"compression": "jpeg"} if kind == "tif" else {},
-    )
+    drawn = Image.fromarray(TRUTH * np.uint8(level)).convert(mode)
+    how = {"compression": "jpeg"} if kind == "tif" else {}
     drawn.save(tmp_path / "m.jpg", quality=90)
     given = Image.open(tmp_path / "m.jpg") if kind == "png" else drawn  # of JPEG, saved without loss later
     given.save(tmp_path / f"m.{kind}", **how | {"quality": 60})

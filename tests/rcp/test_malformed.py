@@ -39,21 +39,8 @@ def calls(detector, folder):
     """(what the message names, the call of one value, bad values)."""
     out = detector.predict(IMAGES)
     p = np.ones((4, 64, 1024), np.float16)
-    of_p = (
-        None,
-        "x",
-        3,
-        [],
-        p[0],
-        p[..., :5],
-        p[:, :7],
-        p * np.nan,
-        p.astype(int),
-        p.astype(object),
-        p.astype(str),
-        p.astype(">f2"),
-        p.astype(np.longdouble),
-    )
+    kinds = (int, object, str, ">f2", np.longdouble)
+    of_p = (None, "x", 3, [], p[0], p[..., :5], p[:, :7], p * np.nan, *map(p.astype, kinds))
     for kind in (Config, Refinement, Perturbation, Simulation, Transform):
         for field in dataclasses.fields(kind):
             yield field.name, lambda v, kind=kind, name=field.name: kind(**{name: v}), JUNK

@@ -134,11 +134,16 @@ def test_papermill_alone_refuses_a_mistyped_parameter(tmp_path, small_demo):
 
 def test_unknown_parameters_are_refused_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setattr(batch, "_run", lambda *_a: pytest.fail("a notebook was run"))
-    file = tiny(tmp_path, "good", "1")
-    with pytest.raises(ValueError, match=r"unknown parameter 'epoch'. Did you mean 'epochs'\?"):
-        batch.reproduce({"epoch": 3}, [file])
-    with pytest.raises(ValueError, match="profile: expected one of"):
-        batch.reproduce({"profile": "papre"}, [file])
+    file = tiny(tmp_path, "good", "1", DECLARED + '\ndevice: str = ""\nbtad_root: str = ""\nmembers: dict = {}')
+    mistyped = {"resnet18": "random:0", "resnet81": "random:0"}
+    for given, words in (
+        ({"epoch": 3}, r"unknown parameter 'epoch'. Did you mean 'epochs'\?"), ({"profile": "papre"}, "profile: expected one of"),
+        *(({"epochs": n}, f"epochs: expected a number above 0.* got {n}$") for n in (-1, 0, 2**31)),
+        ({"device": "gpu"}, "device: expected auto, cpu"), ({"seeds": [0, 10**20]}, "seeds: expected different numbers from 0"),
+        ({"btad_root": "no"}, "no such data folder: .*no"), ({"members": mistyped}, "has a model 'resnet81'"),
+    ):  # fmt: skip
+        with pytest.raises((ValueError, FileNotFoundError), match=words):
+            batch.reproduce(given, [file])
     with pytest.raises(ValueError, match=r"unknown notebook 'tabel_5'. Did you mean 'table_5'\?"):
         batch.reproduce({}, ["tabel_5"])
 

@@ -238,7 +238,7 @@ def test_a_grid_resumes_shards_and_renders(entry, store, tmp_path):
 def test_shards_are_a_partition():
     entries = list(range(10))
     assert sorted(c for i in range(1, 4) for c in shard_of(entries, f"{i}/3")) == entries
-    for wrong in ("0/3", "4/3", "1", "a/b", "1/0", ""):
+    for wrong in ("0/3", "4/3", "1", "a/b", "1/0", "", "²/3"):
         with pytest.raises(ValueError, match="shard: expected 'i/n'"):
             shard_of(entries, wrong)
 

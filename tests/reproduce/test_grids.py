@@ -55,6 +55,8 @@ def test_the_papers_settings_are_what_is_computed(settings):
     members = {m.config.backbone for e in ensembles for m in e.members}
     assert members == {"wide_resnet101_2", "resnext101_32x8d", "densenet201"}
     assert {(e.level, e.deviation) for e in ensembles} == {("patch", "mean")}
+    with pytest.raises(ValueError, match="has a model 'densenet211'"):  # before the first is computed
+        grids.table_6(settings, {"wide_resnet101_2": "random:0", "densenet211": "random:0"})
     btad = notebook.settings({"In": [], "profile": "paper", "btad_root": settings.btad_root}, dataset="btad")
     table_7 = {(c.config.backbone, c.config.image_size, c.config.aspect) for c in grids.table_7(btad, "squash")}
     assert table_7 == {("wide_resnet101_2", 480, "squash")}

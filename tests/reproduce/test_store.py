@@ -48,7 +48,9 @@ def test_an_entry_comes_back_as_it_went_in(tmp_path):
     assert not list(tmp_path.glob("other/entries/*"))
 
 
-@pytest.mark.parametrize("damage", ["truncated json", "truncated npz", "other scores", "missing file", "pickled"])
+@pytest.mark.parametrize("damage", [
+    "truncated json", "truncated npz", "other scores", "missing file", "pickled", "a folder", "a pipe", "a file", "a link",
+])  # fmt: skip
 def test_a_damaged_entry_is_set_aside_with_a_warning(tmp_path, damage):
     store = saved(tmp_path)
     folder = store.folder("entries", ONE)
@@ -56,14 +58,18 @@ def test_a_damaged_entry_is_set_aside_with_a_warning(tmp_path, damage):
         (folder / "result.json").write_text((folder / "result.json").read_text()[:20])
     elif damage == "truncated npz":
         (folder / "arrays.npz").write_bytes((folder / "arrays.npz").read_bytes()[:50])
-    elif damage == "missing file":
+    elif damage in ("missing file", "a folder", "a pipe"):
         (folder / "arrays.npz").unlink()
+        {"a folder": os.mkdir, "a pipe": os.mkfifo}.get(damage, str)(folder / "arrays.npz")
+    elif damage in ("a file", "a link"):  # in the folder's place; the link leads nowhere
+        shutil.rmtree(folder)
+        folder.touch() if damage == "a file" else folder.symlink_to("nowhere")
     else:
         other = ARRAYS["scores"] + 1 if damage == "other scores" else np.array([object()], dtype=object)
         np.savez(folder / "arrays.npz", **ARRAYS | {"scores": other})
     with pytest.warns(UserWarning, match=r"damaged store entry .* set aside"):
         assert store.load("entries", ONE) is None
-    assert not folder.exists() and list(tmp_path.glob("entries/.damaged-*"))
+    assert not os.path.lexists(folder) and list(tmp_path.glob("entries/.damaged-*"))
     assert saved(tmp_path).load("entries", ONE) is not None
 
 
@@ -132,6 +138,14 @@ def test_a_store_of_an_earlier_version_is_refused(tmp_path):
     (tmp_path / "cells").mkdir()
     with pytest.raises(ValueError, match=r"is of an earlier rcp \(has cells/\)"):
         Store(tmp_path)
+
+
+@pytest.mark.parametrize("root", [None, 3, "", "a\0b", "file", "link"])
+def test_a_store_that_is_no_folder_is_refused(tmp_path, root):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(ValueError, match="the store"):
+        Store(tmp_path / root if root in ("file", "link") else root)
 
 
 def test_features_are_computed_once_memory_mapped_and_read_only(tmp_path):
@@ -207,9 +221,12 @@ def test_packed_entries_travel(tmp_path, capsys):
     assert store.unpack(file) == (0, 3)
     assert main(["pack", str(file), "--runs", str(tmp_path / "empty")]) == 1
     assert "has no finished entries" in capsys.readouterr().err
+    os.mkfifo(tmp_path / "pipe")
+    assert main(["pack", str(tmp_path / "pipe"), "--runs", str(tmp_path / "gpu")]) == 1
+    assert "pipe is there, and is no file" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("how", ["no zip", "absent", "outside", "damaged", "another key"])
+@pytest.mark.parametrize("how", ["no zip", "absent", "outside", "damaged", "another key", "null", "deep", "a bomb"])
 def test_a_file_that_pack_did_not_write_is_refused_whole(tmp_path, how):
     saved(tmp_path / "gpu").pack(file := tmp_path / "entries.zip")
     with zipfile.ZipFile(file) as packed:
@@ -218,17 +235,21 @@ def test_a_file_that_pack_did_not_write_is_refused_whole(tmp_path, how):
         contents = {name.replace(key_of(ONE), key_of({"a": 2})): data for name, data in contents.items()}
     if how == "outside":
         contents["../evil.txt"] = b"out"
+    if how in ("null", "deep", "a bomb"):
+        added = {"null": b"null", "deep": b"[" * 10**6, "a bomb": bytes(2**28 + 2**26)}[how]
+        contents = {name: added if name.endswith("json") else data for name, data in contents.items()}
     if how == "damaged":
         contents = {
             n: d.replace(b'"checksum": "', b'"checksum": "0') if n.endswith("json") else d for n, d in contents.items()
         }
-    with zipfile.ZipFile(file, "w") as packed:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed:
         for name, data in contents.items():
             packed.writestr(name, data)
     if how == "no zip":
         file.write_text("text")
     if how == "absent":
         file.unlink()
-    with pytest.raises(FileNotFoundError if how == "absent" else ValueError, match=r"unpack: .*entries\.zip"):
+    why = "entries.zip.* it unpacks to more than" if how == "a bomb" else r"entries\.zip"
+    with pytest.raises(FileNotFoundError if how == "absent" else ValueError, match=f"unpack: .*{why}"):
         Store(tmp_path / "laptop").unpack(file)
     assert not list((tmp_path / "laptop").rglob("*.json")) and not (tmp_path / "evil.txt").exists()

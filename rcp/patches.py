@@ -7,26 +7,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rcp import fast
 from rcp.backbone import Backbone, normalize
 from rcp.config import Config
-from rcp.fast import features
 from rcp.progress import progress
 
 
 def aggregate(maps: list[Tensor], patch_size: int, level_dim: int, dim: int) -> Tensor:
     """PatchCore's chain. maps: [(n, C_l, S_l, S_l)], finest first -> p: (n, S_1 · S_1, dim), rows in raster order.
 
-    Zeros outside the map are counted, as the reference does. level_dim: size that each level is pooled to.
+    Zeros outside the map are counted, as the reference does. level_dim: size that each level is pooled to. The reference resizes
+    neighbourhoods before it pools them. Both are linear, one over places and the other over numbers, so the order does not matter,
+    and there are fewer numbers to resize in this one.
     """
     levels, grid = [], maps[0].shape[-2:]
     for m in maps:
-        unfolded = F.unfold(m, patch_size, padding=patch_size // 2)
-        unfolded = unfolded.unflatten(2, m.shape[-2:])  # (n, C · p · p, S_l, S_l)
-        unfolded = F.interpolate(unfolded, size=grid, mode="bilinear", align_corners=False)
-        vectors = unfolded.flatten(2).transpose(1, 2)  # (n, S_1 · S_1, C · p · p)
-        levels.append(F.adaptive_avg_pool1d(vectors, level_dim))
-    return F.adaptive_avg_pool1d(torch.cat(levels, 2), dim)
+        windows = F.unfold(m, patch_size, padding=patch_size // 2)  # (n, C · p · p, S_l · S_l)
+        pooled = F.adaptive_avg_pool1d(windows.transpose(1, 2), level_dim).transpose(1, 2)
+        pooled = pooled.unflatten(2, m.shape[-2:])  # (n, level_dim, S_l, S_l)
+        if m.shape[-2:] != grid:
+            pooled = F.interpolate(pooled, size=grid, mode="bilinear", align_corners=False)
+        levels.append(pooled.flatten(2))
+    return F.adaptive_avg_pool1d(torch.cat(levels, 1).transpose(1, 2), dim)
 
 
 def aggregate_mean(maps: list[Tensor], patch_size: int) -> Tensor:
@@ -74,8 +75,6 @@ class PatchExtractor:
         sizes = config.patch_size, config.level_dim, config.extracted_dim
         if config.aggregation == "mean":
             self.aggregate = lambda maps: aggregate_mean(maps, config.patch_size)
-        elif fast.usable():
-            self.aggregate = features.PatchAggregator(self.backbone.channels, *sizes).to(device)
         else:
             self.aggregate = lambda maps: aggregate(maps, *sizes)
         with torch.inference_mode():

@@ -78,6 +78,16 @@ def relaxed_contrastive_autograd(z, omega, m):
     return total / n
 
 
+def aggregate(maps, patch_size, level_dim, dim):
+    """The reference's order: each neighbourhood is resized to the finest grid, then pooled; levels are joined and pooled again."""
+    levels, grid = [], maps[0].shape[-2:]
+    for m in maps:
+        unfolded = torch.nn.functional.unfold(m, patch_size, padding=patch_size // 2).unflatten(2, m.shape[-2:])
+        unfolded = torch.nn.functional.interpolate(unfolded, size=grid, mode="bilinear", align_corners=False)
+        levels.append(torch.nn.functional.adaptive_avg_pool1d(unfolded.flatten(2).transpose(1, 2), level_dim))
+    return torch.nn.functional.adaptive_avg_pool1d(torch.cat(levels, 2), dim)
+
+
 def greedy_k_center(x, count, first):
     """Each pick is the point with the greatest distance to its nearest pick; the lowest index among equals."""
     picks = [first]

@@ -1,4 +1,4 @@
-"""Backbones: levels by number, weights by tag, file and seed, and errors before any work."""
+"""Backbones: levels by number, weights by tag, file and seed, and errors before any work; from their maps to p."""
 
 import os
 import re
@@ -8,12 +8,14 @@ import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
+import literal
 import pytest
 import torch
 from safetensors.torch import save_file
 from torchvision import models
 
 from rcp.backbone import Backbone, check, weights_identity
+from rcp.patches import aggregate, pool
 
 
 @pytest.mark.parametrize(
@@ -201,3 +203,29 @@ def test_a_cnn_that_is_no_longer_used_goes_when_the_next_is_built():
     gone = weakref.ref(Backbone("resnet18", "random:0", (2,)).trunk)
     Backbone("resnet18", "random:0", (2,))
     assert gone() is None
+
+
+@pytest.mark.parametrize(
+    ("channels", "sides", "p", "dim"),
+    [
+        ((128, 256), (8, 4), 3, 1024),  # ResNet-18, levels 2+3
+        ((512, 1024), (6, 3), 3, 1024),  # WideResNet-50
+        ((64, 128, 256), (16, 8, 4), 5, 1024),  # levels 1+2+3, patch 5
+        ((512, 1792), (6, 3), 3, 1024),  # DenseNet-201
+        ((48, 96), (9, 5), 5, 384),  # nothing divides anything
+        ((32,), (7,), 1, 16),
+    ],
+)
+def test_aggregation_is_the_references_chain(channels, sides, p, dim):
+    maps = [torch.randn(2, c, s, s) for c, s in zip(channels, sides, strict=True)]
+    maps[0][1] = 3.0  # constant
+    found = aggregate(maps, p, 1024, dim)
+    assert found.shape == (2, sides[0] ** 2, dim)
+    torch.testing.assert_close(found, literal.aggregate(maps, p, 1024, dim), atol=1e-5, rtol=1e-5)
+
+
+def test_pooling_in_two_steps_is_pooling_in_one_where_dimensions_divide():
+    maps = [torch.randn(1, 128, 6, 6), torch.randn(1, 256, 3, 3)]
+    stored = aggregate(maps, 3, 1024, 1024)[0]
+    for dim in (1024, 512, 256, 64):
+        torch.testing.assert_close(pool(stored, dim), aggregate(maps, 3, 1024, dim)[0], atol=1e-5, rtol=0)

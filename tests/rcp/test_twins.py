@@ -11,8 +11,6 @@ from adamp import AdamP as PackageAdamP
 from rcp import fast, losses
 from rcp.coreset import greedy_k_center
 from rcp.fast import kernels, search, training
-from rcp.fast.features import PatchAggregator
-from rcp.patches import aggregate, pool
 from rcp.scoring import MemoryBank, nearest_entries, patch_scores
 
 KINDS = [
@@ -96,32 +94,6 @@ def test_adamp_is_the_packages(orthogonal_to):
         own.step()
     for p, q in zip(theirs, ours, strict=True):
         torch.testing.assert_close(q, p, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("channels", "sides", "p", "dim"),
-    [
-        ((128, 256), (8, 4), 3, 1024),  # ResNet-18, levels 2+3
-        ((512, 1024), (6, 3), 3, 1024),  # WideResNet-50
-        ((64, 128, 256), (16, 8, 4), 5, 1024),  # levels 1+2+3, patch 5
-        ((512, 1792), (6, 3), 3, 1024),  # DenseNet-201
-        ((48, 96), (9, 5), 5, 384),  # nothing divides anything
-        ((32,), (7,), 1, 16),
-    ],
-)
-def test_aggregation(channels, sides, p, dim):
-    maps = [torch.randn(2, c, s, s) for c, s in zip(channels, sides, strict=True)]
-    maps[0][1] = 3.0  # constant
-    plain = aggregate(maps, p, 1024, dim)
-    assert plain.shape == (2, sides[0] ** 2, dim)
-    torch.testing.assert_close(PatchAggregator(channels, p, 1024, dim)(maps), plain, atol=1e-4, rtol=0)
-
-
-def test_pooling_in_two_steps_is_pooling_in_one_where_dimensions_divide():
-    maps = [torch.randn(1, 128, 6, 6), torch.randn(1, 256, 3, 3)]
-    stored = aggregate(maps, 3, 1024, 1024)[0]
-    for dim in (1024, 512, 256, 64):
-        torch.testing.assert_close(pool(stored, dim), aggregate(maps, 3, 1024, dim)[0], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -10,6 +10,7 @@ from rcp.checks import check_type
 from rcp.config import INSPECTION, WHOLE, Config
 from rcp.data.sources import images_of
 from rcp.detector import ReConPatch, load
+from rcp.paths import require_folder_of
 from rcp.prediction import tabulated
 from rcp.watch import watch
 
@@ -89,10 +90,11 @@ def _loaded(o: argparse.Namespace) -> ReConPatch:
 
 
 def _line(found: dict) -> str:
-    if "error" in found:
-        return f"unreadable  {found['path']}: {found['error']}"
-    decision = {None: "?", True: "DEFECTIVE", False: "normal"}[found["defective"]]
-    return f"{decision:9}  {found['score']:.4f}  {found['path']}"
+    line = f"unreadable  {found['path']}: {found.get('error')}"
+    if "error" not in found:
+        decision = {None: "?", True: "DEFECTIVE", False: "normal"}[found["defective"]]
+        line = f"{decision:9}  {found['score']:.4f}  {found['path']}"
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)  # a name may hold the end of a line, or worse
 
 
 def _say(words: str) -> None:
@@ -101,6 +103,7 @@ def _say(words: str) -> None:
 
 def _require_writable(file: Path) -> None:
     """Raises OSError before the work where the file could not be written."""
+    require_folder_of(file, "write {} in")
     there = file.exists()
     file.open("ab").close()
     if not there:
@@ -117,7 +120,7 @@ def _setting(text: str) -> tuple[str, object]:
         raise argparse.ArgumentTypeError(f"expected NAME=VALUE, such as coreset_ratio=0.1, got {text!r}")
     try:
         return name, json.loads(value)
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, RecursionError):
         return name, value
 
 

@@ -34,6 +34,8 @@ def watch(
     words = "2 or more, for a file is scored when two looks found it the same"
     require("looks", looks is None or looks >= 2, words, looks)
     require("folder", folder.is_dir(), "a folder that is there", str(folder))
+    require("log", log.is_file() or not log.exists(), "a file", str(log))  # a device or a pipe has no end
+    require("seconds", seconds <= 10**6, "at most a million", seconds)
     open(log, "ab").close()  # what cannot be written is said before the work
     done, waiting, _ = _done(log), {}, detector.extractor  # weights that cannot be had are no fault of an image
     while looks is None or looks > 0:
@@ -72,7 +74,7 @@ def _files(folder: Path) -> Iterator[tuple[Path, str]]:
         if named_as_image(path):
             try:
                 status = path.stat()
-            except FileNotFoundError:  # renamed or removed since the folder was read
+            except OSError:  # renamed or removed since the folder was read, or a link to itself
                 continue
             if stat.S_ISREG(status.st_mode):
                 yield path, _key(status)
@@ -89,7 +91,7 @@ def _done(log: Path) -> dict[str, None]:
         try:
             done[json.loads(line)["key"]] = None
             whole += len(line)
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             cut = not line.endswith(b"\n") and (whole or line.startswith(b"{"))
             require("log", cut, "lines of JSON that watch wrote", f"{log}, line {number}")
             os.truncate(log, whole)

@@ -50,13 +50,19 @@ def test_exit_status(data, part, tmp_path, capsys):
     defect = str(next(p for p, label in zip(data.test.paths, data.test.labels, strict=True) if label))
     assert main(["predict", str(part), defect, "--false-alarm-rate", "0.9"]) == 0
     assert "DEFECTIVE" in capsys.readouterr().out
-    assert main(["predict", str(part), defect, "--false-alarm-rate", "0.9", "--fail"]) == 1
+    (tmp_path / "odd").mkdir()
+    shutil.copy(defect, odd := tmp_path / "odd" / "a\nnormal \x1b[2K.png")
+    assert main(["predict", str(part), str(odd), "--false-alarm-rate", "0.9", "--fail"]) == 1
+    assert capsys.readouterr().out.endswith("a\\nnormal \\x1b[2K.png\n")
+    os.mkfifo(tmp_path / "pipe")
     for wrong, words in (
         (["predict", str(part), str(tmp_path / "absent.png")], "absent.png"),
         (["predict", str(tmp_path / "absent.rcp"), defect], "no detector file"),
         (["predict", str(part), defect, "--false-alarm-rate", "0.001"], "false_alarm_rate: expected at least"),
         (["fit", str(tmp_path), "-o", str(tmp_path / "a.rcp"), *HOW], "no known layout"),
-        (["fit", str(data.folder), "-o", str(tmp_path / "no" / "a.rcp"), *HOW], "No such file or directory"),
+        (["fit", str(data.folder), "-o", str(tmp_path / "no" / "a.rcp"), *HOW], "no folder"),
+        (["fit", str(data.folder), "-o", str(tmp_path / "pipe"), *HOW], "pipe is there, and is no file"),
+        (["fit", str(data.folder), "-o", str(tmp_path / "a.rcp"), "--set", "dim=" + "[" * 10**5], "dim: expected int"),
         (["fit", str(data.folder), "-o", str(tmp_path / "a.rcp"), "--set", "dmi=3"], "Did you mean 'dim'?"),
         (
             ["fit", str(data.folder), "-o", str(tmp_path / "a.rcp"), "--set", "tile_overlap=8"],
@@ -98,6 +104,7 @@ def test_watch_scores_each_image_once_whatever_happens(data, part, tmp_path, cap
     assert len(look()) == 1, "written anew it is a new image"
     (folder / "d.png").symlink_to(folder / "absent")
     (folder / "e.png").mkdir()
+    (folder / "f.png").symlink_to("f.png")
     assert look() == []
     (folder / "bad.png").write_bytes(b"never an image")
     assert "error" in look(15)[0] and look(15) == [], "reported once"

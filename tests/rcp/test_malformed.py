@@ -21,6 +21,7 @@ from rcp.data.perturb import Perturbation
 from rcp.detector import load
 from rcp.files import read_tensors, write_tensors
 from rcp.refinement import Refinement, Simulation
+from rcp.watch import watch
 
 RCP = str(Path(coreset.__file__).parent)
 JUNK = (b"1", object(), math.nan, math.inf, 1j, 10**30, print, [["a"], [1, 2]])  # no argument is one of these
@@ -79,6 +80,8 @@ def calls(detector, folder):
         ("", PatchCore(**TINY).fit, (None, 3, {}, [], "", "no.png", b"x", [None], np.zeros((4, 4), np.uint8), "a\0b", "x" * 5000)),
         ("", detector.predict, (None, 3, {}, "", "no.png", b"x", [3], ["no.png"], p, "/dev/zero", "a\0b", [Image.new("F", (8, 8))])),
         ("log", lambda v: detector.fit(IMAGES, v), (None, 3, "x")),
+        ("log", lambda v: next(watch(detector, folder, v)), (None, 3, "", folder, folder / "pipe", Path("/dev/null"), folder / "a.rcp")),
+        ("seconds", lambda v: next(watch(detector, folder, folder / "l", v)), (None, "x", -1, math.nan, 1e300, True)),
         ("batch", lambda v: detector.predict_iter(IMAGES, batch=v), COUNTS[1:]),
         ("skipped", lambda v: detector.predict_iter(IMAGES, skipped=v), ((), "x", 3, True)),
         ("p", detector.predict_features, of_p),

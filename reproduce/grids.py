@@ -65,6 +65,7 @@ def table_3(s: Settings) -> list[Entry]:
 
 def table_4(s: Settings, perturbation: Perturbation | None = None, perturbed: str = "both") -> list[Entry]:
     """Table 5's models without and with the perturbations of Appendix C.1 (also Table S5)."""
+    s = _short(s)
     return [*table_5(s), *s.entries(_models(s), perturbation=perturbation or Perturbation(), perturbed=perturbed)]
 
 

@@ -1,13 +1,11 @@
 """Checked downloads of data sets: hashed before they are opened, unpacked safely."""
 
-import lzma
 import os
 import stat
 import sys
 import tarfile
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -94,10 +92,10 @@ def download(name: str, root: str | Path | None = None, registry: Mapping[str, S
         raise ValueError(f"{error} {by_hand}") from None
     try:
         _unpack(archive, folder)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, RuntimeError) as error:
-        raise ValueError(f"{archive} is damaged, or cannot be unpacked safely: {error}") from error
     except OSError as error:
         raise OSError(f"{archive} cannot be unpacked: {error}") from error
+    except Exception as error:  # whatever tarfile, zipfile and the decompressors raise
+        raise ValueError(f"{archive} is damaged, or cannot be unpacked safely: {error}") from error
     print(f"{name}: unpacked into {folder}; {archive} is no longer needed", flush=True)
     return folder
 

@@ -16,7 +16,7 @@ from rcp.data import Source, download
 TREE = {"set/train/good/0.png": os.urandom(200_000), "set/readme.txt": b"text"}
 
 
-def tar_bytes(files: dict[str, bytes], links: dict[str, str] | None = None) -> bytes:
+def tar_bytes(files: dict[str, bytes], links: dict[str, str] | None = None, kind: bytes = tarfile.SYMTYPE) -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w:gz") as tar:
         for name, content in files.items():
@@ -25,7 +25,7 @@ def tar_bytes(files: dict[str, bytes], links: dict[str, str] | None = None) -> b
             tar.addfile(member, io.BytesIO(content))
         for name, target in (links or {}).items():
             member = tarfile.TarInfo(name)
-            member.type, member.linkname = tarfile.SYMTYPE, target
+            member.type, member.linkname = kind, target
             tar.addfile(member)
     return out.getvalue()
 
@@ -160,6 +160,10 @@ def test_no_server_at_all(tmp_path, monkeypatch):
         (zip_bytes(TREE, {"set/link": "../../escaped.txt"}), "link.zip"),
         (tar_bytes({".real/a": b"x"}, {"set": ".real"}), "top-link.tar.gz"),
         (tar_bytes(TREE, {"set/link": "../.ssh"}), "link-after-stripping.tar.gz"),
+        (tar_bytes(TREE, {"set/link": "/etc/passwd"}, tarfile.LNKTYPE), "hard-link.tar.gz"),
+        (tar_bytes(TREE, {"set/link": "set/absent"}, tarfile.LNKTYPE), "link-to-nothing.tar.gz"),
+        (tar_bytes(TREE, {"set/null": ""}, tarfile.CHRTYPE), "device.tar.gz"),
+        (tar_bytes(TREE, {"set/pipe": ""}, tarfile.FIFOTYPE), "pipe.tar.gz"),
         (tar_bytes({"set/zeros": bytes(300 * 2**20)}), "bomb.tar.gz"),
         (zip_bytes({}), "empty.zip"),
     ],
@@ -169,6 +173,7 @@ def test_archives_that_want_out(server, tmp_path, content, name):
     with pytest.raises(ValueError, match=rf"{name} is damaged, or cannot be unpacked safely: "):
         download("mine", tmp_path / "data", serve(server, content, name))
     assert sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")) == ["data", f"data/{name}"]
+    print(f"\narchive {name}: refused, 0 files outside, nothing left")
 
 
 def test_an_absolute_name_in_a_tar_stays_inside(server, tmp_path):

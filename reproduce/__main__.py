@@ -91,8 +91,10 @@ def _bundle(o: argparse.Namespace) -> None:
     tasks = [task for name in o.grids for task in getattr(grids, name)(settings)]
     entries, others = bundle.missing(tasks, settings.store)
     print(bundle.describe(entries, others))
-    size = bundle.write(o.folder, entries) / 2**20
-    print(f"{size:.1f} MiB in {o.folder}; there: python run.py --minutes 9 --out results.zip")
+    size, left = bundle.write(o.folder, entries)
+    print(f"{size / 2**20:.1f} MiB in {o.folder}; there: python run.py --minutes 9 --out results.zip")
+    if left:
+        print(f"{len(left)} of {len(entries)} entries did not fit: unpack this one's results, then make another bundle")
 
 
 def _unpack(o: argparse.Namespace) -> None:

@@ -97,11 +97,13 @@ def missing(tasks: Iterable, store: Store) -> tuple[list[Entry], list]:
     return list(found.values()), [t for t in lacking if type(t) is not Entry]
 
 
-def write(folder: Path, tasks: Sequence[Entry]) -> int:
-    """Writes a bundle of these entries; -> its size in bytes.
+def write(folder: Path, tasks: Sequence[Entry]) -> tuple[int, list[Entry]]:
+    """Writes a bundle of as many of these entries as its limit admits; -> its size in bytes, and the entries for the next one.
+
+    The images of the entries that are left out may be larger than what is free; entries that see the same pixels go together.
 
     Raises:
-        ValueError: nothing to compute; the folder is not empty; more than 50 MiB, with what is how large; weights that are no file.
+        ValueError: nothing to compute; the folder is not empty; weights that are no file; an entry that alone is larger than 50 MiB.
     """
     require("bundle", len(tasks) > 0, "entries that the store lacks", "none")
     require_new(folder)
@@ -109,23 +111,37 @@ def write(folder: Path, tasks: Sequence[Entry]) -> int:
         for file in sorted((ROOT / name).rglob("*.py")):
             _copy(file, folder / "code" / file.relative_to(ROOT))
     (folder / "code" / "COMMIT").write_text(commit())
-    lines = []
-    for task in tasks:
-        weights = Path(task.config.weights)
-        require("weights", weights.is_file(), "a file, which can travel", task.config.weights)
-        prepared = folder / "data" / _name_of(task)
-        if not prepared.exists():
-            _prepare(task, prepared)
-            _within(folder)
-        if not (folder / "weights" / weights.name).exists():  # a second CNN may see the same pixels
-            _copy(weights, folder / "weights" / weights.name)
-        lines.append({
-            "config": task.config.asdict() | {"weights": weights.name}, "category": task.category,
-            "images": prepared.name, "identity": task.identity(),
-        })  # fmt: skip
-    (folder / "tasks.json").write_text(json.dumps(lines, indent=0))
     (folder / "run.py").write_text(SCRIPT)
-    return _within(folder)
+    lines, left, beyond = [], [], set()
+    for task in tasks:
+        weights, images = Path(task.config.weights), _name_of(task)
+        require("weights", weights.is_file(), "a file, which can travel", task.config.weights)
+        added = [folder / "data" / images, folder / "weights" / weights.name]
+        new = [path for path in added if not path.exists()]
+        if not beyond.isdisjoint(added):
+            left.append(task)
+            continue
+        if added[0] in new:
+            _prepare(task, added[0])
+        if added[1] in new:  # a second CNN may see the same pixels
+            _copy(weights, added[1])
+        line = {
+            "config": task.config.asdict() | {"weights": weights.name}, "category": task.category,
+            "images": images, "identity": task.identity(),
+        }  # fmt: skip
+        text = json.dumps([*lines, line], indent=0)
+        if _size(folder) + len(text) <= LIMIT:
+            lines.append(line)
+            (folder / "tasks.json").write_text(text)
+            continue
+        mib = {path.name: _size(path) / 2**20 for path in added}
+        words = f"at most {LIMIT / 2**20:.0f} MiB with one entry's images and weights"
+        require("bundle", lines, words, ", ".join(f"{name} {size:.1f}" for name, size in mib.items()) + " MiB")
+        for path in new:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        beyond |= set(new)
+        left.append(task)
+    return _size(folder), left
 
 
 def require_new(folder: Path) -> None:
@@ -161,16 +177,9 @@ def _copy(file: Path, to: Path) -> None:
     shutil.copyfile(file, to)
 
 
-def _within(folder: Path) -> int:
-    sizes = {f: f.stat().st_size for f in folder.rglob("*") if f.is_file()}
-    parts: dict[str, float] = {}
-    for file, size in sizes.items():
-        name = "/".join(file.relative_to(folder).parts[:2])
-        parts[name] = parts.get(name, 0) + size / 2**20
-    largest = ", ".join(f"{name} {size:.1f}" for name, size in sorted(parts.items(), key=lambda p: -p[1])[:6])
-    words = f"at most {LIMIT / 2**20:.0f} MiB; name fewer categories or one CNN, and make another bundle of the rest"
-    require("bundle", sum(sizes.values()) <= LIMIT, words, f"more: {largest} MiB")
-    return sum(sizes.values())
+def _size(path: Path) -> int:
+    """Bytes of a file, or of all files of a folder."""
+    return sum(f.stat().st_size for f in (path, *path.rglob("*")) if f.is_file())
 
 
 # ---- on the other machine ----

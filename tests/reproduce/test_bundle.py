@@ -42,8 +42,8 @@ def tasks(weights, demo_root):
 @pytest.fixture(scope="module")
 def made(tasks, tmp_path_factory):
     folder = tmp_path_factory.mktemp("bundle")
-    size = bundle.write(folder, tasks)
-    assert size == sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) < bundle.LIMIT
+    size, left = bundle.write(folder, tasks)
+    assert left == [] and size == sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) < bundle.LIMIT
     return folder
 
 
@@ -134,8 +134,18 @@ def test_bad_bundles_are_refused_before_work(tasks, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="weights: expected a file, which can travel"):
         bundle.write(tmp_path / "b", [drawn])
     monkeypatch.setattr(bundle, "LIMIT", 1 << 20)
-    with pytest.raises(ValueError, match=r"at most 1 MiB; name fewer categories .* weights/tiny.safetensors \d+"):
+    with pytest.raises(ValueError, match=r"at most 1 MiB with one entry's .*fabric-\w+ \d.*, tiny.safetensors \d+"):
         bundle.write(tmp_path / "c", tasks)
+
+
+def test_what_does_not_fit_is_for_the_next_bundle(tasks, tmp_path, monkeypatch):
+    other = [dataclasses.replace(task, category="gear") for task in tasks]
+    size, _ = bundle.write(tmp_path / "whole", tasks)
+    monkeypatch.setattr(bundle, "LIMIT", size + 10_000)
+    first, left = bundle.write(tmp_path / "first", [tasks[0], *other, tasks[1]])
+    assert left == other and first <= size + 10_000 and len(bundle.tasks_of(tmp_path / "first")) == 2
+    assert [path.name[:6] for path in (tmp_path / "first" / "data").iterdir()] == ["fabric"]
+    assert bundle.write(tmp_path / "second", left)[1] == []
 
 
 def test_two_cnns_that_see_the_same_pixels_both_travel(tasks, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""A small grid that is killed, and one whose disk is full: nothing is lost or wrong, and nothing is left lying."""
+"""A small grid that is killed, one whose disk is full, and one of 8 processes: nothing is lost, wrong, done twice or left lying."""
 
 import os
 import random
@@ -30,12 +30,12 @@ def whole(small_demo, tmp_path_factory):
     return tasks, root, time.time() - began
 
 
-def _forked(tasks, root) -> int:
+def _forked(tasks, root, log=len) -> int:
     """A fork, with all imports, that computes the tasks: it ends with 0, or 3 where an OSError said that the disk is full."""
     if pid := os.fork():
         return pid
     try:
-        run_grid(tasks, Store(root), log=len)
+        run_grid(tasks, Store(root), log=log)
     except BaseException as error:
         os._exit(3 if isinstance(error, OSError) and "space" in str(error) else 1)
     os._exit(0)
@@ -63,6 +63,23 @@ def test_killed_at_any_moment(whole, tmp_path):
         wrong += [] if _as_whole(tasks, tmp_path / str(i), expected) else [moment]
     print(f"\nkills: {5 * ROUNDS}, lost, wrong or left lying: {len(wrong)}")
     assert not wrong
+
+
+def test_eight_processes_on_one_store(whole, tmp_path):
+    (tasks, expected, _), log, stores = whole, tmp_path / "log", ROUNDS // 2
+
+    def say(line: str) -> None:
+        with log.open("a") as file:
+            file.write(line + "\n")
+
+    for i in range(stores):
+        children = [_forked(random.Random(n).sample(tasks, len(tasks)), tmp_path / str(i), say) for n in range(8)]
+        assert [os.waitpid(child, 0)[1] for child in children] == [0] * 8
+        assert _as_whole(tasks, tmp_path / str(i), expected)
+    lines = [line for line in log.read_text().splitlines() if not line.endswith("...")]
+    computed = sum(not line.endswith("from the store") for line in lines)
+    print(f"\nprocesses: 8 on {stores} stores of {len(tasks)} entries, asked for {len(lines)}, computed {computed}, all as alone")
+    assert (len(lines), computed) == (8 * stores * len(tasks), stores * len(tasks))
 
 
 def test_a_full_disk(whole, tmp_path, monkeypatch):

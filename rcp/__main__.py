@@ -33,8 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _fit(o: argparse.Namespace) -> None:
-    given = {name: getattr(o, name) for name in ("backbone", "weights", "device") if getattr(o, name)} | dict(o.set)
-    detector = ReConPatch.from_config(Config.build(**PRESETS[o.preset] | given))
+    given = {n: v for n, v in vars(o).items() if n in ("backbone", "weights", "device") and v is not None}
+    detector = ReConPatch.from_config(Config.build(**PRESETS[o.preset] | given | dict(o.set)))
     _require_writable(o.output)
     detector.false_alarm_rate = o.false_alarm_rate
     detector.fit(o.folder, _say, skip_unreadable=o.skip_unreadable).save(o.output)
@@ -72,7 +72,7 @@ def _watch(o: argparse.Namespace) -> None:
 
 
 def _info(o: argparse.Namespace) -> None:
-    detector = load(o.detector, weights=o.weights, device="cpu")
+    detector = load(o.detector, weights=o.weights, device="cpu" if o.device is None else o.device)
     entries, dim = detector.bank_.entries.shape
     _say(f"{detector!r}\nmemory bank: {entries} x {dim}\n{detector.promise()}")
 
@@ -110,7 +110,7 @@ def _require_writable(file: Path) -> None:
         file.unlink()
 
 
-def _path(text: str) -> Path:
+def path(text: str) -> Path:
     return Path(check_type("path", str | Path, text))
 
 
@@ -140,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
 
     fit = command("fit", _fit, "learn from a folder of images of good parts")
     fit.add_argument("folder", help="images, or train/ and perhaps test/")
-    fit.add_argument("-o", "--output", type=_path, required=True, help="the detector's file, such as part.rcp")
+    fit.add_argument("-o", "--output", type=path, required=True, help="the detector's file, such as part.rcp")
     words = "default: %(default)s; but for paper, nothing is cropped"
     fit.add_argument("--preset", choices=PRESETS, default="inspection", help=words)
     fit.add_argument("--backbone", help="a torchvision or timm CNN")
@@ -150,17 +150,17 @@ def _parser() -> argparse.ArgumentParser:
     watch = command("watch", _watch, "score each new image of a folder, once")
     exported = command("export", _export, "write a file that runs without rcp")
     for added in (predict, watch, exported, command("info", _info, "what a detector's file holds")):
-        added.add_argument("detector", type=_path, help="what fit wrote")
+        added.add_argument("detector", type=path, help="what fit wrote")
     for added in (predict, watch):
         added.add_argument("--json", action="store_true", help="a line of JSON for each image")
     for added in (fit, predict):
         added.add_argument("--skip-unreadable", action="store_true", help="leave out and list what cannot be read")
-    exported.add_argument("output", type=_path, help="such as part.onnx or part.pt2")
+    exported.add_argument("output", type=path, help="such as part.onnx or part.pt2")
     predict.add_argument("images", nargs="+", help="files, folders, patterns")
-    predict.add_argument("--out", type=_path, help="folder for predictions.csv and pictures of where")
+    predict.add_argument("--out", type=path, help="folder for predictions.csv and pictures of where")
     predict.add_argument("--fail", action="store_true", help="exit status 1 where an image is defective")
-    watch.add_argument("folder", type=_path)
-    watch.add_argument("--log", type=_path, help="JSON lines of what is done (default: rcp.jsonl in the folder)")
+    watch.add_argument("folder", type=path)
+    watch.add_argument("--log", type=path, help="JSON lines of what is done (default: rcp.jsonl in the folder)")
     watch.add_argument("--seconds", type=float, default=1.0, help="between two looks (default: 1)")
     watch.add_argument("--looks", type=int, help="end after so many")
     return parser

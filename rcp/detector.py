@@ -518,7 +518,7 @@ class ReConPatch:
             raise FileNotFoundError(f"no detector file {path}")
         header, tensors = read_tensors(path, "rcp-detector")
         try:
-            here = {"device": device or "auto"} | ({"weights": str(weights)} if weights else {})
+            here = {"device": "auto" if device is None else device} | ({"weights": str(weights)} if weights else {})
             config = Config.build(**json.loads(header["config"]) | here)
             refine = json.loads(header["refine"]) if "refine" in header else None
             rate = json.loads(header.get("false_alarm_rate", "null"))

@@ -34,12 +34,13 @@ def part(data, tmp_path_factory):
 
 
 def test_loose_jpegs_without_labels_to_decisions(data, part, tmp_path, capsys):
-    for i, path in enumerate(data.test[:4]):
-        Image.open(path).convert("RGB").save(tmp_path / f"{i}.jpg")
+    named = [f"{i}{'é' * 120 * (i == 3)}.jpg" for i in range(4)]  # as long as a name may be
+    for path, name in zip(data.test, named, strict=False):
+        Image.open(path).convert("RGB").save(tmp_path / name)
     out = tmp_path / "results"
     assert main(["predict", str(part), str(tmp_path), "--out", str(out), "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [row["path"] for row in rows] == [str(tmp_path / f"{i}.jpg") for i in range(4)]
+    assert [row["path"] for row in rows] == [str(tmp_path / name) for name in named]
     assert all(row["defective"] == (row["score"] >= row["threshold"]) == bool(row["boxes"]) for row in rows)
     assert len(list(out.glob("*.jpg"))) == 4 and len((out / "predictions.csv").read_text().splitlines()) == 5
     assert main(["info", str(part)]) == 0
@@ -64,6 +65,9 @@ def test_exit_status(data, part, tmp_path, capsys):
         (["fit", str(data.folder), "-o", str(tmp_path / "pipe"), *HOW], "pipe is there, and is no file"),
         (["fit", str(data.folder), "-o", str(tmp_path / "a.rcp"), "--set", "dim=" + "[" * 10**5], "dim: expected int"),
         (["fit", str(data.folder), "-o", str(tmp_path / "a.rcp"), "--set", "dmi=3"], "Did you mean 'dim'?"),
+        (["fit", str(data.folder), "-o", str(tmp_path / "a.rcp"), *HOW, "--backbone", ""], "has a model ''"),
+        (["fit", str(data.folder), "-o", str(tmp_path / "a.rcp"), *HOW, "--weights", ""], "weights: expected a path"),
+        (["info", str(part), "--device", "gpu"], "device: expected auto, cpu or an available cuda device"),
         (
             ["fit", str(data.folder), "-o", str(tmp_path / "a.rcp"), "--set", "tile_overlap=8"],
             "tile_overlap: expected 0",
@@ -79,9 +83,10 @@ def test_exit_status(data, part, tmp_path, capsys):
     assert main(["fit", str(copies), "-o", str(tmp_path / "c.rcp"), *HOW]) == 0
     assert main(["predict", str(tmp_path / "c.rcp"), defect, "--fail"]) == 2, "no threshold is no good part"
     assert "no decision: images: expected normal images that differ" in capsys.readouterr().err
-    with pytest.raises(SystemExit) as usage:
-        main(["predict"])
-    assert usage.value.code == 2
+    for usage in ([], [str(part), defect, "--out", ""]):
+        with pytest.raises(SystemExit, match="2"):
+            main(["predict", *usage])
+    assert "--out: invalid path value: ''" in capsys.readouterr().err
 
 
 def test_watch_scores_each_image_once_whatever_happens(data, part, tmp_path, capsys):

@@ -155,15 +155,16 @@ class Prediction:
         """Writes FOLDER/predictions.csv and an overlay for every image, FOLDER/0001_NAME.jpg; -> the folder."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for i in range(len(self) if self.maps is not None else 0):
-            self.save_overlay(folder, i, i + 1)
         self.table().to_csv(folder / "predictions.csv", index=False, errors="surrogateescape")
+        for i in range(
+            len(self) if self.maps is not None else 0
+        ):  # an image may be gone since: the table is there then
+            self.save_overlay(folder, i, i + 1)
         return folder
 
     def save_overlay(self, folder: Path, i: int, number: int) -> None:
-        """Writes FOLDER/NUMBER_NAME.jpg."""
-        folder.mkdir(parents=True, exist_ok=True)
-        self.overlay(i).save(folder / f"{number:04d}_{Path(self.paths[i]).stem.replace(' ', '_')}.jpg", quality=90)
+        """Writes FOLDER/NUMBER_NAME.jpg, of the name no more than fits beside a number: 60 characters of up to 4 bytes, of 255."""
+        self.overlay(i).save(folder / f"{number:04d}_{Path(self.paths[i]).stem[:60].replace(' ', '_')}.jpg", quality=90)
 
     def __repr__(self) -> str:
         if self.threshold is None:

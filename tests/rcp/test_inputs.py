@@ -41,14 +41,8 @@ def test_the_same_images_in_any_form_have_the_same_scores(detector, folder):
     pixels = np.stack([np.asarray(Image.open(p).convert("RGB")) for p in paths])
     expected = detector.predict(paths).scores
     forms = [
-        str(folder),
-        folder,
-        f"{folder}/*.png",
-        pixels,
-        list(pixels),
-        [Image.open(p) for p in paths],
-        (p for p in paths),
-    ]
+        str(folder), folder, f"{folder}/*.png", pixels, list(pixels), [Image.open(p) for p in paths], (p for p in paths),
+    ]  # fmt: skip
     for form in forms:
         np.testing.assert_array_equal(detector.predict(form).scores, expected)
     for one in (paths[1], str(paths[1]), pixels[1], Image.open(paths[1])):
@@ -224,6 +218,9 @@ def test_a_prediction_is_saved_as_a_table_and_overlays(detector, data, tmp_path)
     table = (saved / "predictions.csv").read_text().splitlines()
     assert table[0].startswith("path,score,defective") and len(table) == 4
     assert len(list(saved.glob("000[123]_*.jpg"))) == 3
+    with pytest.raises(FileNotFoundError, match=r"no such image: .*gone\.png"):
+        dataclasses.replace(out, paths=(tmp_path / "gone.png", *out.paths[1:])).save(tmp_path / "gone")
+    assert len((tmp_path / "gone/predictions.csv").read_text().splitlines()) == 4
     page = dataclasses.replace(out, paths=("a<b>.png", *out.paths[1:]))._repr_html_()
     assert page.count("<img") == 3 and "a&lt;b&gt;.png" in page and "<b>.png" not in page
     assert re.match(r"Prediction\(3 images, \d defective at", repr(out))

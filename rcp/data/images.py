@@ -84,6 +84,7 @@ def _of_pixels(source: Image.Image | np.ndarray) -> Image.Image:
 def _upright(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):
         raise ValueError(f"32 bits a channel (mode {image.mode}) have no defined white; save it with 8 or 16 bits")
+    require("pixels", 0 not in image.size, "one or more", image.size)
     image.load()  # EXIF may stand after the pixels; what it does not turn is not copied
     return ImageOps.exif_transpose(image) if image.getexif().get(ExifTags.Base.Orientation, 1) != 1 else image
 

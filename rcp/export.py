@@ -79,15 +79,15 @@ def export(detector, path: str | Path) -> Path:
     described = {"transform": repr(detector.transform), "threshold": detector.threshold_, "outputs": OUTPUTS}
     written, about = path.with_name(f".{path.name}"), {"rcp": json.dumps(described)}
     open(written, "wb").close()  # what cannot be written is said before the work
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.export.export(module, (images[:2],), dynamic_shapes=any_number)
-        if path.suffix == ".pt2":
-            torch.export.save(program, written, extra_files=about)
-            run = torch.export.load(written).module()
-        else:
-            run = _write_onnx(program, images, written, about)
     try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(module, (images[:2],), dynamic_shapes=any_number)
+            if path.suffix == ".pt2":
+                torch.export.save(program, written, extra_files=about)
+                run = torch.export.load(written).module()
+            else:
+                run = _write_onnx(program, images, written, about)
         _check(detector, images.numpy(), [np.asarray(out) for out in run(images)])
     except BaseException:
         written.unlink()

@@ -11,13 +11,8 @@ from rcp.__main__ import main
 from rcp.export import Deployed, _check, export
 
 TINY = {
-    "backbone": "resnet18",
-    "weights": "random:0",
-    "resize": 64,
-    "image_size": 64,
-    "coreset_ratio": 0.1,
-    "device": "cpu",
-}
+    "backbone": "resnet18", "weights": "random:0", "resize": 64, "image_size": 64, "coreset_ratio": 0.1, "device": "cpu",
+}  # fmt: skip
 IMAGES = np.random.default_rng(1).integers(0, 256, (8, 64, 64, 3), np.uint8)
 ODD = np.stack([np.zeros((64, 64, 3), np.uint8), np.full((64, 64, 3), 255, np.uint8), IMAGES[0]])
 
@@ -83,6 +78,10 @@ def test_what_cannot_be_exported_is_refused_before_work(detector, tmp_path, monk
         fitted(dim=64, tiles=(2, 2), aspect="squash").export(tmp_path / "part.pt2")
     with pytest.raises(ValueError, match="not fitted"):
         PatchCore(**TINY).export(tmp_path / "part.pt2")
+    monkeypatch.setattr(torch.export, "save", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        detector.export(tmp_path / "part.pt2")
+    assert not list(tmp_path.iterdir()), "nothing is left of what was begun"
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r'needs the extra export: pip install "rcp\[export\]"'):
         export(detector, tmp_path / "part.onnx")

@@ -145,9 +145,11 @@ def _of_a_system(name: str) -> bool:
 
 
 def _files_below(folder: Path) -> list[Path]:
-    found = []
-    for at, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not _of_a_system(name)]
+    found, seen = [], set()
+    for at, folders, files in os.walk(folder, followlinks=True):
+        whose = {name: os.path.realpath(Path(at, name)) for name in folders if not _of_a_system(name)}
+        folders[:] = [name for name, of in whose.items() if of not in seen]  # a link may lead back
+        seen |= {os.path.realpath(at), *whose.values()}
         found += [Path(at, f) for f in files if not f.startswith(".")]
     return found
 
@@ -263,7 +265,7 @@ def _read_visa(folder: Path) -> tuple[Split, Split]:
         raise ValueError(f"{table} is no CSV in UTF-8 ({error})") from None
     if missing := [name for name in ("image", "label", "mask", "object", "split") if names.count(name) != 1]:
         raise ValueError(f"{table} has no column {', '.join(missing)}, or several; its columns are {names}")
-    truth_exists = bool(_images_below(folder / "Data" / "Masks"))
+    truth_exists = any((folder.parent / row["mask"]).is_file() for row in rows if row["mask"])
     splits: dict[str, list] = {"train": [], "test": []}
     for row in rows:
         named = [Path(row[name] or "") for name in ("image", "mask")]
@@ -275,9 +277,8 @@ def _read_visa(folder: Path) -> tuple[Split, Split]:
             raise ValueError(f"{table}: {row['image']} is {split!r} and {label!r}; {expected}")
         if not path.is_file():
             raise FileNotFoundError(f"no such image: {path}, listed in {table}")
-        normal = label == "normal"
-        mask = None if normal or not row["mask"] or not truth_exists else folder.parent / row["mask"]
-        splits[split].append((path, "good" if normal else label, mask))
+        mask = folder.parent / row["mask"] if label == "anomaly" and row["mask"] and truth_exists else None
+        splits[split].append((path, "good" if label == "normal" else label, mask))
     again = [str(p) for p, n in Counter(p for listed in splits.values() for p, *_ in listed).items() if n > 1]
     require(str(table), not again, "each image once", again[:1])
     for listed in splits.values():
@@ -325,7 +326,8 @@ def _find(root: Path, layout: str) -> tuple[str, dict[str, Path]]:
         there = [folder for folder in _folders(root) if candidate.matches(folder)]
         if found := {composed(folder.name): folder for folder in there}:
             require("root", len(found) == len(there), "names that differ in more than their Unicode form", str(root))
-            if others := [folder.name for folder in _folders(root) if folder not in there and _images_below(folder)]:
+            others = [folder.name for folder in _folders(root) if folder not in there and _images_below(folder)]
+            if others := others + [p.name for p in sorted(root.iterdir(), key=_natural) if named_as_image(p)]:
                 warnings.warn(f"left out of {root}, for they are not {name}: {', '.join(others)}", stacklevel=3)
             return name, found
     if "own" in wanted and images_in(root):
@@ -357,7 +359,7 @@ def load_dataset(root: str | Path, category: str | None = None, layout: str = "a
     ``ground_truth/KIND_OF_DEFECT``; a plain folder of images is training data alone. A mask bears its image's name,
     with or without ``_mask``, and any image extension. Without any ground truth, ``test.has_masks`` is False.
 
-    Images that are in neither split are warned of, by place and number.
+    Images that are in neither split are warned of, by place and number; so are images that are named as masks of others.
 
     Errors, all before any image is decoded and each naming the path: FileNotFoundError if there is no such folder;
     ValueError for an unknown layout or category, no training images, a test image without label, a defective
@@ -378,6 +380,8 @@ def load_dataset(root: str | Path, category: str | None = None, layout: str = "a
         looked_for = f"{', '.join(IMAGE_SUFFIXES)}, directly or in {', '.join(NORMAL)}"
         raise ValueError(f"no training images of {category!r} in {where}: looked for {looked_for}")
     _check_masks(test)
-    if name != "visa":
-        say_what_is_left_out(folder, [*train, *test, *test.masks])
+    alone = {p.parent / composed(p.stem) for s in (train, test) for p, m in zip(s, s.masks, strict=True) if not m}
+    if odd := [p for p in alone if p.name.endswith("_mask") and p.parent / p.name.removesuffix("_mask") in alone]:
+        warnings.warn(f"named as masks, but read as images: {len(odd)}, such as {min(odd)}.*", stacklevel=2)
+    say_what_is_left_out(folder, [*train, *test, *test.masks])
     return Dataset(root, name, category, train, test, folder=folder)

@@ -64,8 +64,7 @@ def _at(path: Path, train: bool) -> Iterable[Path]:
         hint = f"; for its sub-folders: {path}/**/*" if any(map(named_as_image, path.rglob("*"))) else ""
         raise ValueError(f"no image in {path} (of {', '.join(IMAGE_SUFFIXES)}); it holds {there}{hint}")
     if not path.exists() and glob.has_magic(str(path)):
-        named = map(Path, glob.glob(str(path), recursive=True))
-        found = sorted(filter(named_as_image, named))
+        found = sorted(filter(named_as_image, map(Path, glob.glob(str(path), recursive=True))))
         require("images", bool(found), "a pattern that fits some image", str(path))
         return found
     if not path.exists():

@@ -135,6 +135,12 @@ def test_visa(tmp_path):
     assert (
         masks[0, :, :7].all() and not masks[0, :, 9:].any()
     )  # every class is a defect, though far below half of full scale
+    table = root / "split_csv/1cls.csv"
+    table.write_text(table.read_text().replace("candle/Data/Masks", "candle/truth"))
+    (root / "candle/Data/Masks").rename(root / "candle/truth")
+    draw(root / "candle/Data/Images/Normal/new.JPG", format="JPEG")
+    with pytest.warns(UserWarning, match=r"candle: 1 of Data/Images/Normal/\*.jpg$"):
+        assert load_dataset(root, "candle").test.has_masks, "the table says where they are"
 
 
 def test_visa_errors(tmp_path):
@@ -238,8 +244,7 @@ def test_named_layout_is_checked(mvtec):
     ):
         load_dataset(mvtec, "bottle", layout="btad")
     with pytest.raises(
-        ValueError,
-        match=r"unknown layout 'mvtc'. Did you mean 'mvtec'\? Valid: auto, visa, mvtec, btad, own",
+        ValueError, match=r"unknown layout 'mvtc'. Did you mean 'mvtec'\? Valid: auto, visa, mvtec, btad, own"
     ):
         load_dataset(mvtec, "bottle", layout="mvtc")
 
@@ -298,8 +303,7 @@ def test_unlabelled_test_image(mvtec):
 def test_missing_mask(mvtec):
     (mvtec / "bottle/ground_truth/cut/1_mask.png").unlink()
     with pytest.raises(
-        ValueError,
-        match=r"no mask for the defective image .*test/cut/1.png: looked for .*ground_truth/cut/1_mask.png",
+        ValueError, match=r"no mask for the defective image .*test/cut/1.png: looked for .*ground_truth/cut/1_mask.png"
     ):
         load_dataset(mvtec, "bottle")
     shutil.rmtree(mvtec / "bottle/ground_truth")
@@ -663,7 +667,10 @@ def test_images_that_are_in_no_split_are_named_with_their_number(own):
         (own / f"train/good/{i}").touch()
         picture(own / f"ground_truth/worse/{i}.png")
         (own / f"train/good/{i}.txt").touch()
-    places = ["test/bad/*.pgm", "train/good/*", "train/good/*.cr2", "train/good/day1/*.png"]
+        picture(own.with_name(f"{own.name} of another") / f"{i}.png")
+    (own / "train/good/linked").symlink_to(own.with_name(f"{own.name} of another"))
+    (own / "train/good/back").symlink_to(own)
+    places = ["test/bad/*.pgm", "train/good/*", "train/good/*.cr2", "train/good/day1/*.png", "train/good/linked/*.png"]
     named = ", ".join(f"3 of {place}" for place in ["ground_truth/worse/*.png", *places])
     with pytest.warns(UserWarning, match=re.escape(f"{own}: {named}") + "$"):
         assert len(load_dataset(own).train) == 1
@@ -672,7 +679,8 @@ def test_images_that_are_in_no_split_are_named_with_their_number(own):
 def test_categories_that_are_left_out_are_named_and_no_name_stands_for_two(own):
     for name in ("a/train/good/0.png", "a/test/good/0.png", "b/train/0.png", "c/0.png"):
         picture(own / "all" / name)
-    with pytest.warns(UserWarning, match="not mvtec: b, c$"):
+    picture(own / "all/loose.png")
+    with pytest.warns(UserWarning, match="not mvtec: b, c, loose.png$"):
         assert categories(own / "all") == ["a"]
     for name in ("\u00e4", "a\u0308"):
         picture(own / "twins" / name / "train/0.png")
@@ -707,6 +715,10 @@ def test_a_name_may_end_in_mask_and_a_mask_has_one_image(own):
     picture(own / "ground_truth/bad/0_mask.png")
     picture(own / "ground_truth/bad/0_mask_mask.png")
     assert [m.name for m in load_dataset(own).test.masks if m] == ["0_mask.png", "0_mask_mask.png"]
+    picture(own / "train/good/0_mask.png")
+    picture(own / "train/good/_mask.png")
+    with pytest.warns(UserWarning, match="named as masks, but read as images: 1, such as .*train/good/0_mask"):
+        load_dataset(own)
     picture(own / "test/bad/0.bmp")
     with pytest.raises(ValueError, match=r"two images for one mask, .*0_mask\.png: .*0\.bmp and .*0\.png"):
         load_dataset(own)

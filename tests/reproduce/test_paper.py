@@ -7,14 +7,7 @@ import pandas as pd
 import pytest
 from conftest import SHARED
 
-from reproduce.paper import (
-    abbreviated,
-    averages,
-    inconsistencies,
-    published,
-    table,
-    tables,
-)
+from reproduce.paper import abbreviated, averages, inconsistencies, published, table, tables
 
 OURS = {"method": "ReConPatch", "backbone": "WRN-50", "category": "average"}
 

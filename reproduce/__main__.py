@@ -114,7 +114,7 @@ def _weights(o: argparse.Namespace) -> None:
     print(doctor.fetch_weights(o.name))
 
 
-def _whole_numbers(text: str) -> list[int]:
+def whole_numbers(text: str) -> list[int]:
     return [int(word) for word in shlex.split(text)]
 
 
@@ -134,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     some = ("--notebooks", {"nargs": "+", "help": "paths, or names such as table_5; all where left out"})
     batch = [(f"--{name.replace('_', '-')}", how) for name, how in PARAMETERS.items()]
     words = {"type": shlex.split, "dest": "categories", "help": argparse.SUPPRESS}  # make's lists: quotes keep a space
-    numbers = words | {"type": _whole_numbers, "dest": "seeds"}
+    numbers = words | {"type": whole_numbers, "dest": "seeds"}
     lists = ("--categories-words", words), ("--seeds-words", numbers)
     whole = "run every notebook through papermill and index the results"
     command("reproduce", _reproduce, whole, *batch, *lists, some, force)

@@ -85,12 +85,14 @@ class Store:
 
     def load(self, kind: str, identity: dict) -> tuple[dict, dict[str, np.ndarray]] | None:
         """(info, arrays), or None where they are absent or were damaged."""
-        folder = self.folder(kind, identity)
+        return self._read(self.folder(kind, identity))
+
+    def _read(self, folder: Path) -> tuple[dict, dict[str, np.ndarray]] | None:
         try:
             if not _complete(folder, *FILES):
                 return None
             info, arrays = _checked(*((folder / name).read_bytes() for name in FILES))
-            _same(info["identity"], identity)
+            _same(info["identity"], folder)
             return info, arrays
         except Exception as error:  # whatever is wrong with it, it is not used
             self._set_aside(folder, error)
@@ -116,7 +118,7 @@ class Store:
             stamp = status.st_ino, status.st_size, status.st_mtime_ns
             if _crc_of(folder / "features.npy", *stamp) != written.pop("crc"):
                 raise ValueError("features.npy does not match its checksum")
-            _same(written, identity)
+            _same(written, folder)
             return array
         except Exception as error:
             self._set_aside(folder, error)
@@ -160,8 +162,13 @@ class Store:
 
     def infos(self) -> Iterator[dict]:
         """What is known of each finished entry, without its arrays."""
+        return (info for _, info, _ in self._finished())
+
+    def _finished(self) -> Iterator[tuple[str, dict, dict[str, np.ndarray]]]:
+        """(key, info, arrays) of each finished entry; as everywhere, a damaged one is set aside."""
         for folder in sorted((self.root / "entries").glob("[!.]*/")):
-            yield _checked(*((folder / name).read_bytes() for name in FILES))[0]
+            if found := self._read(folder):
+                yield folder.name, *found
 
     def pack(self, file: str | Path, light: bool = False) -> int:
         """Writes the finished entries (JSON, scores, patch scores; no features, no images) into one zip; -> how many.
@@ -169,22 +176,24 @@ class Store:
         Weights go by their name: where they lie is of this machine. light: without patch scores, a hundredth of the size: tables and
         intervals can be drawn from it, maps and ensembles cannot.
         """
-        found = [f for f in sorted((self.root / "entries").glob("[!.]*")) if (f / "result.json").is_file()]
-        if not found:
-            raise ValueError(f"pack: the store {self.root} has no finished entries")
         require_folder_of(file, "pack {} into")
-        temporary = Path(file).with_name(f".{Path(file).name}.{os.getpid()}")
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_LZMA if light else zipfile.ZIP_DEFLATED) as packed:
-            for folder in found:
-                info, arrays = _checked(*((folder / name).read_bytes() for name in FILES))
-                if "config" in info:
-                    info["config"]["weights"] = Path(info["config"]["weights"]).name
-                if light and "patch_scores" in arrays:
-                    info["without"] = {"patch_scores": list(arrays.pop("patch_scores").shape)}
-                for name, content in zip(FILES, _written_as(info, arrays), strict=True):
-                    packed.writestr(f"entries/{folder.name}/{name}", content)
-        os.replace(temporary, file)
-        return len(found)
+        temporary, n = Path(file).with_name(f".{Path(file).name}.{os.getpid()}"), 0
+        try:
+            with zipfile.ZipFile(temporary, "w", zipfile.ZIP_LZMA if light else zipfile.ZIP_DEFLATED) as packed:
+                for key, info, arrays in self._finished():
+                    if "config" in info:
+                        info["config"]["weights"] = Path(info["config"]["weights"]).name
+                    if light and "patch_scores" in arrays:
+                        info["without"] = {"patch_scores": list(arrays.pop("patch_scores").shape)}
+                    for name, content in zip(FILES, _written_as(info, arrays), strict=True):
+                        packed.writestr(f"entries/{key}/{name}", content)
+                    n += 1
+            if not n:
+                raise ValueError(f"pack: the store {self.root} has no finished entries")
+            os.replace(temporary, file)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return n
 
     def unpack(self, file: str | Path) -> tuple[int, int]:
         """Merges a packed file's entries into this store; -> (how many are new, how many there are in the file).
@@ -253,9 +262,9 @@ def _complete(folder: Path, *names: str) -> bool:
     return there
 
 
-def _same(written: dict, identity: dict) -> None:
+def _same(identity: dict, folder: Path) -> None:
     """Raises ValueError where a folder holds another identity's result than its name says."""
-    if written != json.loads(json.dumps(identity)):
+    if key_of(identity) != folder.name:
         raise ValueError("it holds the result of another identity")
 
 

@@ -266,18 +266,14 @@ def checked(found: pd.DataFrame) -> pd.DataFrame:
 
 def show(rows: pd.DataFrame, caption: str) -> Styler:
     """The rows as an HTML table; the caption says where the numbers come from. See :func:`readable`."""
-    styles = [
-        {"selector": "caption", "props": "caption-side: top; text-align: left; font-weight: bold; padding: 0.4em 0"},
-        {"selector": "td, th", "props": "padding: 0.15em 0.3em; text-align: right; font-size: 85%"},
-        {
-            "selector": "th.row_heading",
-            "props": "text-align: left; white-space: nowrap; position: sticky; left: 0; background: inherit",
-        },
-    ]
-    styled = (
-        readable(rows, "\x02{}\x03").style.format(_escaped).set_caption(html.escape(caption)).set_table_styles(styles)
-    )
-    return styled.format_index(escape="html", axis=0).format_index(escape="html", axis=1).set_uuid("t")
+    props = {
+        "caption": "caption-side: top; text-align: left; font-weight: bold; padding: 0.4em 0",
+        "td, th": "padding: 0.15em 0.3em; text-align: right; font-size: 85%",
+        "th.row_heading": "text-align: left; white-space: nowrap; position: sticky; left: 0; background: inherit",
+    }
+    styled = readable(rows, "\x02{}\x03").style.format(_escaped).set_caption(html.escape(caption)).set_uuid("t")
+    styled = styled.set_table_styles([{"selector": selector, "props": of} for selector, of in props.items()])
+    return styled.format_index(escape="html", axis=0).format_index(escape="html", axis=1)
 
 
 def _escaped(text: str) -> str:
@@ -400,11 +396,8 @@ def _four_digits(v: float) -> str:
 def read(path: Path) -> pd.DataFrame:
     """What :func:`write` wrote."""
     words = ["item", "table", "metric", "setting", "kind", "row", "left_out", "why", "label"]
-    how = {
-        "dtype": dict.fromkeys(words, str),
-        "keep_default_na": False,
-        "na_values": [""],
-    }  # a category may be called NA
+    # a category may be called NA
+    how = {"dtype": dict.fromkeys(words, str), "keep_default_na": False, "na_values": [""]}
     try:
         frame = pd.read_csv(path, **how)
     except ValueError as error:

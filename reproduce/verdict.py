@@ -89,9 +89,16 @@ def check(folder: str | Path) -> list[str]:
 
     Raises:
         FileNotFoundError: no verdicts there, so that nothing was checked.
+        ValueError: a file that is no verdict, or half of one; names it.
     """
     files = sorted(Path(folder).glob("*.verdict.json"))
     if not files:
         raise FileNotFoundError(f"folder: expected *.verdict.json of a finished run, found none in {folder}")
-    found = [json.loads(file.read_text()) for file in files]
-    return [f"{v['item']}: {v['state']}: {v['words']}" for v in found if v["state"] in ("partly", "not")]
+    found = []
+    for file in files:
+        try:
+            read = json.loads(file.read_text())
+            found.append([read[name] for name in ("item", "state", "words")])
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{file} is no verdict, or half of one ({type(error).__name__}: {error})") from None
+    return [f"{item}: {state}: {words}" for item, state, words in found if state in ("partly", "not")]

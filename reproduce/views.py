@@ -87,11 +87,8 @@ def anomalib_results(csv: str | Path) -> pd.DataFrame:
     """
     found = pd.read_csv(csv, dtype=str, keep_default_na=False)
     endings = {
-        "method": "model.class_path",
-        "category": "category",
-        "image_auroc": "image_AUROC",
-        "pixel_auroc": "pixel_AUROC",
-    }
+        "method": "model.class_path", "category": "category", "image_auroc": "image_AUROC", "pixel_auroc": "pixel_AUROC",
+    }  # fmt: skip
     columns = {name: [c for c in found if c.endswith(end)] for name, end in endings.items()}
     if missing := [endings[name] for name, there in columns.items() if not there]:
         raise ValueError(f"anomalib_results: {csv} has no column {', '.join(missing)}; it has {', '.join(found)}")

@@ -7,6 +7,7 @@ import shutil
 import warnings
 import zipfile
 from collections import namedtuple
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -224,6 +225,12 @@ def test_packed_entries_travel(tmp_path, capsys):
     os.mkfifo(tmp_path / "pipe")
     assert main(["pack", str(tmp_path / "pipe"), "--runs", str(tmp_path / "gpu")]) == 1
     assert "pipe is there, and is no file" in capsys.readouterr().err
+    for i, (command, name, content) in enumerate(product(("pack", "entries"), FILES, (b"", b"{}", b"PK", b"[1]"))):
+        broken = saved(tmp_path / f"broken {i}", {"a": 1}, n=1).folder("entries", {"a": 1})
+        (broken / name).write_bytes(content)
+        with pytest.warns(UserWarning, match=f"damaged store entry .*{broken.name} set aside"):
+            assert main([command, str(tmp_path / "new"), "--runs", str(tmp_path / f"broken {i}")]) == 1
+        assert "finished entries" in capsys.readouterr().err and not list(tmp_path.glob("*new*"))
 
 
 @pytest.mark.parametrize("how", ["no zip", "absent", "outside", "damaged", "another key", "null", "deep", "a bomb"])

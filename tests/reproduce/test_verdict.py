@@ -113,6 +113,11 @@ def test_a_run_is_checked_by_what_was_run_in_the_papers_setting(settings):
     ]:
         verdict(settings, item, table, missing=missing)
     note(settings, "e", "checked")
+    for content in (b'{"item": "f", "sta', b"{}", b"[1]", b"\xff", b"3"):
+        (folder / "f.verdict.json").write_bytes(content)
+        with pytest.raises(ValueError, match=r"f\.verdict\.json is no verdict, or half of one"):
+            check(folder)
+    (folder / "f.verdict.json").unlink()
     assert [line.partition(";")[0] for line in check(folder)] == [
         "b: partly: 1 of 2 numbers agree",
         "c: not: 0 of 1 numbers agree",

@@ -173,7 +173,7 @@ class Prediction:
         return f"Prediction({len(self)} images, {int(self.defective.sum())} defective at {self.threshold:.4g}{lost})"
 
     def _repr_html_(self, most: int = 12) -> str:
-        """A table of the most anomalous images with thumbnails, for notebooks."""
+        """A table of the most anomalous images with thumbnails, for notebooks, where a $ in a name is no formula."""
         rows = []
         for i in np.argsort(-self.scores)[:most] if self.paths else ():
             data, shown = BytesIO(), ""
@@ -185,7 +185,7 @@ class Prediction:
             cells = shown, html.escape(name), f"{self.scores[i]:.4g}", decision
             rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
         head = "<tr><th></th><th>image</th><th>score</th><th>decision</th></tr>" if rows else ""
-        return f"<p>{html.escape(repr(self))}</p><table>{head}{''.join(rows)}</table>"
+        return f'<p>{html.escape(repr(self))}</p><table class="tex2jax_ignore mathjax_ignore">{head}{"".join(rows)}</table>'
 
     def _check(self, i: int) -> None:
         require("i", 0 <= i < len(self.originals), f"an image from 0 to {len(self.originals) - 1} of predict()", i)

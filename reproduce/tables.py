@@ -12,6 +12,8 @@ from rcp.checks import require
 from rcp.metrics import image_auroc, paired_bootstrap
 from reproduce import paper
 
+# Notebooks and their HTML pages would take what stands between two $ of a name for a formula.
+pd.options.display.html.use_mathjax = pd.options.styler.html.mathjax = False
 METRICS = {
     "image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro": "AU-PRO", "d_prime": "d′",
     "position_r2": "R² of the position", "star": "highest point on the defect, %", "inference_ms": "ms an image",
@@ -443,7 +445,11 @@ def markdown(rows: pd.DataFrame) -> str:
     lines = [
         heads, ["---"] * len(heads), *([name, *row] for name, row in zip(text.index, text.to_numpy(), strict=True)),
     ]  # fmt: skip
-    return "".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+    return "".join("| " + " | ".join(_in_markdown(cell) for cell in line) + " |\n" for line in lines)
+
+
+def _in_markdown(cell: object) -> str:
+    return html.escape(" ".join(str(cell).split()), quote=False).replace("|", "\\|")
 
 
 def views(csv: Path, folder: Path) -> list[Path]:
@@ -451,6 +457,7 @@ def views(csv: Path, folder: Path) -> list[Path]:
     files, found = [], read(csv)
     require(str(csv), {"item", "table", *COLUMNS} <= set(found), "the columns that `gather` writes", list(found)[:9])
     for item, rows in found.groupby("item", sort=False):
+        require(f"{csv}: item", Path(item).name == item, "the name of a notebook", item)
         parts = [f"# {item}\n"]
         for (table, label), part in rows.groupby(["table", "label"], sort=False):
             parts.append("\n".join(filter(None, (f"## {table}\n", f"*{label}*\n" * bool(label), markdown(part)))))

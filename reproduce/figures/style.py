@@ -17,14 +17,8 @@ NOTHING = "nothing is computed yet"
 
 # DejaVu Sans comes with matplotlib; what it has no letters for, one of the others may, where it is installed.
 OTHERS = (
-    "Noto Sans CJK SC",
-    "Noto Sans CJK JP",
-    "Source Han Sans SC",
-    "WenQuanYi Zen Hei",
-    "Microsoft YaHei",
-    "PingFang SC",
-    "Noto Sans",
-)
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Zen Hei", "Microsoft YaHei", "PingFang SC", "Noto Sans",
+)  # fmt: skip
 FONTS = ["DejaVu Sans", *(name for name in OTHERS if name in fontManager.get_font_names())]
 
 # Legible at a paper's column width, 150 dpi in a notebook. The figures' style is a context, or a decorator.

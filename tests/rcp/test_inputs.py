@@ -222,7 +222,12 @@ def test_a_prediction_is_saved_as_a_table_and_overlays(detector, data, tmp_path)
         dataclasses.replace(out, paths=(tmp_path / "gone.png", *out.paths[1:])).save(tmp_path / "gone")
     assert len((tmp_path / "gone/predictions.csv").read_text().splitlines()) == 4
     page = dataclasses.replace(out, paths=("a<b>.png", *out.paths[1:]))._repr_html_()
-    assert page.count("<img") == 3 and "a&lt;b&gt;.png" in page and "<b>.png" not in page
+    assert (
+        page.count("<img") == 3
+        and "a&lt;b&gt;.png" in page
+        and "<b>.png" not in page
+        and 'class="tex2jax_ignore' in page
+    )
     assert re.match(r"Prediction\(3 images, \d defective at", repr(out))
 
 

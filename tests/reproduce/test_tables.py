@@ -291,12 +291,8 @@ def test_a_shown_table_has_published_columns_only_where_something_is_published()
     text = tables.readable(
         tables.compare(frame(TWO, dim=64).assign(pixel_auroc=0.9), tables.targets("2"), by=["dim"], metric=tables.AUROC)
     )
-    assert list(text) == [
-        ("image AUROC", "ours"),
-        ("image AUROC", "published"),
-        ("image AUROC", "difference"),
-        ("pixel AUROC", "ours"),
-    ]
+    of_image = [("image AUROC", column) for column in ("ours", "published", "difference")]
+    assert list(text) == [*of_image, ("pixel AUROC", "ours")]
     assert text.loc["PatchCore, D 64", "image AUROC"].tolist() == ["98.00 ± 0.71", "97.75", "+0.25"]
 
 
@@ -304,7 +300,8 @@ def test_a_shown_table_is_escaped_and_says_why_a_number_is_undefined():
     values = {"PatchCore": {"bottle": [0.99], "<b>x</b>": [None]}}
     rows = tables.compare(frame(values), groups={})
     markup = tables.show(rows, "from <i>here</i>").to_html()
-    assert "<b>x" not in markup and "<i>" not in markup
+    assert "<b>x" not in markup and "<i>" not in markup and 'class="tex2jax_ignore' in markup, "and a $ is no formula"
+    assert "| &lt;b&gt;x&lt;/b&gt; |" in tables.markdown(rows)
     two = tables.compare(frame({"PatchCore": {"bottle": [0.9]}, "ReConPatch": {"bottle": [0.8]}}), groups={})
     assert "<b>90.00</b>" in tables.show(two, "").to_html() and "<b>80" not in tables.show(two, "").to_html()
     assert "undefined: no &lt;b&gt;x" in markup and "mean of all 1 (without &lt;b&gt;x" in markup
@@ -327,11 +324,8 @@ def test_what_is_written_can_be_read_gathered_and_viewed(tmp_path):
         "btad; 10 epochs",
     )  # fmt: skip
     back = tables.read(tmp_path / "table_7.csv")
-    assert list(back) == ["table", *tables.COLUMNS, "low", "high", "label"] and back["row"].tolist()[:3] == [
-        "01",
-        "02",
-        "all",
-    ]
+    assert list(back) == ["table", *tables.COLUMNS, "low", "high", "label"]
+    assert back["row"].tolist()[:3] == ["01", "02", "all"]
     assert back["mean"].iloc[0] == 98.7654 and back["label"].unique().tolist() == ["btad; 10 epochs", "of its own"]
     assert tables.in_words(back[back["table"] == "image AUROC"].drop(columns=["low", "high"])) == tables.in_words(rows)
     (tmp_path / "table_5_entries.csv").write_text("method,dim\nPatchCore,64\n")
@@ -340,4 +334,8 @@ def test_what_is_written_can_be_read_gathered_and_viewed(tmp_path):
     (view,) = tables.views(tmp_path / "published.csv", tmp_path)
     text = view.read_text()
     assert view.name == "table_7.md" and text.startswith("# table_7\n\n## image AUROC\n\n*btad; 10 epochs*\n\n|")
+    elsewhere = (tmp_path / "published.csv").read_text().replace("\ntable_7,", "\n../elsewhere,")
+    (tmp_path / "other.csv").write_text(elsewhere)
+    with pytest.raises(ValueError, match=r"other\.csv: item: expected the name of a notebook, got '\.\./elsewhere'"):
+        tables.views(tmp_path / "other.csv", tmp_path)
     assert "| 02 | undefined: no 02 |" in text and "| mean of all 1 (without 02) | 98.77 |" in text

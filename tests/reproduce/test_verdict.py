@@ -105,12 +105,8 @@ def test_a_run_is_checked_by_what_was_run_in_the_papers_setting(settings):
     folder = settings.out("")
     with pytest.raises(FileNotFoundError, match=r"folder: expected \*.verdict.json"):
         check(folder)
-    for item, table, missing in [
-        ("a", rows(GOOD), []),
-        ("b", rows(GOOD, BAD), []),
-        ("c", rows(BAD), []),
-        ("d", rows(BAD), [1]),
-    ]:
+    tables = {"a": rows(GOOD), "b": rows(GOOD, BAD), "c": rows(BAD), "d": rows(BAD)}
+    for item, table, missing in zip(tables, tables.values(), ([], [], [], [1]), strict=True):
         verdict(settings, item, table, missing=missing)
     note(settings, "e", "checked")
     for content in (b'{"item": "f", "sta', b"{}", b"[1]", b"\xff", b"3"):

@@ -74,6 +74,8 @@ def reproduce(
     for named in parameters.get("members", {}).items():
         backbone.check(*named)
     settings = Settings(**{n: plain(v) for n, v in parameters.items() if n in Settings.__dataclass_fields__})
+    if parameters.get("weights") and not settings.render_only and Path(settings.weights).is_file():
+        backbone.Backbone(settings.backbone, settings.weights, (2, 3))  # what is none would fail once per notebook
     workers = os.cpu_count() or 1 if settings.render_only else 3 if settings.profile == "demo" else 1
 
     def job(i: int) -> Outcome:
@@ -302,9 +304,9 @@ def publish(run: Path, folder: Path) -> dict[str, str]:
 
     Returns: name -> "" where it was copied, or why it was not: a cell failed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     found, files = {}, sorted(run.glob("*.ipynb"))
     require("folder", len(files) > 0, "one of a finished run, with notebooks", str(run))
+    folder.mkdir(parents=True, exist_ok=True)
     for file in files:
         executed = _read(file)
         given = executed.metadata.pop("papermill", {}).get("parameters", {})

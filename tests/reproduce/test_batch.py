@@ -134,11 +134,14 @@ def test_papermill_alone_refuses_a_mistyped_parameter(tmp_path, small_demo):
 
 def test_unknown_parameters_are_refused_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setattr(batch, "_run", lambda *_a: pytest.fail("a notebook was run"))
-    file = tiny(tmp_path, "good", "1", DECLARED + '\ndevice: str = ""\nbtad_root: str = ""\nmembers: dict = {}')
+    more = '\ndevice: str = ""\nbtad_root: str = ""\nmembers: dict = {}\nweights: str = ""'
+    file = tiny(tmp_path, "good", "1", DECLARED + more)
+    (tmp_path / "text.pth").write_text("text")
     mistyped = {"resnet18": "random:0", "resnet81": "random:0"}
     for given, words in (
         ({"epoch": 3}, r"unknown parameter 'epoch'. Did you mean 'epochs'\?"), ({"profile": "papre"}, "profile: expected one of"),
         *(({"epochs": n}, f"epochs: expected a number above 0.* got {n}$") for n in (-1, 0, 2**31)),
+        ({"weights": str(tmp_path / "text.pth")}, "weights: .*text.pth is not a plain file of tensors"),
         ({"device": "gpu"}, "device: expected auto, cpu"), ({"seeds": [0, 10**20]}, "seeds: expected different numbers from 0"),
         ({"btad_root": "no"}, "no such data folder: .*no"), ({"members": mistyped}, "has a model 'resnet81'"),
     ):  # fmt: skip
@@ -177,6 +180,7 @@ def test_command_line_says_what_is_wrong_and_fails(capsys, tmp_path, small_demo)
     assert "absent" in capsys.readouterr().err
     assert cli.main(["download", "mvtek"]) == 1
     assert "Did you mean 'mvtec'?" in capsys.readouterr().err
+    assert cli.main(["publish", str(tmp_path / "no"), "--into", str(new := tmp_path / "new")]) == 1 and not new.exists()
     assert cli.main(["check", str(tmp_path)]) == 1 and "verdict.json" in capsys.readouterr().err
 
 

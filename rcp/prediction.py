@@ -156,9 +156,8 @@ class Prediction:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.table().to_csv(folder / "predictions.csv", index=False, errors="surrogateescape")
-        for i in range(
-            len(self) if self.maps is not None else 0
-        ):  # an image may be gone since: the table is there then
+        # an image may be gone since: the table is there then
+        for i in range(len(self) if self.maps is not None else 0):
             self.save_overlay(folder, i, i + 1)
         return folder
 

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -86,8 +87,13 @@ def embed(features: np.ndarray, neighbours: int = 15, seed: int = 0) -> np.ndarr
     """UMAP with its defaults. features: (n, D) -> (n, 2) float32.
 
     scikit-learn finds the neighbours, and what UMAP compiles is kept for the next process: 2 s in the place of 20 for 512 patches.
+    pynndescent, which would find them, is imported uncompiled: 13 s in the place of 41 where nothing is kept yet, the same numbers.
     """
+    import numba
     from sklearn.neighbors import NearestNeighbors
+
+    with mock.patch.object(numba.config, "DISABLE_JIT", True):
+        import pynndescent  # noqa: F401
     from umap import UMAP, umap_
 
     for compiled in (umap_.smooth_knn_dist, umap_.compute_membership_strengths):

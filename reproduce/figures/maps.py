@@ -9,12 +9,10 @@ from textwrap import fill
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from numpy import ndarray
-from sklearn.metrics import roc_curve
 
 from rcp import metrics
 from reproduce.figures.style import DEFECTIVE, NORMAL, PALETTE, THRESHOLD, TRUTH, nothing, plain, style, subplots
@@ -33,6 +31,8 @@ def score_histogram(groups: Mapping[str, tuple], thresholds: Thresholds | None =
         groups: method -> (scores (n,) float, labels (n,) 0 normal / 1 defective).
         thresholds: method -> score that a line is drawn at.
     """
+    import seaborn as sns
+
     if not groups:
         return nothing()
     figure, axes = subplots(1, len(groups), (3.3 * len(groups), 2.3), sharey=True)
@@ -102,6 +102,8 @@ def refined_maps(images: Images, masks: ndarray, maps: Maps, thresholds: Thresho
 
     titles: of the columns. The ROC is drawn up to 10 % false positives.
     """
+    from sklearn.metrics import roc_curve
+
     if not len(masks) or not maps:
         return nothing()
     rows, columns = 2 + len(maps), len(masks)

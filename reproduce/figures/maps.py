@@ -48,7 +48,9 @@ def score_histogram(groups: Mapping[str, tuple], thresholds: Thresholds | None =
             axis.axvline(at, color=THRESHOLD, ls="--", lw=1.4, label=f"threshold {at:.3g}")
         d_prime = _defined(metrics.d_prime, scores[~labels], scores[labels])
         auroc = _defined(metrics.image_auroc, labels, scores)
-        axis.set_title(f"{plain(method)}: d′ = {d_prime}, AUROC = {auroc}")
+        # of one class there is nothing to tell
+        told = f": d′ = {d_prime}, AUROC = {auroc}" if 0 < labels.mean() < 1 else ""
+        axis.set_title(plain(method) + told)
         axis.set(xlabel="image score", ylabel="% of the group")
         axis.legend(frameon=True, framealpha=0.8, edgecolor="none")
     return figure

@@ -80,7 +80,7 @@ def test_histogram_titles_are_the_metrics_and_lines_the_thresholds(scores):
         area = abs(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1)) / 2)
         assert area == pytest.approx(100 * np.ptp(values) / 24, rel=1e-3)
     one_class = figures.score_histogram({"PatchCore": (np.arange(5.0), np.zeros(5))})
-    assert one_class.axes[0].get_title() == "PatchCore: d′ = –, AUROC = –"
+    assert one_class.axes[0].get_title() == "PatchCore", "of one class there is neither"
 
 
 def test_score_maps_mark_ground_truth_threshold_and_maximum():

@@ -31,7 +31,7 @@ if __name__ == "__main__":
             if detector.device.type == "cuda":
                 value[0].cpu()  # waits for the device
             seconds[i, j] = time.perf_counter() - began
-    labels, rows = dataset.test.labels, []
+    labels, rows = dataset.test.labels.astype(bool), []
     for name, some in (("all", np.ones_like(labels)), ("normal", ~labels), ("defective", labels)):
         means = 1e3 * seconds[some].mean(0)
         rows.append([name, int(some.sum()), *(f"{m:.1f}" for m in means), f"**{means[3] / means[0]:.2f}×**"])
@@ -41,6 +41,6 @@ if __name__ == "__main__":
         f"Exact search among {entries:,} × {dim}, {options.category}, {options.backbone}, milliseconds an image",
         ["test images", "number", *STAGES, "search / CNN"],
         rows,
-        f"Each test image by itself, once; means. f: {how.get('representation', f'{options.epochs} epochs')}. An image is searched the "
+        f"Each test image by itself, once; means. f: {how.get('representation', f'trained, epochs: {options.epochs}')}. An image is searched the "
         f"longer the farther its patches lie from the bank. {environment(options.device)}",
     )

@@ -41,6 +41,7 @@ if __name__ == "__main__":
         f"Exact search among {entries:,} × {dim}, {options.category}, {options.backbone}, milliseconds an image",
         ["test images", "number", *STAGES, "search / CNN"],
         rows,
-        f"Each test image by itself, once; means. f: {how.get('representation', f'trained, epochs: {options.epochs}')}. An image is searched the "
-        f"longer the farther its patches lie from the bank. {environment(options.device)}",
+        f"Each test image by itself, once; means. f: {how.get('representation', f'trained, epochs: {options.epochs}')}. "
+        "An image is searched the longer the farther its patches lie from the bank. "
+        f"{environment(options.device)}",
     )

@@ -1,15 +1,14 @@
 """Exact search in a bank of all training patches, beside the CNN's own time, for every test image by itself."""
 
-import time
-
 import numpy as np
 from common import arguments, write
 
 from rcp import ReConPatch
 from rcp.data import load_dataset, load_images
 from reproduce.notebook import environment
+from reproduce.studies import inference_seconds
 
-STAGES = ("CNN", "features", "f", "search")
+STAGES = ("backbone", "features", "f", "search")
 
 if __name__ == "__main__":
     parser = arguments(__doc__)
@@ -21,16 +20,9 @@ if __name__ == "__main__":
     how |= {"backbone": options.backbone, "weights": options.weights, "device": options.device}
     detector = ReConPatch(coreset_ratio=1.0, dim=512, calibration_folds=0, **how).fit(dataset.train)
     images = load_images(dataset.test, detector.transform)
-    stages = (detector.extractor.maps, detector.extractor.patches, detector.represent_patches, detector.score_patches)
-    seconds = np.zeros((len(images), len(stages)))
-    for i in [*range(8), *range(len(images))]:  # the first ones warm up
-        value = images[i : i + 1]
-        for j, stage in enumerate(stages):
-            began = time.perf_counter()
-            value = stage(value)
-            if detector.device.type == "cuda":
-                value[0].cpu()  # waits for the device
-            seconds[i, j] = time.perf_counter() - began
+    inference_seconds(detector, images[:8], 1, 0)
+    split = [inference_seconds(detector, images[i : i + 1], 0, 1) for i in range(len(images))]
+    seconds = np.array([[float(one[name][0]) for name in STAGES] for one in split])
     labels, rows = dataset.test.labels.astype(bool), []
     for name, some in (("all", np.ones_like(labels)), ("normal", ~labels), ("defective", labels)):
         means = 1e3 * seconds[some].mean(0)
@@ -39,7 +31,7 @@ if __name__ == "__main__":
     write(
         f"full_bank_{options.category}_{options.backbone}",
         f"Exact search among {entries:,} × {dim}, {options.category}, {options.backbone}, milliseconds an image",
-        ["test images", "number", *STAGES, "search / CNN"],
+        ["test images", "number", *STAGES, "search / backbone"],
         rows,
         f"Each test image by itself, once; means. f: {how.get('representation', f'trained, epochs: {options.epochs}')}. "
         "An image is searched the longer the farther its patches lie from the bank. "

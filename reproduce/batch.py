@@ -75,9 +75,8 @@ def reproduce(
         backbone.check(*named)
     settings = Settings(**{n: plain(v) for n, v in parameters.items() if n in Settings.__dataclass_fields__})
     if parameters.get("weights") and not settings.render_only and Path(settings.weights).is_file():
-        backbone.Backbone(
-            settings.backbone, settings.weights, settings.config().layers
-        )  # else it fails once per notebook
+        # weights that are none would fail once per notebook
+        backbone.Backbone(settings.backbone, settings.weights, settings.config().layers)
     workers = os.cpu_count() or 1 if settings.render_only else 3 if settings.profile == "demo" else 1
 
     def job(i: int) -> Outcome:

@@ -143,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("-o", "--output", type=path, required=True, help="the detector's file, such as part.rcp")
     words = "default: %(default)s; but for paper, nothing is cropped"
     fit.add_argument("--preset", choices=PRESETS, default="inspection", help=words)
-    fit.add_argument("--backbone", help="a torchvision or timm CNN")
+    fit.add_argument("--backbone", help="a CNN: torchvision's ResNets and DenseNets, or timm's")
     several = {"action": "append", "default": [], "metavar": "NAME=VALUE"}
     fit.add_argument("--set", type=_setting, **several, help="a hyper-parameter")
     predict = command("predict", _predict, "score images and decide")

@@ -21,6 +21,7 @@ from rcp.paths import weights_root
 
 logger = logging.getLogger("rcp")
 
+OF_TORCHVISION = ("resne*", "wide_resne*", "densenet*")  # those of the paper; any other CNN is timm's, which lists its levels
 DEFAULT_TAGS = ("pretrained", "IMAGENET1K_V1")  # of a timm model, whatever timm takes for its own
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -28,11 +29,11 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class Backbone(nn.Module):
     """images: (n, 3, S, S) float32, ImageNet-normalised -> one (n, C_l, S_l, S_l) feature map per level; frozen, eval mode.
 
-    Level l is the last output at stride 2^(l+1): ResNet's ``layer{l}``, DenseNet's ``denseblock{l}``, a timm model's
-    feature of that reduction. Nothing deeper than the deepest level exists or runs.
+    Level l is the last output at stride 2^(l+1): of torchvision ResNet's ``layer{l}`` and DenseNet's ``denseblock{l}``, of any timm
+    model its feature of that reduction. Nothing deeper than the deepest level exists or runs.
 
     Args:
-        name: a torchvision model (first choice) or a timm model.
+        name: a ResNet (ResNeXt, Wide ResNet) or DenseNet of torchvision, or a timm model.
         weights: a tag of that model ("IMAGENET1K_V1", timm: "pretrained" or a tag), a .safetensors or .pth file
             (layers deeper than needed may be missing), or "random:SEED" (PyTorch's initialisation under that seed).
         levels: hierarchy levels, ascending.
@@ -79,18 +80,18 @@ def check(name: str, weights: str) -> None:
     """Raises where the model's name, the tag, the file or the seed cannot be right; builds nothing.
 
     Raises:
-        ValueError: neither torchvision nor timm has the model, or the model has no such tag, or the seed is no number.
+        ValueError: neither torchvision (``OF_TORCHVISION``) nor timm has the model, or the model has no such tag, or the seed is no number.
         FileNotFoundError: no such weights file.
     """
     require("weights", bool(weights), 'a tag such as IMAGENET1K_V1, a file, or "random:SEED"', weights)
     models, tag = torchvision_models(), _tag_of(weights)
-    if name in models.list_models(module=models):
+    if name in (known := models.list_models(models, OF_TORCHVISION)):
         tags = [w.name for w in models.get_model_weights(name)]
     else:
         timm = import_timm()
         if not timm.is_model(name):
-            known = models.list_models(module=models) + timm.list_models()
-            raise ValueError(f"backbone: neither torchvision nor timm has a model {name!r}.{nearest(name, known)}")
+            near = f"{nearest(name, known + timm.list_models())} Of torchvision's, ResNets and DenseNets are taken."
+            raise ValueError(f"backbone: neither torchvision nor timm has a model {name!r}.{near}")
         tags = [*DEFAULT_TAGS, *(tagged.partition(".")[2] for tagged in timm.list_pretrained(f"{name}.*"))]
     if tag and tag not in tags:
         expected = f"expected {', '.join(tags)}, a file, or random:SEED.{nearest(tag, tags)}"
@@ -157,15 +158,15 @@ def _file_hash(path: Path, _mtime: int) -> str:
 
 def _build(name: str, weights: str, levels: tuple[int, ...]) -> tuple[nn.Module, set[str]]:
     """-> (module that yields the levels' maps, keys of the whole model's state dict)."""
-    models = torchvision_models()
-    tag = _tag_of(weights)
-    if name in models.list_models(module=models):
+    models, tag = torchvision_models(), _tag_of(weights)
+    if name in models.list_models(models, OF_TORCHVISION):
         model = models.get_model(name, weights=None).eval()
         if tag:
             model.load_state_dict(_tagged_weights(name, tag))
         from torchvision.models.feature_extraction import create_feature_extractor
 
-        there = _torchvision_levels(model)
+        block = "features.denseblock" if hasattr(model, "features") else "layer"
+        there = {level: f"{block}{level}" for level in range(1, 5)}
     else:
         timm = import_timm()
         from timm.models import create_feature_extractor  # it knows timm's layers that cannot be traced
@@ -195,34 +196,6 @@ def _tagged_weights(name: str, tag: str) -> dict[str, Tensor]:
     except OSError as error:
         by_hand = f"place {published.url} at {file}, or name a file"
         raise OSError(f"weights: {name} {tag} could not be fetched ({error}); {by_hand}") from None
-
-
-def _torchvision_levels(model: nn.Module) -> dict[int, str]:
-    """-> level -> name of the module whose output it is."""
-    if hasattr(model, "layer1"):  # the ResNet family
-        return {n: f"layer{n}" for n in range(1, 5)}
-    if hasattr(model, "features") and hasattr(model.features, "denseblock1"):
-        return {n: f"features.denseblock{n}" for n in range(1, 5)}
-    return _last_at_each_stride(model)
-
-
-def _last_at_each_stride(model: nn.Module, side: int = 224) -> dict[int, str]:
-    """The block (``features.3``, not what is inside it) that ran last with a map of each stride, over one blank image."""
-    names = {module: name for name, module in model.named_modules() if name and name.count(".") <= 1}
-    last: dict[int, str] = {}
-
-    def note(module, _inputs, output):
-        if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] == output.shape[3] > 1:
-            stride, rest = divmod(side, output.shape[2])
-            if stride >= 4 and not rest and stride.bit_count() == 1:
-                last[stride.bit_length() - 2] = names[module]
-
-    hooks = [module.register_forward_hook(note) for module in names]
-    with torch.inference_mode():
-        model(torch.zeros(1, 3, side, side))
-    for hook in hooks:
-        hook.remove()
-    return last
 
 
 def _load_file(trunk: nn.Module, full_keys: set[str], path: Path, name: str) -> None:

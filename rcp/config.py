@@ -68,7 +68,7 @@ class Config:
         "rows and columns that an image is cut into, image_size pixels each, for small defects in large images [?]")
     tile_overlap: int = option("features", 0,
         "pixels of a tile that the next one sees too, whole patches; each describes its own half of them [?]", least=0)
-    backbone: str = option("features", "wide_resnet50_2", "a torchvision or timm CNN by name [P]")
+    backbone: str = option("features", "wide_resnet50_2", "a CNN by name: a ResNet or DenseNet of torchvision [P], or timm's")
     weights: str = option("features", "IMAGENET1K_V1", 'a tag [I], a file (.safetensors, .pth), or "random:SEED"')
     layers: tuple[int, ...] = option("features", (2, 3), "hierarchy levels, 1 is stride 4 [P]")
     backbone_dtype: Literal["float32", "bfloat16"] = option(

@@ -24,8 +24,8 @@ from rcp.patches import aggregate, pool
         ("resnet18", (128, 256)),
         ("wide_resnet50_2", (512, 1024)),
         ("densenet121", (512, 1024)),
-        ("efficientnet_b0", (40, 112)),
-        ("resnetv2_50", (512, 1024)),  # timm
+        ("efficientnet_b0", (40, 112)),  # timm, as all that follow
+        ("resnetv2_50", (512, 1024)),
         ("tf_efficientnet_lite0", (40, 112)),  # whose padding cannot be traced
     ],
 )
@@ -94,6 +94,7 @@ def test_nothing_is_unpickled(tmp_path, monkeypatch):
             ValueError,
             "neither torchvision nor timm has a model 'resnet81'. Did you mean 'resnet18'?",
         ),
+        ("vgg1", "random:0", ValueError, "Did you mean 'vgg19'? Of torchvision's, ResNets and DenseNets are taken."),
         ("resnet18", "IMAGENET1K_V7", ValueError, "resnet18 has no weights 'IMAGENET1K_V7'; expected IMAGENET1K_V1"),
         ("resnet18", "random:zero", ValueError, "weights: expected random:SEED with a whole number, got 'random:zero'"),
         ("resnet18", "random:²", ValueError, "weights: expected random:SEED with a whole number, got 'random:²'"),

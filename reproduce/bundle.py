@@ -108,7 +108,7 @@ def write(folder: Path, tasks: Sequence[Entry]) -> tuple[int, list[Entry]]:
     require("bundle", len(tasks) > 0, "entries that the store lacks", "none")
     require_new(folder)
     for name in ("rcp", "reproduce"):
-        for file in sorted((ROOT / name).rglob("*.py")):
+        for file in sorted(f for f in (ROOT / name).rglob("*") if f.suffix in (".py", ".toml")):
             _copy(file, folder / "code" / file.relative_to(ROOT))
     (folder / "code" / "COMMIT").write_text(commit())
     (folder / "run.py").write_text(SCRIPT)

@@ -5,6 +5,7 @@ import stat
 import sys
 import tarfile
 import tempfile
+import tomllib
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -35,33 +36,7 @@ class Source:
         return self.url.rsplit("/", 1)[-1]
 
 
-REGISTRY = {
-    "mvtec": Source(
-        "https://www.mydrive.ch/shares/150996/b52ecdcbf521176e9db9c731f2304b27/download/420938113-1629960298/"
-        "mvtec_anomaly_detection.tar.xz",
-        "sha256:cf4313b13603bec67abb49ca959488f7eedce2a9f7795ec54446c649ac98cd3d",
-        "CC BY-NC-SA 4.0",
-        "https://www.mvtec.com/company/research/datasets/mvtec-ad",
-    ),
-    "btad": Source(
-        "https://avires.dimi.uniud.it/papers/btad/btad.zip",
-        "sha256:461c9387e515bfed41ecaae07c50cf6b10def647b36c9e31d239ab2736b10d2a",
-        "CC BY-NC-SA 4.0",
-        "https://github.com/pankajmishra000/VT-ADL",
-    ),
-    "dtd": Source(
-        "https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz",
-        "md5:fff73e5086ae6bdbea199a49dfb8a4c1",
-        "for research",
-        "https://www.robots.ox.ac.uk/~vgg/data/dtd/",
-    ),
-    "visa": Source(
-        "https://amazon-visual-anomaly.s3.us-west-2.amazonaws.com/VisA_20220922.tar",
-        "sha256:2eb8690c803ab37de0324772964100169ec8ba1fa3f7e94291c9ca673f40f362",
-        "CC BY 4.0 or CC BY-NC-SA 4.0 (sources disagree: see the page)",
-        "https://github.com/amazon-science/spot-diff",
-    ),
-}
+REGISTRY = {n: Source(**about) for n, about in tomllib.loads(Path(__file__).with_suffix(".toml").read_text()).items()}
 
 
 def download(name: str, root: str | Path | None = None, registry: Mapping[str, Source] = REGISTRY) -> Path:

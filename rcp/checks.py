@@ -50,6 +50,7 @@ def check_type(name: str, kind: Any, value: Any) -> Any:
             raise ValueError(f"{name}: expected one of {words}, got {value!r}.{nearest(value, choices)}")
         return value
     value = value.item() if isinstance(value, np.generic) else value  # a number that numpy computed
+    value = str(value) if kind is str and isinstance(value, Path) else value
     alternatives = get_args(kind) if isinstance(kind, UnionType) else (kind,)
     kinds = tuple(get_origin(k) or k for k in alternatives if k is not Any)
     value = tuple(value) if isinstance(value, list) and tuple in kinds else value
@@ -79,16 +80,13 @@ def check_type(name: str, kind: Any, value: Any) -> Any:
     return value
 
 
-LIMITS = ("above", "least", "most")
-
-
-def limited(default: Any, about: dict | None = None, **limits: float) -> Any:
+def limited(default: Any, about: dict | None = None, *, above=None, least=None, most=2**31 - 1) -> Any:
     """A field of a dataclass whose values are greater than ``above``, at least ``least`` and at most ``most``, by :func:`check_fields`.
 
     about: further metadata.
     """
-    check_names("unknown limit", limits, LIMITS)
-    return dataclasses.field(default=default, metadata=(about or {}) | {"most": 2**31 - 1} | limits)
+    limits = {"above": above, "least": least, "most": most}
+    return dataclasses.field(default=default, metadata=(about or {}) | limits)
 
 
 def _numbers(name: str, value: Any) -> Any:
@@ -131,7 +129,7 @@ def check_fields(instance) -> None:
         value = check_type(f.name, kinds[f.name], getattr(instance, f.name))
         object.__setattr__(instance, f.name, value)
         if isinstance(value, int | float) and not isinstance(value, bool):
-            above, least, most = (f.metadata.get(limit) for limit in LIMITS)
+            above, least, most = (f.metadata.get(limit) for limit in ("above", "least", "most"))
             require(f.name, above is None or value > above, f"a number above {above}", value)
             require(f.name, least is None or value >= least, f"{least} or more", value)
             require(f.name, most is None or value <= most, f"at most {most}", value)

@@ -8,7 +8,6 @@ for that purpose, so one that is declared here cannot be forgotten there.
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from rcp.checks import check_fields, check_names, check_type, limited, require
@@ -32,7 +31,6 @@ def option(stage: str | None, default: Any, meaning: str, *, of: tuple[str, ...]
         of: the representations whose results depend on it; () is all.
         limits: as of :func:`rcp.checks.limited`; without ``most``, less than what no one means.
     """
-    check_type("stage", Literal[*STAGES, None], stage)
     most = 1e9 if isinstance(default, float) else 2**31 - 1
     return limited(default, {"stage": stage, "meaning": meaning, "of": of}, **{"most": most} | limits)
 
@@ -123,7 +121,6 @@ class Config:
     # fmt: on
 
     def __post_init__(self):
-        object.__setattr__(self, "weights", str(check_type("weights", str | Path, self.weights)))
         mean, pooled = self.aggregation == "mean", self.level_dim
         of_levels = isinstance(self.layers, tuple | list) and all(isinstance(n, int) and n >= 1 for n in self.layers)
         require("layers", of_levels and self.layers, "hierarchy levels from 1 such as (2, 3)", self.layers)

@@ -59,8 +59,6 @@ class RefinementConfig:
     seed: int = limited(0, least=0)
 
     def __post_init__(self):
-        if isinstance(self.textures, Path):
-            object.__setattr__(self, "textures", str(self.textures))
         check_fields(self)
         require("stride", self.stride >= 1 and self.stride.bit_count() == 1, "a power of two", self.stride)
         require("rates", self.rates and min(self.rates) >= 1, "rates from 1, such as (6, 12, 18)", self.rates)

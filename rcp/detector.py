@@ -280,22 +280,22 @@ class ReConPatch:
 
     def _remember(self, p: np.ndarray, f: nn.Linear | None, history: list[dict]) -> "ReConPatch":
         """The memory bank of f(p), and the held-out scores of the training images."""
-        p, c, words = np.asanyarray(p), self.config, "(n, h · w, D) of finite float numbers"
-        fits = p.ndim == 3 and len(p) > 0 and p.dtype in FLOATS and p.shape[2] == (c.extracted_dim or p.shape[2])
-        require("p", fits, words, (p.shape, p.dtype))
+        c = self.config
+        p = _features(p, c.extracted_dim)
         sizes = isinstance(f, nn.Linear) and (f.in_features, f.out_features)
         wanted = c.representation != "none" and (p.shape[2], c.bank_dim(p.shape[2]))
         require("f", sizes == wanted, f"a linear layer of the sizes {wanted}" if wanted else "None", f)
         n, patches, _ = p.shape
         self._grid(patches)
-        count = bank_size(self.config, n * patches, p.shape[-1])
+        count = bank_size(c, n * patches, p.shape[-1])
         self.f_, self.history_, self.refiner_ = f, history, None
         with self.timings_("representation"):
-            represented = torch.empty(n, patches, self.config.bank_dim(p.shape[-1]), device=self.device)
+            represented = torch.empty(n, patches, c.bank_dim(p.shape[-1]), device=self.device)
             for i, part in enumerate(as_tensor(p)):
                 represented[i] = self.represent_patches(part)
                 drop_pages(p)
-        require("p", torch.stack(represented.aminmax()).isfinite().all(), words, "NaN or infinity")
+        finite = torch.stack(represented.aminmax()).isfinite().all()
+        require("p", finite, "finite features", "NaN or infinity")
         with self.timings_("coreset"):
             self.bank_ = self._memorize(represented.flatten(0, 1), count)
         with self.timings_("calibration"):
@@ -401,14 +401,9 @@ class ReConPatch:
     def predict_features(self, p: np.ndarray, maps: bool = True, refined: bool = True) -> Prediction:
         """``predict`` from features that are there already: p (n, h · w, D) as :class:`PatchExtractor` makes them."""
         self._check_fitted()
-        p = self._fitting(np.asanyarray(p))
+        width = self.bank_.entries.shape[1] if self.f_ is None else self.f_.in_features
+        p = _features(p, self.config.extracted_dim or width)
         return self._predict(len(p), lambda part: drop_pages(p)[part], maps, refined)
-
-    def _fitting(self, p: np.ndarray) -> np.ndarray:
-        width = self.config.extracted_dim or self.bank_.entries.shape[1] if self.f_ is None else self.f_.in_features
-        fits = p.ndim == 3 and p.shape[-1] == width and p.dtype in FLOATS
-        require("p", fits, f"features (n, h · w, {width}) of float numbers", (p.shape, p.dtype))
-        return p
 
     def _predict(self, n: int, p_of: Callable[[slice], np.ndarray], maps: bool, refined: bool, **about) -> Prediction:
         """Scores n images, a few at a time. p_of: the features of some of them. about: further fields of the prediction."""
@@ -419,7 +414,7 @@ class ReConPatch:
         for start in progress(range(0, n, batch), "scores"):
             part = slice(start, min(start + batch, n))
             with self.timings_("features"):
-                p = as_tensor(self._fitting(p_of(part)))
+                p = as_tensor(p_of(part))
             with self.timings_("scoring"):
                 s = self.score_patches(self.represent_patches(p))
                 found = score_maps(s, self.transform.shape, c.blur) if maps or refined else None
@@ -540,29 +535,26 @@ class ReConPatch:
 
     def _restore(self, tensors: dict[str, Tensor]) -> None:
         """What is fitted, from a file's tensors."""
-        c, bank, f = self.config, tensors["bank"], _part("f.", tensors)
-        parts = ("f.",) * (c.representation != "none") + ("refiner.",) * bool(self.refine)
-        foreign = [n for n in tensors if n not in ("bank", "train_scores") and not n.startswith(parts)]
-        require("tensors", not foreign, "those that its config asks for", foreign)
-        self.train_scores_ = tensors["train_scores"].numpy() if "train_scores" in tensors else None
-        axes = {"bank": 2, "train_scores": 1, "f.weight": 2}
+        c, learnt, of_learnt = self.config, {}, dict(tensors)
         for name, t in tensors.items():
-            fits = t.dtype == torch.float32 and t.ndim == axes.get(name, t.ndim) and t.numel() > 0
-            expected = f"float32 numbers along {axes.get(name, t.ndim)} axes"
+            axes = {"bank": 2, "train_scores": 1, "f.weight": 2}.get(name, t.ndim)
+            fits = t.dtype == torch.float32 and t.ndim == axes and t.numel() > 0
+            expected = f"float32 numbers along {axes} axes"
             require(name, fits or name.endswith("num_batches_tracked"), expected, (tuple(t.shape), t.dtype))
-        require("f.bias", ("f.bias" in tensors) == (c.representation != "none"), "as its config says", sorted(f))
-        width = c.bank_dim(bank.shape[1])
-        require("bank", bank.shape[1] == width, f"{width} columns, as its config says", bank.shape[1])
+        bank, scores = of_learnt.pop("bank"), of_learnt.pop("train_scores", None)
+        size = bank.shape[1]
         if c.representation != "none":
-            dim, size = f["weight"].shape
-            require("f.weight", size == (c.extracted_dim or size), f"{c.extracted_dim} columns, the size of p", size)
-            require("f.weight", dim == bank.shape[1], f"{bank.shape[1]} rows, as wide as the bank", dim)
-            self.f_ = nn.Linear(size, dim, device=self.device).requires_grad_(False)
-            self.f_.load_state_dict(f)
-        self.bank_ = MemoryBank(bank.to(self.device), c.neighbours)
+            size = c.extracted_dim or tensors["f.weight"].shape[1]
+            learnt["f"] = nn.Linear(size, c.bank_dim(size))
         if self.refine:
-            self.refiner_ = RefinementNet(self.refine).to(self.device).eval().requires_grad_(False)
-            self.refiner_.load_state_dict(_part("refiner.", tensors))
+            learnt["refiner"] = RefinementNet(self.refine)
+        both = nn.ModuleDict(learnt).requires_grad_(False).eval().to(self.device)
+        both.load_state_dict(of_learnt)  # none is missing, foreign or of another shape, or it raises
+        self.f_, self.refiner_ = learnt.get("f"), learnt.get("refiner")
+        width = c.bank_dim(size)
+        require("bank", bank.shape[1] == width, f"{width} columns, as its config says", bank.shape[1])
+        self.bank_ = MemoryBank(bank.to(self.device), c.neighbours)
+        self.train_scores_ = None if scores is None else scores.numpy()
 
     def __repr__(self) -> str:
         by_class = {"representation": "trained"} if self.represents == ("none",) else {}  # the class says it
@@ -584,8 +576,12 @@ def load(path: str | Path, **how) -> ReConPatch:
     return ReConPatch.load(path, **how)
 
 
-def _part(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+def _features(p: np.ndarray, size: int | None) -> np.ndarray:
+    """p as an array. Raises ValueError where that cannot be features, or those of another size."""
+    p = np.asanyarray(p)
+    fits = p.ndim == 3 and len(p) > 0 and p.dtype in FLOATS and p.shape[2] == (size or p.shape[2])
+    require("p", fits, f"features (n, h · w, {size or 'D'}) of float numbers", (p.shape, p.dtype))
+    return p
 
 
 def drop_pages(p: np.ndarray) -> np.ndarray:

@@ -21,7 +21,8 @@ from rcp.paths import weights_root
 
 logger = logging.getLogger("rcp")
 
-OF_TORCHVISION = ("resne*", "wide_resne*", "densenet*")  # those of the paper; any other CNN is timm's, which lists its levels
+# Those of the paper; any other CNN is timm's, which lists its levels.
+OF_TORCHVISION = ("resne*", "wide_resne*", "densenet*")
 DEFAULT_TAGS = ("pretrained", "IMAGENET1K_V1")  # of a timm model, whatever timm takes for its own
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -98,13 +98,14 @@ class Config:
     batch_images: int = of_f(0, "0 shuffles the patches of the whole training set; n takes batch_size patches of n images [?]", least=0)
     k: int = of_f(5, "neighbours in N_k (Eq. 2) [P]", least=2)
     margin: float = of_f(1.0, "m of Eq. 7 [P]", least=0)
-    alpha: float = of_f(0.5, "share of pairwise similarity in Eq. 6 [P]", least=0)
+    alpha: float = of_f(0.5, "share of pairwise similarity in Eq. 6, the rest is contextual [P]", least=0, most=1)
     sigma: float = of_f(1.0, "bandwidth of Eq. 1, divides the squared distance [?]", above=0)
-    gamma: float = of_f(0.999, "momentum of the EMA copies, Eq. 8 [?]", least=0)
+    gamma: float = of_f(0.999, "momentum of the EMA copies, Eq. 8 [?]", least=0, most=1)
     normalize_teacher: bool = of_f(False, "divide z̄ by its length before Eq. 1 to 5 [?]")
     expansion: Literal["reciprocal", "plain"] = of_f("reciprocal", "what Eq. 4 averages over [P], or all k/2 neighbours")
     coreset_ratio: float = option("bank", 0.01,
-        "share of all patches kept [P]; 1.0 keeps all: nothing is selected, and the score is the distance alone [?]", above=0)
+        "share of all patches kept [P]; 1.0 keeps all: nothing is selected, and the score is the distance alone [?]",
+        above=0, most=1)
     selection: Literal["greedy", "random"] = option(
         "bank", "greedy", "k-center [P]; or drawn from the seed: cheap, and outliers are not preferred [?]")
     coreset_projection: int | None = option(
@@ -137,9 +138,6 @@ class Config:
             ("tiles", len(self.tiles) == 2 and min(self.tiles) > 0, "rows and columns, such as (2, 3)"),
             ("tile_overlap", self.tile_overlap == 0 or (whole and self.tiles != (1, 1)), shared),
             ("aspect", self.tiles == (1, 1) or self.aspect == "squash", "'squash' where images are cut into tiles"),
-            ("alpha", self.alpha <= 1, "a share from 0 (contextual only) to 1 (pairwise only)"),
-            ("gamma", self.gamma <= 1, "a momentum from 0 to 1"),
-            ("coreset_ratio", self.coreset_ratio <= 1, "a share of the patches, above 0 and at most 1"),
             ("k", self.k < self.batch_size, f"fewer than batch_size={self.batch_size} patches"),
             ("patch_dim", not mean or self.patch_dim is None, "None with aggregation='mean', which pools nothing"),
             ("dim", mean or self.linear or self.dim <= pooled, narrow),

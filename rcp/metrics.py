@@ -293,15 +293,12 @@ def _checked(labels, scores, labels_name: str, scores_name: str, paths=None) -> 
     labels, scores = (
         np.atleast_1d(check_type(n, np.ndarray, v)) for n, v in ((labels_name, labels), (scores_name, scores))
     )
-    if paths is not None and len(scores) != len(paths):
-        of = f"one for each of the {len(paths)} images of the split"
-        raise ValueError(f"{scores_name}: expected {of}, found {len(scores)}")
-    if labels.shape != scores.shape:
-        raise ValueError(f"{scores_name}: expected the shape of {labels_name} {labels.shape}, found {scores.shape}")
+    of = len(scores if paths is None else paths)
+    require(scores_name, len(scores) == of, f"one for each of the {of} images of the split", len(scores))
+    require(scores_name, labels.shape == scores.shape, f"the shape of {labels_name} {labels.shape}", scores.shape)
     if labels.dtype != bool:
         others = labels[(labels != 0) & (labels != 1)]
-        if len(others):
-            raise ValueError(f"{labels_name}: expected 0 (normal) and 1 (defective) only, found {others[0]}")
+        require(labels_name, not len(others), "0 (normal) and 1 (defective) only", others[:1].tolist())
         labels = labels.astype(bool)
     _need_finite(scores, scores_name, paths)
     return labels, scores

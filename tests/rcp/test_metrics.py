@@ -175,11 +175,11 @@ def test_what_is_undefined_says_why(compute, reason):
 @pytest.mark.parametrize(
     "compute, message",
     [
-        (lambda: image_auroc([0, 1, 1], [0.1, 0.2]), r"scores: expected the shape of labels \(3,\), found \(2,\)"),
-        (lambda: image_auroc([0, 2], [0.1, 0.2]), "labels: expected 0 .* and 1 .*, found 2"),
+        (lambda: image_auroc([0, 1, 1], [0.1, 0.2]), r"scores: expected the shape of labels \(3,\), got \(2,\)"),
+        (lambda: image_auroc([0, 2], [0.1, 0.2]), "labels: expected 0 .* and 1 .*, got .2"),
         (lambda: image_auroc([0, 1, 1], [0.1, 0.2, np.nan]), "scores: NaN or infinite at index 2"),
-        (lambda: pixel_auroc(np.eye(2)[None] > 0, np.ones((1, 3, 3))), r"maps: .* \(1, 2, 2\), found \(1, 3, 3\)"),
-        (lambda: pixel_auroc(255 * np.eye(2, dtype=np.uint8)[None], np.ones((1, 2, 2))), "masks: .*found 255"),
+        (lambda: pixel_auroc(np.eye(2)[None] > 0, np.ones((1, 3, 3))), r"maps: .* \(1, 2, 2\), got \(1, 3, 3\)"),
+        (lambda: pixel_auroc(255 * np.eye(2, dtype=np.uint8)[None], np.ones((1, 2, 2))), "masks: .*got .255"),
         (lambda: aupro(np.eye(2)[None] > 0, np.full((1, 2, 2), np.inf)), "maps: NaN or infinite at index 0"),
         (lambda: aupro(np.eye(2) > 0, np.ones((2, 2))), r"expected shape \(n, H, W\), got \(2, 2\)"),
         (lambda: aupro(np.eye(2)[None] > 0, np.ones((1, 2, 2)), limit=30), "limit: .* got 30"),
@@ -344,7 +344,7 @@ def test_evaluate_without_training_scores(case):
 def test_evaluate_names_both_numbers_when_they_differ(case, what):
     prediction, split, _ = case
     setattr(prediction, what, getattr(prediction, what)[:7])
-    with pytest.raises(ValueError, match=f"{what}: .*10 images.* found 7"):
+    with pytest.raises(ValueError, match=f"{what}: .*10 images.* got 7"):
         evaluate(prediction, split)
 
 

@@ -401,9 +401,12 @@ class ReConPatch:
     def predict_features(self, p: np.ndarray, maps: bool = True, refined: bool = True) -> Prediction:
         """``predict`` from features that are there already: p (n, h · w, D) as :class:`PatchExtractor` makes them."""
         self._check_fitted()
-        width = self.bank_.entries.shape[1] if self.f_ is None else self.f_.in_features
-        p = _features(p, self.config.extracted_dim or width)
+        p = self._fitting(p)
         return self._predict(len(p), lambda part: drop_pages(p)[part], maps, refined)
+
+    def _fitting(self, p: np.ndarray) -> np.ndarray:
+        size = self.f_.in_features if self.f_ else self.config.extracted_dim or self.bank_.entries.shape[1]
+        return _features(p, size)
 
     def _predict(self, n: int, p_of: Callable[[slice], np.ndarray], maps: bool, refined: bool, **about) -> Prediction:
         """Scores n images, a few at a time. p_of: the features of some of them. about: further fields of the prediction."""
@@ -414,7 +417,7 @@ class ReConPatch:
         for start in progress(range(0, n, batch), "scores"):
             part = slice(start, min(start + batch, n))
             with self.timings_("features"):
-                p = as_tensor(p_of(part))
+                p = as_tensor(self._fitting(p_of(part)))
             with self.timings_("scoring"):
                 s = self.score_patches(self.represent_patches(p))
                 found = score_maps(s, self.transform.shape, c.blur) if maps or refined else None

@@ -6,12 +6,12 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from functools import lru_cache
+from glob import glob
 from pathlib import Path
-from typing import NamedTuple
 from unicodedata import normalize
 
 import numpy as np
@@ -286,30 +286,18 @@ def _read_visa(folder: Path) -> tuple[Split, Split]:
     return _split(splits["train"]), _split(splits["test"])
 
 
-class _Layout(NamedTuple):
-    looked_for: str
-    matches: Callable[[Path], bool]  # is this the folder of one category?
-    read: Callable[[Path], tuple[Split, Split]] = _read_tree
-
-
-def _has(folder: Path, *names: str) -> bool:
-    return all((folder / name).is_dir() for name in names)
-
-
-_OWN = "train (images in it, or in train/good, ok or normal), or CATEGORY/train, or images themselves"
-LAYOUTS = {  # detection takes the first that fits
-    "visa": _Layout(
-        "split_csv/1cls.csv beside CATEGORY/Data/Images",
-        lambda f: _has(f, "Data/Images") and _visa_table(f).is_file(),
-        _read_visa,
-    ),
-    "mvtec": _Layout("CATEGORY/train/good and CATEGORY/test", lambda f: _has(f, "train/good", "test")),
-    "btad": _Layout(
-        "CATEGORY/train/ok and CATEGORY/test/ok or ko",
-        lambda f: _has(f, "train/ok", "test/ok") or _has(f, "train/ok", "test/ko"),
-    ),
-    "own": _Layout(_OWN, lambda f: _has(f, "train")),
+# What a category's folder holds (``/``: a folder), and how that is said; detection takes the first that fits.
+LAYOUTS = {
+    "visa": (("Data/Images/", "../split_csv/1cls.csv"), "split_csv/1cls.csv beside CATEGORY/Data/Images"),
+    "mvtec": (("train/good/", "test/"), "CATEGORY/train/good and CATEGORY/test"),
+    "btad": (("train/ok/", "test/[ok][ko]/"), "CATEGORY/train/ok and CATEGORY/test/ok or ko"),
+    "own": (("train/",), "train (images in it, or in train/good, ok, normal), or CATEGORY/train, or images themselves"),
 }
+
+
+def _fits(folder: Path, layout: str) -> bool:
+    """Whether it is the folder of one category."""
+    return all(glob(pattern, root_dir=folder) for pattern in LAYOUTS[layout][0])
 
 
 def _find(root: Path, layout: str) -> tuple[str, dict[str, Path]]:
@@ -319,11 +307,11 @@ def _find(root: Path, layout: str) -> tuple[str, dict[str, Path]]:
         raise FileNotFoundError(f"no such data folder: {root}")
     if not root.is_dir():
         raise ValueError(f"the data folder is a file: {root}; if it is an archive, unpack it first")
-    wanted = LAYOUTS if layout == "auto" else {layout: LAYOUTS[layout]}
-    for name, candidate in wanted.items():
-        if candidate.matches(root):
+    wanted = LAYOUTS if layout == "auto" else [layout]
+    for name in wanted:
+        if _fits(root, name):
             return name, {root.name: root}
-        there = [folder for folder in _folders(root) if candidate.matches(folder)]
+        there = [folder for folder in _folders(root) if _fits(folder, name)]
         if found := {composed(folder.name): folder for folder in there}:
             require("root", len(found) == len(there), "names that differ in more than their Unicode form", str(root))
             others = [folder.name for folder in _folders(root) if folder not in there and _images_below(folder)]
@@ -335,8 +323,8 @@ def _find(root: Path, layout: str) -> tuple[str, dict[str, Path]]:
 
     there = [p.name + "/" * p.is_dir() for p in sorted(root.iterdir(), key=_natural)]
     listed = ", ".join(there[:12]) + (f" and {len(there) - 12} more" if len(there) > 12 else "") or "nothing"
-    looked_for = "".join(f"\n  {name}: {candidate.looked_for}" for name, candidate in wanted.items())
-    deeper = [p for p in _folders(root) if any(c.matches(f) for f in _folders(p) for c in wanted.values())]
+    looked_for = "".join(f"\n  {name}: {LAYOUTS[name][1]}" for name in wanted)
+    deeper = [p for p in _folders(root) if any(_fits(f, name) for f in _folders(p) for name in wanted)]
     hint = f"\nDid you mean {deeper[0]}?" if deeper else ""
     raise ValueError(f"no known layout in {root}. Looked for{looked_for}\nFound: {listed}{hint}")
 
@@ -374,7 +362,7 @@ def load_dataset(root: str | Path, category: str | None = None, layout: str = "a
         near = ", ".join(sorted(folders, key=lambda f: -SequenceMatcher(None, category.lower(), f.lower()).ratio()))
         raise ValueError(f"no category {category!r} in {root} (layout {name}); nearest first: {near}")
     folder = folders[category]
-    train, test = LAYOUTS[name].read(folder)
+    train, test = (_read_visa if name == "visa" else _read_tree)(folder)
     if not train:
         where = _visa_table(folder) if name == "visa" else folder / "train"
         looked_for = f"{', '.join(IMAGE_SUFFIXES)}, directly or in {', '.join(NORMAL)}"

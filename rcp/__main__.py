@@ -10,7 +10,7 @@ from rcp.checks import check_type
 from rcp.config import INSPECTION, WHOLE, Config
 from rcp.data.sources import images_of
 from rcp.detector import ReConPatch, load
-from rcp.paths import require_folder_of
+from rcp.paths import require_writable
 from rcp.prediction import tabulated
 from rcp.watch import watch
 
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _fit(o: argparse.Namespace) -> None:
     given = {n: v for n, v in vars(o).items() if n in ("backbone", "weights", "device") and v is not None}
     detector = ReConPatch.from_config(Config.build(**PRESETS[o.preset] | given | dict(o.set)))
-    _require_writable(o.output)
+    require_writable(o.output, "write {} in")
     detector.false_alarm_rate = o.false_alarm_rate
     detector.fit(o.folder, _say, skip_unreadable=o.skip_unreadable).save(o.output)
     _say(f"saved {o.output}: {detector!r}")
@@ -99,15 +99,6 @@ def _line(found: dict) -> str:
 
 def _say(words: str) -> None:
     print(words, file=sys.stderr, flush=True)
-
-
-def _require_writable(file: Path) -> None:
-    """Raises OSError before the work where the file could not be written."""
-    require_folder_of(file, "write {} in")
-    there = file.exists()
-    file.open("ab").close()
-    if not there:
-        file.unlink()
 
 
 def path(text: str) -> Path:

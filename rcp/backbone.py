@@ -1,11 +1,9 @@
 """Frozen ImageNet CNN → feature maps of chosen hierarchy levels (Sec. 3.1)."""
 
-import contextlib
 import gc
 import hashlib
 import logging
 import sys
-from collections.abc import Iterator
 from functools import lru_cache, wraps
 from importlib import import_module
 from pathlib import Path
@@ -104,21 +102,16 @@ def check(name: str, weights: str) -> None:
 
 def torchvision_models() -> ModuleType:
     """``torchvision.models``, imported when first needed, without torch's compiler."""
-    with _without_compiler("torchvision"):
-        from torchvision import models
-    return models
+    return _imported("torchvision.models")
 
 
 def import_timm() -> ModuleType:
     """``timm``, likewise."""
-    with _without_compiler("timm"):
-        import timm
-    return timm
+    return _imported("timm")
 
 
-@contextlib.contextmanager
-def _without_compiler(package: str) -> Iterator[None]:
-    """Imports the package without ``torch._dynamo``, which takes 2.2 s of the 8 s until a saved detector's first score.
+def _imported(package: str) -> ModuleType:
+    """The package without ``torch._dynamo``, which takes 2.2 s of the 8 s until a saved detector's first score.
 
     An operator of torchvision and some functions of timm that no CNN here has name it: a stand-in leaves it to their first use.
     """
@@ -129,7 +122,7 @@ def _without_compiler(package: str) -> Iterator[None]:
         stood_in[1].is_compile_supported = lambda device: import_module(names[1]).is_compile_supported(device)
     sys.modules.update((module.__name__, module) for module in stood_in)
     try:
-        yield
+        return import_module(package)
     finally:
         for module in stood_in:
             sys.modules.pop(module.__name__, None)

@@ -27,7 +27,7 @@ from rcp.files import allocate, read_tensors, write_tensors
 from rcp.maps import center_and_deviation, score_maps
 from rcp.model import EachEpoch, Trained, represent
 from rcp.patches import PatchExtractor, images_at_a_time, pool
-from rcp.paths import require_disk, require_folder_of, require_memory
+from rcp.paths import require_disk, require_memory, require_writable
 from rcp.prediction import Prediction
 from rcp.progress import Log, progress
 from rcp.refinement import training as refinement
@@ -480,7 +480,7 @@ class ReConPatch:
     def save(self, path: str | Path) -> None:
         """Writes one safetensors file: bank, f and training scores, with the config as JSON in its header. Not the backbone."""
         self._check_fitted()
-        require_folder_of(path, "save {} in")
+        require_writable(path, "save {} in")
         tensors, c = {"bank": self.bank_.entries}, self.config
         header = {"format": "rcp-detector-2", "config": json.dumps(c.asdict())}
         header["backbone"] = backbone.weights_identity(c.backbone, c.weights)

@@ -14,7 +14,7 @@ from rcp.backbone import normalize
 from rcp.checks import require
 from rcp.maps import axis_operator
 from rcp.patches import pool
-from rcp.paths import require_folder_of
+from rcp.paths import require_writable
 
 OUTPUTS = ("scores", "maps", "defective")
 
@@ -58,7 +58,7 @@ class Deployed(nn.Module):
 
 
 def export(detector, path: str | Path) -> Path:
-    """Writes ``path`` (.onnx or .pt2), checked against ``predict`` on three drawn images; resize and crop stay outside, named in the file.
+    """Writes ``path`` (.onnx or .pt2), checked against ``predict`` on images of noise; resize and crop stay outside, named in the file.
 
     Raises:
         ValueError: another suffix; a detector with tiles, or a refinement network; what the file gives is off by more than 1e-4
@@ -70,15 +70,15 @@ def export(detector, path: str | Path) -> Path:
     require("path", path.suffix in (".onnx", ".pt2"), "a name that ends in .onnx or .pt2", str(path))
     require("tiles", c.tiles == (1, 1), "(1, 1): a file takes one tile at a time", c.tiles)
     require("refine", detector.refiner_ is None, "a detector without a refinement network", "one with it")
-    require_folder_of(path, "export {} into")
+    require_writable(path, "export {} into")
     if path.suffix == ".onnx" and not all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript")):
         raise ImportError('an ONNX file needs the extra export: pip install "rcp[export]", or write a .pt2 file')
-    images = _drawn(c.image_size)
+    noise = np.random.default_rng(0).integers(0, 256, (3, c.image_size, c.image_size, 3), np.uint8)
+    images = torch.from_numpy(noise)
     module = copy.deepcopy(Deployed(detector)).eval().cpu()  # the detector stays where it is
     any_number = {"images": {0: torch.export.Dim("n", min=1, max=4096)}}
     described = {"transform": repr(detector.transform), "threshold": detector.threshold_, "outputs": OUTPUTS}
     written, about = path.with_name(f".{path.name}"), {"rcp": json.dumps(described)}
-    open(written, "wb").close()  # what cannot be written is said before the work
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -90,7 +90,7 @@ def export(detector, path: str | Path) -> Path:
                 run = _write_onnx(program, images, written, about)
         _check(detector, images.numpy(), [np.asarray(out) for out in run(images)])
     except BaseException:
-        written.unlink()
+        written.unlink(missing_ok=True)
         raise
     return written.replace(path)
 
@@ -107,15 +107,6 @@ def _write_onnx(program, images: Tensor, path: Path, about: dict):
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda given: session.run(None, {"images": given.numpy()})
-
-
-def _drawn(side: int) -> Tensor:
-    """(3, S, S, 3) uint8: a ramp, noise, and a spot."""
-    ramp = np.linspace(0, 255, side)[:, None, None] * np.ones((1, side, 3))
-    noise = np.random.default_rng(0).integers(0, 256, (side, side, 3))
-    spot = np.full((side, side, 3), 128)
-    spot[side // 3 : side // 2, side // 3 : side // 2] = 255, 0, 0
-    return torch.from_numpy(np.stack([ramp, noise, spot]).astype(np.uint8))
 
 
 def _check(detector, images: np.ndarray, found: list[np.ndarray]) -> None:

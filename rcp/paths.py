@@ -50,16 +50,19 @@ def require_memory(device, patches: int, bank: int, what: str) -> None:
         raise MemoryError(f"coreset_ratio: {what} need {there}; {advice}")
 
 
-def require_folder_of(file: str | Path, to: str) -> None:
-    """Raises FileNotFoundError "no folder FOLDER to ..." where the folder to write ``file`` into is not there. to: "save {} in".
+def require_writable(file: str | Path, to: str) -> None:
+    """Raises OSError before the work where ``file`` could not be written; "no folder FOLDER to ..." where that is why. to: "save {} in".
 
-    And OSError where ``file`` is a folder, a device or a pipe: to rename a file to it would take its place.
+    Also where it is a folder, a device or a pipe: to rename a file to it would take its place.
     """
-    folder = Path(file).absolute().parent
-    if Path(file).exists() and not Path(file).is_file():
+    file, there = Path(file), Path(file).exists()
+    if there and not file.is_file():
         raise OSError(f"{file} is there, and is no file")
-    if not folder.is_dir():
+    if not (folder := file.absolute().parent).is_dir():
         raise FileNotFoundError(f"no folder {folder} to {to.format(file)}")
+    file.open("ab").close()
+    if not there:
+        file.unlink()
 
 
 def require_disk(folder: str | Path, needed: int, what: str) -> None:

@@ -24,7 +24,7 @@ from filelock import FileLock
 
 from rcp.checks import check_type
 from rcp.files import allocate, sync
-from rcp.paths import PROJECT, require_disk, require_folder_of, root_of
+from rcp.paths import PROJECT, require_disk, require_writable, root_of
 
 FILES = ("result.json", "arrays.npz")  # of an entry
 
@@ -176,7 +176,7 @@ class Store:
         Weights go by their name: where they lie is of this machine. light: without patch scores, a hundredth of the size: tables and
         intervals can be drawn from it, maps and ensembles cannot.
         """
-        require_folder_of(file, "pack {} into")
+        require_writable(file, "pack {} into")
         temporary, n = Path(file).with_name(f".{Path(file).name}.{os.getpid()}"), 0
         try:
             with zipfile.ZipFile(temporary, "w", zipfile.ZIP_LZMA if light else zipfile.ZIP_DEFLATED) as packed:

@@ -1,7 +1,6 @@
 """The relaxed contrastive loss and its soft labels (Sec. 3.2): Eq. 1 to 7 over one mini-batch of N patches."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from rcp import fast
@@ -37,17 +36,14 @@ def contextual(d2: Tensor, k: int, expansion: str = "reciprocal") -> Tensor:
     """Eq. 2 to 5: ω^C. d2: (N, N) of the teacher -> (N, N) float32 in [0, 1], symmetric.
 
     expansion: Eq. 4 averages over R_{k/2}(i), or over all of N_{k/2}(i) where it is "plain".
-
-    ``membership(n) @ x`` is a sum of k rows of x for each row, which ``embedding_bag`` computes without the zeros.
     """
     neighbours = nearest_neighbours(d2, k)
-    near, half = membership(neighbours), neighbours[:, : k // 2]
-    common = F.embedding_bag(neighbours, near.T.contiguous(), mode="sum")  # |N_k(i) ∩ N_k(j)|
-    shared = near * common / k  # Eq. 2
-    mutual = membership(half).T.gather(1, half)  # Eq. 3: of j ∈ N_{k/2}(i), 1 where i ∈ N_{k/2}(j)
-    trusted = mutual if expansion == "reciprocal" else torch.ones_like(mutual)
-    weights = trusted / trusted.sum(1, keepdim=True)
-    expanded = F.embedding_bag(half, shared, per_sample_weights=weights, mode="sum")  # Eq. 4
+    if fast.usable():
+        return training.contextual(neighbours, k // 2, expansion)
+    near, half = membership(neighbours), membership(neighbours[:, : k // 2])
+    shared = near * (near @ near.T) / k  # Eq. 2
+    trusted = half * half.T if expansion == "reciprocal" else half  # Eq. 3
+    expanded = trusted @ shared / trusted.sum(1, keepdim=True)  # Eq. 4
     return (expanded + expanded.T) / 2  # Eq. 5
 
 

@@ -1,4 +1,4 @@
-"""The quick twin of training f: Eq. 7's gradient in closed form, AdamP and a CUDA graph.
+"""The quick twin of training f: sparse soft labels, Eq. 7's gradient in closed form, AdamP and a CUDA graph.
 
 An epoch takes 1.5 times less than the plain form on two cores; one step of 1,024 patches takes 0.61 ms on an H200.
 """
@@ -6,8 +6,23 @@ An epoch takes 1.5 times less than the plain form on two cores; one step of 1,02
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+
+def contextual(neighbours: Tensor, k_half: int, expansion: str) -> Tensor:
+    """Twin of :func:`rcp.losses.contextual`, from N_k: (N, k) indices, i itself first.
+
+    A product of a membership matrix with another is a sum of a few rows for each row: ``embedding_bag`` takes those alone.
+    """
+    half, n = neighbours[:, :k_half], len(neighbours)
+    near, trusted = (torch.zeros(n, n, device=n_.device).scatter_(1, n_, 1) for n_ in (neighbours, half))
+    shared = near * F.embedding_bag(neighbours, near.T.contiguous(), mode="sum") / neighbours.shape[1]
+    mutual = trusted.T.gather(1, half)  # of j in N_{k/2}(i): 1 where i is in N_{k/2}(j)
+    weights = mutual if expansion == "reciprocal" else torch.ones_like(mutual)
+    expanded = F.embedding_bag(half, shared, per_sample_weights=weights, mode="sum") / weights.sum(1, keepdim=True)
+    return (expanded + expanded.T) / 2
 
 
 def relaxed_contrastive(z: Tensor, d2: Tensor, omega: Tensor, margin: float) -> Tensor:

@@ -4,13 +4,17 @@ import os
 import shutil
 from pathlib import Path
 
+from rcp.checks import require
+
 _PARENT = Path(__file__).resolve().parents[1]
 PROJECT = _PARENT if (_PARENT / "pyproject.toml").exists() else Path.cwd()  # installed as a package: where one works
 
 
 def root_of(argument: str | Path | None, variable: str, default: Path) -> Path:
-    """The folder named by the argument, else by the environment variable, else ``default``; absolute."""
-    return Path(argument or os.environ.get(variable) or default).expanduser().absolute()
+    """The folder named by the argument, else by the environment variable, else ``default``; absolute. Raises ValueError for a file."""
+    root = Path(argument or os.environ.get(variable) or default).expanduser().absolute()
+    require(variable, root.is_dir() or not os.path.lexists(root), "a folder", str(root))
+    return root
 
 
 def data_root(argument: str | Path | None = None) -> Path:

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps
+from scipy import ndimage
 
 from rcp.checks import check_fields, limited, require
 
@@ -110,14 +111,15 @@ def _lossless(image: Image.Image) -> bool:
 
 
 def _classes(levels: np.ndarray) -> bool:
-    """Whether levels are class numbers: few and not two with JPEG's noise around both, or so many that are areas, no edges."""
-    values, inner = np.unique(levels), levels[1:, 1:]
-    top, between = values[-1], (inner > 0) & (inner < values[-1])
-    if len(values) <= LABELS:
-        low, high = (values > 0) & (values < top / 16), (values < top) & (values > top - top / 16)
-        return not (top > 2 * LABELS and low.any() and high.any())
-    same = (inner == levels[:-1, 1:]) & (inner == levels[1:, :-1])
-    return bool(between.any() and same[between].mean() > 0.7)
+    """Whether levels are class numbers: no two with JPEG's noise around both, and few, or areas of 2 x 2 pixels or more, no edges."""
+    few, top = len(np.unique(levels)) <= LABELS, levels.max()
+    between = (levels > 0) & (levels < top)
+    low, high = levels[between] < top / 16, levels[between] > top - top / 16
+    noise = top > 2 * LABELS and low.any() and high.any() and (few or (low | high).mean() > 0.5)
+    if few or noise:
+        return not noise
+    alike = ndimage.maximum_filter(levels, 2) == ndimage.minimum_filter(levels, 2)
+    return ndimage.maximum_filter(alike, 2, origin=-1)[between].mean() > 0.7
 
 
 def _defective(image: Image.Image) -> np.ndarray:
@@ -138,7 +140,7 @@ def _defective(image: Image.Image) -> np.ndarray:
         if colours and levels.min():  # none is black
             background = zip(bands, max(colours)[1], strict=True)
             levels = np.any([band != level for band, level in background], 0).astype(np.uint8)
-    found = levels > (0 if lossless and _classes(levels) else max(LABELS, levels.max() / 2))
+    found = levels > (0 if lossless and _classes(levels) else max(LABELS, levels.max() / 2 * (levels.min() <= LABELS)))
     if found.any() and not found.all():
         return found
     where = "everywhere" if found.any() else "nowhere"
@@ -157,7 +159,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
         if image.format == "PNG" and b"eXIf" in Path(path).read_bytes():  # it may stand after the pixels
             image.load()
         # The base class's getexif: the PNG one would decode the whole image.
-        if Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1) > 4:
+        if Image.Image.getexif(image).get(ExifTags.Base.Orientation) in range(5, 9):
             image = ImageOps.exif_transpose(image)
         return image.size
 

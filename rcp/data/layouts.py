@@ -259,7 +259,7 @@ def _read_visa(folder: Path) -> tuple[Split, Split]:
     table = _visa_table(folder)
     try:
         with open(table, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
+            reader = csv.DictReader(file, skipinitialspace=True)
             names, rows = reader.fieldnames or (), [row for row in reader if row.get("object") == folder.name]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{table} is no CSV in UTF-8 ({error})") from None
@@ -272,9 +272,8 @@ def _read_visa(folder: Path) -> tuple[Split, Split]:
         if not row["image"] or any(path.is_absolute() or ".." in path.parts for path in named):
             raise ValueError(f"{table}: expected paths inside {folder.parent}, got {row['image']!r}, {row['mask']!r}")
         path, split, label = folder.parent / row["image"], row["split"], row["label"]
-        if split not in splits or label not in ("normal", "anomaly") or (split, label) == ("train", "anomaly"):
-            expected = "expected train normal, test normal or anomaly"
-            raise ValueError(f"{table}: {row['image']} is {split!r} and {label!r}; {expected}")
+        fits = (split, label) in (("train", "normal"), ("test", "normal"), ("test", "anomaly"))
+        require(f"{table}: {row['image']}", fits, "train normal, test normal or anomaly", (split, label))
         if not path.is_file():
             raise FileNotFoundError(f"no such image: {path}, listed in {table}")
         mask = folder.parent / row["mask"] if label == "anomaly" and row["mask"] and truth_exists else None

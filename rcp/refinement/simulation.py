@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import ndimage
 
 from rcp.checks import check_fields, limited, require
-from rcp.data.images import IMAGE_SUFFIXES, Transform, load_images, threaded
+from rcp.data.images import IMAGE_SUFFIXES, Transform, load_images, named_as_image, threaded
 
 TRIES = 8  # masks that are drawn before an image is given up and left as it is
 DRAWN = 32  # textures where there are no images of any
@@ -202,9 +202,8 @@ def texture_files(root: str | Path) -> list[Path]:
     if not Path(root).is_dir():
         fetch = "name DTD's, or fetch it: python -m reproduce download dtd"
         raise FileNotFoundError(f"textures: no folder {root}; {fetch}")
-    found = sorted(path for path in Path(root).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not found:
-        raise ValueError(f"textures: no images in {root}; looked for {', '.join(IMAGE_SUFFIXES)} in it and below")
+    found = sorted(filter(named_as_image, Path(root).rglob("*")))
+    require(f"textures: no images in {root}", len(found) > 0, f"{', '.join(IMAGE_SUFFIXES)} in it or below", found)
     return found
 
 

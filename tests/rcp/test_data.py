@@ -17,6 +17,7 @@ from torchvision import transforms
 
 from rcp.data import Split, Transform, categories, load_dataset, load_images
 from rcp.data.images import image_size
+from rcp.paths import data_root, weights_root
 
 SMALL = Transform(resize=16, image_size=16)
 ORIENTATION = 0x0112
@@ -132,11 +133,10 @@ def test_visa(tmp_path):
     assert names(data.train, root) == ["candle/Data/Images/Normal/0000.JPG", "candle/Data/Images/Normal/0001.JPG"]
     assert data.test.defects == ("anomaly", "good") and data.test.labels.tolist() == [1, 0]
     masks = data.test.load_masks(SMALL)
-    assert (
-        masks[0, :, :7].all() and not masks[0, :, 9:].any()
-    )  # every class is a defect, though far below half of full scale
+    # every class is a defect, though far below half of full scale
+    assert masks[0, :, :7].all() and not masks[0, :, 9:].any()
     table = root / "split_csv/1cls.csv"
-    table.write_text(table.read_text().replace("candle/Data/Masks", "candle/truth"))
+    table.write_text(table.read_text().replace("candle/Data/Masks", "candle/truth").replace(",", ", "))
     (root / "candle/Data/Masks").rename(root / "candle/truth")
     draw(root / "candle/Data/Images/Normal/new.JPG", format="JPEG")
     with pytest.warns(UserWarning, match=r"candle: 1 of Data/Images/Normal/\*.jpg$"):
@@ -153,7 +153,7 @@ def test_visa_errors(tmp_path):
         text.replace(
         "candle,train,normal,candle/Data/Images/Normal/0001", "candle,train,anomaly,candle/Data/Images/Normal/0001" )
     )  # fmt: skip
-    with pytest.raises(ValueError, match=r"Normal/0001.JPG is 'train' and 'anomaly'"):
+    with pytest.raises(ValueError, match=r"Normal/0001.JPG: expected train normal, .*, got \('train', 'anomaly'\)"):
         load_dataset(tmp_path, "candle")
     table.write_text(text)
     (tmp_path / "candle/Data/Images/Normal/0001.JPG").unlink()
@@ -181,6 +181,13 @@ def test_a_visa_table_that_is_no_text_or_leads_elsewhere(tmp_path, content, word
     table.write_bytes(content)
     with pytest.raises(ValueError, match=f"{re.escape(str(table))}.* {words}"):
         load_dataset(tmp_path, "candle")
+
+
+@pytest.mark.parametrize("variable", ["RCP_DATA", "RCP_WEIGHTS"])
+def test_a_variable_that_names_a_file_for_a_folder_is_named(tmp_path, variable, monkeypatch):
+    monkeypatch.setenv(variable, str(draw(tmp_path / "file.png")))
+    with pytest.raises(ValueError, match=f"{variable}: expected a folder, got .*file.png"):
+        (data_root if variable == "RCP_DATA" else weights_root)()
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):
@@ -215,12 +222,8 @@ def test_own_folder(tmp_path):
     data = load_dataset(tmp_path / "parts")
     assert (data.layout, data.category) == ("own", "parts")
     assert names(data.train, data.folder) == ["train/a.jpg", "train/Normal/b.PNG"]
-    assert names(data.test, data.folder) == [
-        "test/bent/2.webp",
-        "test/bent/10.jpeg",
-        "test/normal/c.bmp",
-        "test/OK/a.tif",
-    ]
+    there = ["test/bent/2.webp", "test/bent/10.jpeg", "test/normal/c.bmp", "test/OK/a.tif"]
+    assert names(data.test, data.folder) == there
     assert data.test.defects == ("bent", "bent", "good", "good")
     assert [m and m.name for m in data.test.masks] == ["2.tif", "10_mask.png", None, None]
     assert load_images(data.test, SMALL).shape == (4, 16, 16, 3)
@@ -238,14 +241,11 @@ def test_plain_folder_of_images(tmp_path):
 
 def test_named_layout_is_checked(mvtec):
     assert load_dataset(mvtec, "bottle", layout="own").layout == "own"
-    with pytest.raises(
-        ValueError,
-        match=r"no known layout in .*mvtec. Looked for\n  btad: CATEGORY/train/ok .*\nFound: bottle/, cable/, license",
-    ):
+    words = r"no known layout in .*mvtec. Looked for\n  btad: CATEGORY/train/ok .*\nFound: bottle/, cable/, license"
+    with pytest.raises(ValueError, match=words):
         load_dataset(mvtec, "bottle", layout="btad")
-    with pytest.raises(
-        ValueError, match=r"unknown layout 'mvtc'. Did you mean 'mvtec'\? Valid: auto, visa, mvtec, btad, own"
-    ):
+    words = r"unknown layout 'mvtc'. Did you mean 'mvtec'\? Valid: auto, visa, mvtec, btad, own"
+    with pytest.raises(ValueError, match=words):
         load_dataset(mvtec, "bottle", layout="mvtc")
 
 
@@ -263,15 +263,8 @@ def test_no_known_layout(mvtec):
     (mvtec.parent / "readme.md").write_text("text")
     with pytest.raises(ValueError) as error:
         load_dataset(mvtec.parent)
-    for part in (
-        str(mvtec.parent),
-        "1cls.csv",
-        "train/good",
-        "train/ok",
-        "own: train",
-        "Found: mvtec/, readme.md",
-        f"Did you mean {mvtec}?",
-    ):
+    found = ("Found: mvtec/, readme.md", f"Did you mean {mvtec}?")
+    for part in (str(mvtec.parent), "1cls.csv", "train/good", "train/ok", "own: train", *found):
         assert part in str(error.value)
     (mvtec.parent / "empty").mkdir()
     with pytest.raises(ValueError, match=r"Found: nothing"):
@@ -279,9 +272,8 @@ def test_no_known_layout(mvtec):
 
 
 def test_unknown_category(mvtec):
-    with pytest.raises(
-        ValueError, match=r"no category 'cabel' in .*mvtec \(layout mvtec\); nearest first: cable, bottle"
-    ):
+    words = r"no category 'cabel' in .*mvtec \(layout mvtec\); nearest first: cable, bottle"
+    with pytest.raises(ValueError, match=words):
         load_dataset(mvtec, "cabel")
     with pytest.raises(ValueError, match=r"holds 2 categories; name one with category=: bottle, cable"):
         load_dataset(mvtec)
@@ -474,6 +466,9 @@ def test_exif_rotation(tmp_path, name, orientation):
     expected = EXACT._crop(EXACT._resize(Image.fromarray(np.ascontiguousarray(upright)), Image.Resampling.BILINEAR))
     assert np.abs(EXACT.image(tmp_path / name).astype(int) - np.asarray(expected)).mean() < 12
     assert image_size(tmp_path / name) == upright.shape[1::-1]
+    text = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x02\0\0\x006\0\0\0\0\0\0\0"
+    Image.fromarray(stored).save(tmp_path / "text.jpg", exif=text)
+    assert image_size(tmp_path / "text.jpg") == (16, 8), "an orientation that is no number"
 
 
 def test_32_bits_are_refused(tmp_path):
@@ -516,6 +511,7 @@ def coded(name: str) -> Image.Image:
         "classes 1 and 40": Image.fromarray(ids), "colour": Image.fromarray(np.where(t[..., None], np.uint8([64, 0, 0]), np.uint8(0))),
         "blue on grey": Image.fromarray(np.where(t[..., None], np.uint8([0, 0, 90]), np.uint8(120))),
         "alpha": Image.fromarray(white), "alpha, all the same": Image.fromarray(soft).convert("RGBA"),
+        "instances of 2 x 2 px": Image.fromarray((t * np.kron(np.arange(1, 577).reshape(24, 24), np.ones((2, 2)))).astype(np.uint16)),
         "80 instances": Image.fromarray(np.kron(t * (1 + steps * 9 + steps[:, None]), np.ones((9, 9))).astype(np.uint16)),
         "soft edges": Image.fromarray(np.clip(soft.astype(int) + np.arange(48)[None] - 47, 0, 255).astype(np.uint8)),
     }.get(name, palette)  # fmt: skip
@@ -523,7 +519,7 @@ def coded(name: str) -> Image.Image:
 
 @pytest.mark.parametrize("name", [
     "0/255", "1 bit", "0/100", "16 bits, 0/255", "16 bits, 0/65535", "classes 1 and 40", "colour", "blue on grey", "alpha",
-    "alpha, all the same", "80 instances", "soft edges", "palette, red on white", "palette, grey on black",
+    "alpha, all the same", "80 instances", "instances of 2 x 2 px", "soft edges", "palette, red on white", "palette, grey on black",
 ])  # fmt: skip
 def test_a_mask_is_read_however_it_is_coded(tmp_path, name):
     coded(name).save(tmp_path / "m.png")
@@ -544,6 +540,9 @@ def test_a_mask_s_noise_of_compression_is_no_class(tmp_path, level, mode, kind):
 @pytest.mark.parametrize(("level", "where"), [(0, "nowhere"), (255, "everywhere"), (1, "everywhere")])
 def test_an_empty_or_full_mask_is_an_error_that_names_it(tmp_path, level, where):
     Image.fromarray(np.full((48, 48), level, np.uint8)).save(tmp_path / "m.png")
+    Image.fromarray(np.where(TRUTH[..., None], np.uint8([255, 0, 0]), np.uint8(128))).save(tmp_path / "on_grey.jpg")
+    with pytest.raises(ValueError, match=r"on_grey\.jpg: as a mask it says defective everywhere"):
+        Transform(48, 48).mask(tmp_path / "on_grey.jpg")
     with pytest.raises(ValueError, match=rf"m\.png: as a mask it says defective {where} \(mode L, values {level}"):
         Transform(48, 48).mask(tmp_path / "m.png")
 

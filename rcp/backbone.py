@@ -58,6 +58,10 @@ class Backbone(nn.Module):
             maps = self(torch.zeros(1, 3, 64, 64))
         self.channels = tuple(m.shape[1] for m in maps)
 
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        self.eval()  # a copy of a traced module normalises by its batch, as in training
+
     def forward(self, images: Tensor) -> list[Tensor]:
         return list(self.trunk(images).values())
 
@@ -136,8 +140,7 @@ def _seed_of(weights: str) -> int | None:
     if not weights.startswith("random:"):
         return None
     seed = weights.removeprefix("random:")
-    if not (seed.isdecimal() and len(seed) < 19):
-        raise ValueError(f"weights: expected random:SEED with a whole number, got {weights!r:.99}")
+    require("weights", seed.isdecimal() and len(seed) < 19, "random:SEED with a whole number", weights)
     return int(seed)
 
 
@@ -204,8 +207,7 @@ def _load_file(trunk: nn.Module, full_keys: set[str], path: Path, name: str) -> 
         raise ValueError(f"weights: {path} is not a plain file of tensors ({why})") from None
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     named = isinstance(state, dict) and all(isinstance(n, str) and isinstance(t, Tensor) for n, t in state.items())
-    if not named:
-        raise ValueError(f"weights: {path} is not a state dict (names with tensors)")
+    require(f"weights: {path}", named, "a state dict (names with tensors)", type(state).__name__)
     wanted = trunk.state_dict()
     counters = {key for key in wanted if key.endswith("num_batches_tracked")}
     there = [key for key in wanted if key in state]

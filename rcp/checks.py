@@ -57,7 +57,7 @@ def check_type(name: str, kind: Any, value: Any) -> Any:
     if np.ndarray in kinds and value is not None:
         return _numbers(name, value)
     if isinstance(value, int):
-        require(name, -(2**63) <= value <= 2**64, "a number of 64 bits", value)
+        require(name, -(2**63) <= value < 2**64, "a number of 64 bits", value)
     if float in kinds and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     items = get_args(kind)[:1] if get_origin(kind) is tuple else ()
@@ -75,8 +75,7 @@ def check_type(name: str, kind: Any, value: Any) -> Any:
         numbers = value.is_floating_point() and bool(value.isfinite().all())
         found = f"{tuple(value.shape)} of {value.dtype}" + ", some NaN or infinite" * value.is_floating_point()
         require(name, numbers or "bool" in str(value.dtype), "finite floating-point numbers", found)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{name}: expected a finite number, got {value!r}")
+    require(name, not isinstance(value, float) or math.isfinite(value), "a finite number", value)
     return value
 
 

@@ -18,14 +18,13 @@ def coreset_size(ratio: float, patches: int) -> int:
     """
     require("coreset_ratio", 0 < ratio <= 1, "a share of the patches, above 0 and at most 1", ratio)
     count = int(ratio * patches + 1e-9)  # 0.07 * 100 is 7.000000000000001, but 0.29 * 100 is 28.999999999999996
-    if count < 1:
-        least = f"at least {1 / patches:.2g}"
-        raise ValueError(f"coreset_ratio: {ratio} of {patches} patches selects nothing; expected {least}")
+    require("coreset_ratio", count >= 1, f"at least {1 / patches:.2g}, which is one of {patches} patches", ratio)
     return count
 
 
 def random_selection(patches: int, count: int, seed: int, among: Tensor | None = None) -> Tensor:
     """(count,) int64 indices drawn from the seed, each at most once. among: as in :func:`greedy_k_center`."""
+    require("among", among is None or among.shape == (patches,), f"({patches},) of bool", among)
     allowed = torch.arange(patches) if among is None else among.nonzero()[:, 0].cpu()
     require("count", count <= len(allowed), f"at most {len(allowed)} (the number of patches)", count)
     drawn = torch.randperm(len(allowed), generator=torch.Generator().manual_seed(seed))[:count]

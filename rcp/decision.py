@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from rcp.checks import require
+from rcp.checks import check_type, require
 
 DEFAULT_RATE = 0.01
 
@@ -28,9 +28,6 @@ def threshold(held_out: np.ndarray, rate: float | None = None) -> float:
     require("held_out", np.isfinite(scores).all(), "finite scores", held_out)
     n = len(scores)
     rate = rate_of(n, rate)
-    least = f"at least 1 / (n + 1) = {1 / (n + 1):.4f} with {n} images"
-    enough = f"{least} (or {math.ceil(1 / rate - 1)} images for this rate)"
-    require("false_alarm_rate", n >= 1 and _rank(n, rate) <= n, enough, rate)
     alike = np.median(np.abs(scores - np.median(scores))) == 0
     differing = "normal images that differ (a threshold needs the spread of their scores)"
     require("images", not alike, differing, f"{n} with one score")
@@ -38,15 +35,22 @@ def threshold(held_out: np.ndarray, rate: float | None = None) -> float:
 
 
 def rate_of(n: int, rate: float | None) -> float:
-    """The rate that is meant with n held-out images: 0.01, or 1 / (n + 1) where they support no less, for None."""
-    return max(DEFAULT_RATE, 1 / (n + 1)) if rate is None else check_rate(rate)
+    """The rate that is meant with n held-out images: 0.01, or 1 / (n + 1) where they support no less, for None.
+
+    Raises:
+        ValueError: a rate outside (0, 1), or one that so few images do not support.
+    """
+    rate = max(DEFAULT_RATE, 1 / (n + 1)) if rate is None else check_rate(rate)
+    enough = f"at least 1 / (n + 1) = {1 / (n + 1):.4f} with {n} images (or {math.ceil(1 / rate - 1)} for this rate)"
+    require("false_alarm_rate", n >= 1 and _rank(n, rate) <= n, enough, rate)
+    return rate
 
 
 def check_rate(rate: float) -> float:
     """Raises ValueError where it is no share between 0 and 1."""
-    fits = isinstance(rate, int | float) and not isinstance(rate, bool) and 0 < rate < 1
-    require("false_alarm_rate", fits, "a share of the normal images, above 0 and below 1", rate)
-    return float(rate)
+    rate = check_type("false_alarm_rate", float, rate)
+    require("false_alarm_rate", 0 < rate < 1, "a share of the normal images, above 0 and below 1", rate)
+    return rate
 
 
 def false_alarms(n: int, rate: float | None, m: int, confidence: float = 0.95) -> tuple[float, float]:

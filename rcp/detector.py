@@ -147,7 +147,7 @@ class ReConPatch:
     def false_alarm_rate(self, rate: float | None) -> None:
         """Raises ValueError for no share between 0 and 1, and of a fitted detector for one that its images do not support."""
         if rate is not None:
-            decision.check_rate(rate)
+            rate = decision.check_rate(rate)
             if self.train_scores_ is not None:
                 decision.threshold(self.train_scores_, rate)
         self._false_alarm_rate = rate
@@ -200,8 +200,7 @@ class ReConPatch:
         require("images", len(paths) > 0, f"at least one image without defects{left_out}", paths)
         said = [f"left out, {name}: {why}" for name, why in self.skipped_] + self._cropped(originals, images)
         if copies := len(decoded) - len({hashlib.blake2b(image).digest() for image in decoded}):
-            too_low = "the threshold is then too low; leave them out"
-            said.append(f"{copies} of {len(decoded)} images are copies of others: {too_low}")
+            said.append(f"{copies} of {len(decoded)} images are copies: the threshold is then too low; leave them out")
         for line in said:
             log(line)
         h, w, dim = self.extractor.shape()

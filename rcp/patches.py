@@ -1,6 +1,7 @@
 """Locally aware patch features p (Sec. 3.1): the CNN's maps, each neighbourhood (``patch_size`` a side) joined into one vector."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -72,11 +73,9 @@ class PatchExtractor:
         self.backbone_dtype = getattr(torch, config.backbone_dtype)
         cnn = Backbone(config.backbone, config.weights, config.layers)
         self.backbone = cnn.to(device, self.backbone_dtype, memory_format=torch.channels_last)
-        sizes = config.patch_size, config.level_dim, config.extracted_dim
-        if config.aggregation == "mean":
-            self.aggregate = lambda maps: aggregate_mean(maps, config.patch_size)
-        else:
-            self.aggregate = lambda maps: aggregate(maps, *sizes)
+        how = {"patch_size": config.patch_size, "level_dim": config.level_dim, "dim": config.extracted_dim}
+        means = partial(aggregate_mean, patch_size=config.patch_size)
+        self.aggregate = means if config.aggregation == "mean" else partial(aggregate, **how)
         with torch.inference_mode():
             first = self.maps(np.zeros((1, config.image_size, config.image_size, 3), np.uint8))[0]
         self._shape = (*first.shape[-2:], config.extracted_dim or sum(self.backbone.channels))

@@ -173,7 +173,7 @@ def test_weights_that_are_not_dense_finite_real_numbers_are_named(tmp_path):
 @pytest.mark.parametrize("content", [[1, 2], {"conv1.weight": "text"}])
 def test_a_pth_that_is_no_state_dict(tmp_path, content):
     torch.save(content, tmp_path / "w.pth")
-    with pytest.raises(ValueError, match="is not a state dict"):
+    with pytest.raises(ValueError, match="expected a state dict"):
         Backbone("resnet18", str(tmp_path / "w.pth"), (1,))
 
 

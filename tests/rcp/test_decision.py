@@ -32,7 +32,7 @@ def test_the_literal_rank_and_ties():
 @pytest.mark.parametrize(
     ("scores", "rate", "words"),
     [
-        (np.arange(60.0), 0.01, r"at least 1 / \(n \+ 1\) = 0.0164 with 60 images \(or 99 images"),
+        (np.arange(60.0), 0.01, r"at least 1 / \(n \+ 1\) = 0.0164 with 60 images \(or 99 for"),
         (np.arange(60.0), 1.5, "above 0 and below 1"),
         (np.arange(60.0), 0, "above 0 and below 1"),
         (np.arange(60.0), "much", "rate: expected float or None"),

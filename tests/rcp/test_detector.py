@@ -1,5 +1,7 @@
 """The Python interface, on drawn images and a backbone of random weights: fit, predict, save, load, and what is refused."""
 
+import copy
+import pickle
 import re
 
 import numpy as np
@@ -53,6 +55,8 @@ def test_saved_and_loaded_scores_are_the_same(cls, data, tmp_path):
     np.testing.assert_allclose(after.maps, before.maps, atol=1e-5)
     np.testing.assert_array_equal(after.train_scores, before.train_scores)
     assert loaded.config == detector.config
+    for copied in (copy.deepcopy(detector), pickle.loads(pickle.dumps(detector))):
+        np.testing.assert_array_equal(copied.predict(data.test[:4]).scores, before.scores)
 
 
 def test_patchcore_is_the_pipeline_without_f(data):
@@ -153,7 +157,7 @@ def test_what_fit_and_predict_refuse(tmp_path, data):
     bad.write_bytes(data.train[0].read_bytes()[:2000])
     with pytest.raises(ValueError, match=re.escape(str(bad))):
         ReConPatch(**SMALL).fit([*data.train[:2], bad])
-    with pytest.raises(ValueError, match=r"coreset_ratio: 0\.001 of 128 patches selects nothing"):
+    with pytest.raises(ValueError, match=r"coreset_ratio: expected at least 0\.0078, which is one of 128 patches"):
         ReConPatch(**SMALL | {"coreset_ratio": 0.001}).fit(data.train[:2])
 
 

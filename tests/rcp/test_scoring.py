@@ -59,7 +59,7 @@ def test_coreset_size_is_the_floor(ratio, patches, count):
 
 
 def test_coreset_that_selects_nothing():
-    message = r"coreset_ratio: 0\.001 of 784 patches selects nothing; expected at least 0\.0013"
+    message = r"coreset_ratio: expected at least 0\.0013, which is one of 784 patches, got 0\.001"
     with pytest.raises(ValueError, match=message):
         coreset_size(0.001, 784)
     with pytest.raises(ValueError, match="count: expected 1 to 5"):

@@ -11,7 +11,7 @@ from rcp.config import INSPECTION, WHOLE, Config
 from rcp.data.sources import images_of
 from rcp.detector import ReConPatch, load
 from rcp.paths import require_writable
-from rcp.prediction import tabulated
+from rcp.prediction import results_folder, tabulated
 from rcp.watch import watch
 
 PRESETS = {"inspection": INSPECTION | WHOLE, "patchcore": {"representation": "none"} | WHOLE, "paper": {}}
@@ -48,7 +48,7 @@ def _predict(o: argparse.Namespace) -> int:
     if threshold is None:
         _say(f"no decision: {why}")
     if o.out:
-        o.out.mkdir(parents=True, exist_ok=True)
+        results_folder(o.out, chain(*given))
     try:
         for number, one in enumerate(detector.predict_iter(chain(*given), skipped=skipped), 1):
             (found,) = one.records()

@@ -153,8 +153,7 @@ class Prediction:
 
     def save(self, folder: str | Path) -> Path:
         """Writes FOLDER/predictions.csv and an overlay for every image, FOLDER/0001_NAME.jpg; -> the folder."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = results_folder(Path(folder), self.paths)
         self.table().to_csv(folder / "predictions.csv", index=False, errors="surrogateescape")
         # an image may be gone since: the table is there then
         for i in range(len(self) if self.maps is not None else 0):
@@ -188,6 +187,14 @@ class Prediction:
 
     def _check(self, i: int) -> None:
         require("i", 0 <= i < len(self.originals), f"an image from 0 to {len(self.originals) - 1} of predict()", i)
+
+
+def results_folder(folder: Path, images: Iterable) -> Path:
+    """The folder, made where it is not there. Raises ValueError where it holds one of the images: overlays would be scored with them."""
+    apart = folder.resolve() not in {image.parent.resolve() for image in images if isinstance(image, Path)}
+    require("out", apart, "another folder than that of the images", str(folder))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def tabulated(records: Iterable[dict]):

@@ -64,7 +64,9 @@ def _at(path: Path, train: bool) -> Iterable[Path]:
         hint = f"; for its sub-folders: {path}/**/*" if any(map(named_as_image, path.rglob("*"))) else ""
         raise ValueError(f"no image in {path} (of {', '.join(IMAGE_SUFFIXES)}); it holds {there}{hint}")
     if not path.exists() and glob.has_magic(str(path)):
-        found = sorted(filter(named_as_image, map(Path, glob.glob(str(path), recursive=True))))
+        base = next(p for p in path.parents if p.is_dir())  # brackets in its name are no pattern
+        below = glob.glob(str(path.relative_to(base)), root_dir=base, recursive=True)
+        found = sorted(filter(named_as_image, map(base.joinpath, below)))
         require("images", bool(found), "a pattern that fits some image", str(path))
         return found
     if not path.exists():

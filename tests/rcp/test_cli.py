@@ -59,6 +59,7 @@ def test_exit_status(data, part, tmp_path, capsys):
     for wrong, words in (
         (["predict", str(part), str(tmp_path / "absent.png")], "absent.png"),
         (["predict", str(tmp_path / "absent.rcp"), defect], "no detector file"),
+        (["predict", str(part), str(odd), "--out", str(odd.parent)], "out: expected another folder"),
         (["predict", str(part), defect, "--false-alarm-rate", "0.001"], "false_alarm_rate: expected at least"),
         (["fit", str(tmp_path), "-o", str(tmp_path / "a.rcp"), *HOW], "no known layout"),
         (["fit", str(data.folder), "-o", str(tmp_path / "no" / "a.rcp"), *HOW], "no folder"),

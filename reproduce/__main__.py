@@ -110,12 +110,12 @@ def _doctor(_o: argparse.Namespace) -> None:
     print("\n".join(f"  - {line}" for line in missing))
 
 
-def _weights(o: argparse.Namespace) -> None:
-    print(doctor.fetch_weights(o.name))
+def quoted(text: str) -> list[str]:
+    return shlex.split(text)
 
 
 def whole_numbers(text: str) -> list[int]:
-    return [int(word) for word in shlex.split(text)]
+    return [int(word) for word in quoted(text)]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -133,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     runs = ("--runs", {"type": Path, "help": "folder of the store (default: RCP_RUNS, or runs/)"})
     some = ("--notebooks", {"nargs": "+", "help": "paths, or names such as table_5; all where left out"})
     batch = [(f"--{name.replace('_', '-')}", how) for name, how in PARAMETERS.items()]
-    words = {"type": shlex.split, "dest": "categories", "help": argparse.SUPPRESS}  # make's lists: quotes keep a space
+    words = {"type": quoted, "dest": "categories", "help": argparse.SUPPRESS}  # make's lists: quotes keep a space
     numbers = words | {"type": whole_numbers, "dest": "seeds"}
     lists = ("--categories-words", words), ("--seeds-words", numbers)
     whole = "run every notebook through papermill and index the results"
@@ -157,7 +157,8 @@ def _parser() -> argparse.ArgumentParser:
     root = ("--root", {"type": Path, "help": "folder of data sets (default: data/)"})
     name = ("name", {"help": "mvtec, btad, dtd or visa"})
     command("download", lambda o: print(download(o.name, o.root)), "fetch a data set, hash-checked", name, root)
-    command("weights", _weights, "fetch a backbone's ImageNet weights", ("name", {"help": "such as wide_resnet50_2"}))
+    weights = ("name", {"help": "such as wide_resnet50_2"})
+    command("weights", lambda o: print(doctor.fetch_weights(o.name)), "fetch a backbone's ImageNet weights", weights)
     command("demo", lambda o: print(draw_demo(o.root)), "draw the demo set into a folder", ("root", {"type": Path}))
     return parser
 

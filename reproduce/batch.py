@@ -336,7 +336,8 @@ def _index(outcomes: Sequence[Outcome], settings: Settings) -> str:
         for png in _shown(settings, o, "png"):
             image = f'<a href="{e(png.name)}"><img src="{e(png.name)}" alt="{e(png.stem)}"></a>'
             parts.append(f"<figure>{image}<figcaption>{e(png.stem)}</figcaption></figure>")
-        for rows in map(tables.read, _shown(settings, o, "csv")):  # what is no comparison is linked alone
+        # what is no comparison, or of no entries, is linked alone
+        for rows in (tables.read(csv) for csv in _shown(settings, o, "csv") if csv.read_text().strip()):
             for name, part in rows.groupby("table", sort=False) if {"table", *tables.COLUMNS} <= set(rows) else ():
                 parts.append(f"<h3>{e(name)}</h3>{tables.readable(part).to_html(border=0)}")
     failed = sum(bool(o.error) for o in outcomes)

@@ -294,9 +294,8 @@ def test_unlabelled_test_image(mvtec):
 
 def test_missing_mask(mvtec):
     (mvtec / "bottle/ground_truth/cut/1_mask.png").unlink()
-    with pytest.raises(
-        ValueError, match=r"no mask for the defective image .*test/cut/1.png: looked for .*ground_truth/cut/1_mask.png"
-    ):
+    words = r"no mask for the defective image .*test/cut/1.png: looked for .*ground_truth/cut/1_mask.png"
+    with pytest.raises(ValueError, match=words):
         load_dataset(mvtec, "bottle")
     shutil.rmtree(mvtec / "bottle/ground_truth")
     test = load_dataset(mvtec, "bottle").test

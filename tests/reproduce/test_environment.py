@@ -160,7 +160,7 @@ def test_patterns_find_what_they_should():
         assert not MACHINE_PATHS.search(line)
 
 
-def test_make_hands_values_to_python_as_one_argument_each():
+def test_make_hands_values_to_python_as_one_argument_each(capsys):
     command = ["make", "--dry-run", "--always-make", "reproduce", "DATA=my data", "CATEGORIES=a b", "EPOCHS=2"]
     environment = {"PATH": os.environ["PATH"]}
     printed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
@@ -168,6 +168,9 @@ def test_make_hands_values_to_python_as_one_argument_each():
     assert shlex.split(line) == ["--data-root", "my data", "--categories-words", "a b", "--epochs", "2"]
     given = _parser().parse_args(["reproduce", "--categories-words", "'a b' 01", "--seeds-words", "0 1"])
     assert given.categories == ["a b", "01"] and given.seeds == [0, 1]
+    with pytest.raises(SystemExit):
+        _parser().parse_args(["reproduce", "--categories-words", "'a b"])
+    assert "invalid quoted value" in capsys.readouterr().err
     mistyped = subprocess.run([*command, "EPOCH=3"], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert mistyped.returncode and "unknown option 'EPOCH'. Did you mean 'EPOCHS'?" in mistyped.stderr
 

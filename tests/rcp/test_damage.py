@@ -75,7 +75,7 @@ def test_a_kill_while_saving_leaves_what_was_there(saved, tmp_path, monkeypatch)
     assert file.read_bytes() == saved["PatchCore"].read_bytes() and list(tmp_path.iterdir()) == [file]
 
 
-ABSURD = {"dim": 10**11, "blur": 1e9, "seed": 2**64, "lr": 1e300, "epochs": 10**12, "image_size": 10**6, "sigma": 1e200}
+ABSURD = {"dim": 10**11, "blur": 1e9, "seed": 2**63, "lr": 1e300, "epochs": 10**12, "image_size": 10**6, "sigma": 1e200}
 ABSURD |= {"patch_size": 33}
 
 

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import datetime
 import hashlib
-import html
 import json
 import os
 import re
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import nbformat
 from filelock import FileLock, Timeout
+from jinja2 import Environment
 from nbformat import NotebookNode
 
 from rcp import backbone
@@ -27,6 +27,7 @@ from rcp.paths import PROJECT, data_root
 from reproduce import grids, tables
 from reproduce.notebook import Settings, assigned, environment, plain
 from reproduce.provenance import ROOT, code_of
+from reproduce.verdict import RULE
 
 CHECKED = "nbval-check-output"  # tag of a cell whose stored output nbval compares
 # What notebooks import: its code, and all that it imports, is what their outputs come from.
@@ -328,68 +329,34 @@ def publish(run: Path, folder: Path) -> dict[str, str]:
 
 
 def _index(outcomes: Sequence[Outcome], settings: Settings) -> str:
-    e, parts = html.escape, []
-    for o in outcomes:
-        page = settings.out(f"{o.name}.html").exists()
-        link = f'<a href="{e(o.name)}.html">{e(o.title)}</a>' if page else e(o.title)
-        parts.append(f'<h2 id="{e(o.name)}">{link} <small>{e(_state(settings, o))}</small></h2>')
-        for png in _shown(settings, o, "png"):
-            image = f'<a href="{e(png.name)}"><img src="{e(png.name)}" alt="{e(png.stem)}"></a>'
-            parts.append(f"<figure>{image}<figcaption>{e(png.stem)}</figcaption></figure>")
-        # what is no comparison, or of no entries, is linked alone
-        for rows in (tables.read(csv) for csv in _shown(settings, o, "csv") if csv.read_text().strip()):
-            for name, part in rows.groupby("table", sort=False) if {"table", *tables.COLUMNS} <= set(rows) else ():
-                parts.append(f"<h3>{e(name)}</h3>{tables.readable(part).to_html(border=0)}")
-    failed = sum(bool(o.error) for o in outcomes)
-    done = sum(_state(settings, o) == "done" for o in outcomes)
-    head = f"{done} of {len(outcomes)} notebooks done" + (f", {failed} failed" if failed else "")
-    now = f"{datetime.datetime.now():%Y-%m-%d %H:%M}"
-    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>ReConPatch, reproduced: {settings.profile}, {now}</title><style>
-:root {{ color-scheme: light dark }}
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem }}
-table {{ border-collapse: collapse; font-size: 0.85rem; display: block; overflow-x: auto }}
-th, td {{ padding: 0.2rem 0.7rem; text-align: right; border-bottom: 1px solid #8886 }} td:first-child, th:first-child {{ text-align: left }}
-#verdicts td, #verdicts th {{ text-align: left; vertical-align: top }} #verdicts td:first-child {{ min-width: 13rem }}
-#verdicts b {{ white-space: nowrap }} .reproduced {{ color: #2a8fd0 }} .partly {{ color: #b8860b }} .not, .failed {{ color: #e05047 }}
-img {{ max-width: 100%; max-height: 14rem; background: white }} figure {{ display: inline-block; margin: 1rem 1rem 1rem 0 }}
-small {{ font-weight: normal; opacity: 0.7 }}
-.label {{ border-left: 4px solid #b8860b; padding: 0.5rem 1rem }}
-</style><h1>ReConPatch, reproduced</h1><p class="label">{e(settings.label)}</p>
-<p>{head}. {now}; {e(environment(resolve_device(settings.device)))}.</p>
-{_verdicts(outcomes, settings)}{"".join(parts)}</html>"""
+    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    page = page.from_string((Path(__file__).parent / "index.html.jinja").read_text(encoding="utf-8"))
+    about = {"now": f"{datetime.datetime.now():%Y-%m-%d %H:%M}", "rule": " ".join(RULE.split())}
+    about |= {"settings": settings, "session": environment(resolve_device(settings.device))}
+    return page.render(about, items=[_item(outcome, settings) for outcome in outcomes])
 
 
-def _verdicts(outcomes: Sequence[Outcome], settings: Settings) -> str:
-    """The table that the index opens with: per item whether it is reproduced, its numbers, and where to look."""
-    from reproduce.verdict import RULE
-
-    e, rows = html.escape, []
-    for o in outcomes:
-        file = settings.out(f"{o.name}.verdict.json")
-        found = json.loads(file.read_text()) if file.exists() else {"state": "–", "words": ""}
-        if o.error:
-            found = {"state": "not run", "words": o.error}
-        elif found["state"] == "not run" and " (paper " in found["words"]:  # there are numbers, of another setting
-            found["state"] = "demo" if settings.profile == "demo" else "another setting"
-        files = [(f.name, f"{f.stem.removeprefix(o.name).strip('_')}.{kind}".lstrip("."))
-                 for kind in ("csv", "png", "pdf") for f in _shown(settings, o, kind)]  # fmt: skip
-        files = [(f"{o.name}.html", "notebook")] * settings.out(f"{o.name}.html").exists() + files
-        links = " ".join(f'<a href="{e(f)}">{e(words)}</a>' for f, words in files)
-        css = "failed" if o.error else found["state"].partition(" ")[0] if found["state"] != "not run" else ""
-        cells = [f'<a href="#{e(o.name)}">{e(o.title)}</a>', f'<b class="{e(css)}">{e(found["state"])}</b>']
-        cells += [e(found["words"]), links]
-        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    head = "<tr><th>item</th><th>verdict</th><th>numbers, in percent where nothing else is said</th><th>files</th></tr>"
-    return f'<table id="verdicts">{head}{"".join(rows)}</table><p><small>{e(" ".join(RULE.split()))}</small></p>'
-
-
-def _state(settings: Settings, o: Outcome) -> str:
-    return f"failed: {o.error}" if o.error else "done" if settings.out(f"{o.name}.html").exists() else "not run"
-
-
-def _shown(settings: Settings, o: Outcome, kind: str) -> list[Path]:
-    """What the index shows of an item: nothing where it failed, for that may be of an earlier run."""
-    return [] if o.error else _written(settings, o.name, kind)
+def _item(o: Outcome, settings: Settings) -> dict:
+    """What the index shows of a notebook: of its files none where it failed, for they may be of an earlier run."""
+    csv, png, pdf = ([] if o.error else _written(settings, o.name, kind) for kind in ("csv", "png", "pdf"))
+    page = f"{o.name}.html" if settings.out(f"{o.name}.html").exists() else ""
+    file = settings.out(f"{o.name}.verdict.json")
+    found = json.loads(file.read_text()) if file.exists() else {"state": "–", "words": ""}
+    verdict, words = ("not run", o.error) if o.error else (found["state"], found["words"])
+    if verdict == "not run" and not o.error and " (paper " in words:  # there are numbers, of another setting
+        verdict = "demo" if settings.profile == "demo" else "another setting"
+    # what is no comparison, or of no entries, is linked alone
+    frames = [tables.read(file) for file in csv if file.read_text().strip()]
+    rows = [frame for frame in frames if {"table", *tables.COLUMNS} <= set(frame)]
+    parts = [part for frame in rows for part in frame.groupby("table", sort=False)]
+    return dataclasses.asdict(o) | {
+        "verdict": verdict, "words": words, "page": page, "images": png,
+        "css": "failed" if o.error else "" if verdict == "not run" else verdict.partition(" ")[0],
+        "state": f"failed: {o.error}" if o.error else "done" if page else "not run",
+        "files": [(page, "notebook")] * bool(page)
+        + [(f.name, f.name.removeprefix(o.name).lstrip("_.")) for f in (*csv, *png, *pdf)],
+        "tables": [(name, tables.readable(part).to_html(border=0)) for name, part in parts],
+    }  # fmt: skip
 
 
 def _written(settings: Settings, name: str, kind: str) -> list[Path]:

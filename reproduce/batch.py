@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import nbformat
 from filelock import FileLock, Timeout
@@ -23,6 +24,7 @@ from rcp import backbone
 from rcp.checks import check_names, require
 from rcp.data import categories, load_dataset
 from rcp.detector import resolve_device
+from rcp.files import file_hash
 from rcp.paths import PROJECT, data_root
 from reproduce import grids, tables
 from reproduce.notebook import Settings, assigned, environment, plain
@@ -160,19 +162,12 @@ def _alone(settings: Settings) -> Iterator[None]:
         raise OSError(f"another batch writes into {settings.out('')}: wait for it, or set RCP_RUNS or SHARD") from None
 
 
-@contextlib.contextmanager
-def _kernels_of(workers: int) -> Iterator[None]:
+def _kernels_of(workers: int):
     """Kernels side by side share the cores, have no progress bars and end with this process; what the caller has set stays."""
     cores = str(max(1, (os.cpu_count() or 1) // workers))
     threads = {"OMP_NUM_THREADS": cores, "NUMBA_NUM_THREADS": cores} if workers > 1 else {}
     wanted = threads | {"TQDM_DISABLE": "1", "RCP_BATCH": str(os.getpid())}
-    added = {n: v for n, v in wanted.items() if n not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            del os.environ[name]
+    return mock.patch.dict(os.environ, wanted | os.environ)
 
 
 def _run(file: Path, source: NotebookNode, declared: set, parameters: dict, settings, force: bool, log, say) -> Outcome:
@@ -180,20 +175,17 @@ def _run(file: Path, source: NotebookNode, declared: set, parameters: dict, sett
 
     done = Outcome(file.stem, _title(source, file))
     computes_alone = settings.render_only and "render_only" not in declared
-    if "shard" not in declared:
-        if settings.shard.partition("/")[0] != "1":  # the first shard runs what cannot be shared out
-            computes_alone = True
-        settings = dataclasses.replace(settings, shard="1/1")
-    if computes_alone:
+    of_first = "shard" not in declared  # the first shard runs what cannot be shared out
+    if computes_alone or (of_first and not settings.shard.startswith("1/")):
         say(": left as it is")
         return done
+    settings = dataclasses.replace(settings, shard="1/1") if of_first else settings
     out, stamp = settings.out(file.name), settings.out(f".{file.stem}.json")
     version = {} if settings.render_only else _version(source, declared, parameters, settings)
-    if version and not force and _stamped(stamp) == {"version": version, "outputs": _outputs(settings, file.stem)}:
+    if version and not force and stamp.is_file() and stamp.read_bytes() == _stamp(version, settings, file.stem):
         say(": up to date")
         return done
-    of_another_run = [f for kind in ("csv", "md", "png", "pdf", "html") for f in _written(settings, file.stem, kind)]
-    for old in (out, stamp, settings.out(f"{file.stem}.verdict.json"), *of_another_run):
+    for old in (stamp, *_written(settings, file.stem)):
         old.unlink(missing_ok=True)  # what this run does not write must not stand under its label
     say(" ...")
     how = {"kernel_name": "python3", "progress_bar": False, "stdout_file": log}
@@ -203,22 +195,14 @@ def _run(file: Path, source: NotebookNode, declared: set, parameters: dict, sett
     if out.exists() and (page := _failure(lambda: _to_html(out))):
         error = f"{error}\nits HTML page: {page}".lstrip()
     if version and not error:
-        stamp.write_text(json.dumps({"version": version, "outputs": _outputs(settings, file.stem)}))
+        stamp.write_bytes(_stamp(version, settings, file.stem))
     return dataclasses.replace(done, seconds=seconds, error=error)
 
 
-def _stamped(stamp: Path) -> dict | None:
-    try:
-        return json.loads(stamp.read_text())
-    except (OSError, ValueError):  # none, or half of one: what it stands for is made again
-        return None
-
-
-def _outputs(settings: Settings, name: str) -> dict[str, str]:
-    """Hashes of all files that a notebook wrote: what was deleted, cut or changed since is made again."""
-    kinds = ("ipynb", "csv", "md", "png", "pdf", "html", "verdict.json")
-    files = [f for kind in kinds for f in _written(settings, name, kind)]
-    return {f.name: hashlib.blake2b(f.read_bytes(), digest_size=12).hexdigest() for f in files}
+def _stamp(version: dict, settings: Settings, name: str) -> bytes:
+    """With hashes of all files that a notebook wrote: what was deleted, cut or changed since is made again."""
+    outputs = {f.name: file_hash(f).hexdigest() for f in _written(settings, name)}
+    return json.dumps({"version": version, "outputs": outputs}, sort_keys=True).encode()
 
 
 def _failure(work: Callable[[], object]) -> str:
@@ -359,7 +343,7 @@ def _item(o: Outcome, settings: Settings) -> dict:
     }  # fmt: skip
 
 
-def _written(settings: Settings, name: str, kind: str) -> list[Path]:
+def _written(settings: Settings, name: str, kinds: str = "csv|html|ipynb|md|pdf|png|verdict.json") -> list[Path]:
     """Files that a notebook wrote: NAME.kind, NAME_*.kind."""
-    files = sorted(settings.out("").glob(f"*.{kind}"))
-    return [f for f in files if f.name == f"{name}.{kind}" or f.name.startswith(f"{name}_")]
+    ours = re.compile(rf"{re.escape(name)}(_.*)?\.({kinds})")
+    return [file for file in sorted(settings.out("").iterdir()) if ours.fullmatch(file.name)]

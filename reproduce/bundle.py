@@ -7,12 +7,14 @@ entry here, so :meth:`reproduce.store.Store.unpack` merges it. The code must be 
 import argparse
 import hashlib
 import json
+import multiprocessing
+import os
 import shutil
-import subprocess
-import sys
+import threading
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -31,6 +33,7 @@ from reproduce.run import load, run
 from reproduce.store import Store
 
 LIMIT = 50 * 2**20  # bytes of a bundle
+_longest = 0.0  # seconds of a task or a training in this process
 SCRIPT = '''"""Computes the tasks until the time is up: python run.py [--minutes 9] [--out results.zip]; goes on where it was."""
 
 import importlib
@@ -48,7 +51,8 @@ for name in ("pooch", "requests"):  # of downloads, of which there are none
 
 from reproduce.bundle import compute
 
-sys.exit(compute(here, sys.argv[1:]))
+if __name__ == "__main__":  # the processes that it starts read it, too
+    sys.exit(compute(here, sys.argv[1:]))
 '''
 
 
@@ -108,8 +112,8 @@ def write(folder: Path, tasks: Sequence[Entry]) -> tuple[int, list[Entry]]:
     require("bundle", len(tasks) > 0, "entries that the store lacks", "none")
     require_new(folder)
     for name in ("rcp", "reproduce"):
-        for file in sorted(f for f in (ROOT / name).rglob("*") if f.suffix in (".py", ".toml")):
-            _copy(file, folder / "code" / file.relative_to(ROOT))
+        shutil.copytree(ROOT / name, folder / "code" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "weights").mkdir()
     (folder / "code" / "COMMIT").write_text(commit())
     (folder / "run.py").write_text(SCRIPT)
     lines, left, beyond = [], [], set()
@@ -124,7 +128,7 @@ def write(folder: Path, tasks: Sequence[Entry]) -> tuple[int, list[Entry]]:
         if added[0] in new:
             _prepare(task, added[0])
         if added[1] in new:  # a second CNN may see the same pixels
-            _copy(weights, added[1])
+            shutil.copyfile(weights, added[1])
         line = {
             "config": task.config.asdict() | {"weights": weights.name}, "category": task.category,
             "images": images, "identity": task.identity(),
@@ -172,11 +176,6 @@ def _prepare(task: Entry, folder: Path) -> None:
     (folder / "about.json").write_text(json.dumps(about))
 
 
-def _copy(file: Path, to: Path) -> None:
-    to.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(file, to)
-
-
 def _size(path: Path) -> int:
     """Bytes of a file, or of all files of a folder."""
     return sum(f.stat().st_size for f in (path, *path.rglob("*")) if f.is_file())
@@ -188,7 +187,7 @@ def _size(path: Path) -> int:
 def compute(folder: Path, arguments: Sequence[str]) -> int:
     """What ``run.py`` does: the tasks that are not there yet, until the time is up; then packs what is there.
 
-    Tasks are shared by ``--jobs`` processes. On a GPU one more trains every f first: six beside it computed 84 entries in 126 s on an
+    Tasks are shared by ``--jobs`` processes. On a GPU this one trains every f first: six beside it computed 84 entries in 126 s on an
     H200, where one entry takes 3 to 15 s.
     """
     parser = argparse.ArgumentParser(description="compute this bundle's tasks")
@@ -196,89 +195,62 @@ def compute(folder: Path, arguments: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, default=folder / "results.zip")
     words = "processes; 0: one on a CPU, six beside the training on a GPU"
     parser.add_argument("--jobs", type=int, default=0, help=words)
-    parser.add_argument(
-        "--until", type=float, default=0.0, help=argparse.SUPPRESS
-    )  # of the processes that this one starts
     options, store, tasks = parser.parse_args(arguments), Store(folder / "runs"), tasks_of(folder)
-    claims = folder / "claims"
-    if options.until:
-        _work(tasks, store, claims, options.until)
-        return 0
     until, on_gpu = time.time() + 60 * options.minutes, torch.cuda.is_available()
-    shutil.rmtree(claims, ignore_errors=True)
-    claims.mkdir()
-    if on_gpu:
-        (claims / "training").touch()
-    command = [sys.executable, str(folder / "run.py"), "--until", str(until)]
-    others = [subprocess.Popen(command) for _ in range((options.jobs or (6 if on_gpu else 1)) - (not on_gpu))]
-    try:
-        if on_gpu:
-            _train(tasks, store, until)
-            (claims / "training").unlink()
-        _work(tasks, store, claims, until)
-        for process in others:
-            process.wait()
-    finally:
-        for process in others:
-            process.kill()
+
+    def waits(task: Bundled) -> bool:
+        """Whether this process is to train f before the others begin the task."""
+        identity = task.identity_upto("training", task.data(), ("train",))
+        trained = task.config.representation != "trained" or store.folder("representations", identity).exists()
+        return on_gpu and not trained
+
+    lacking = [(i, task) for i, task in enumerate(tasks, 1) if load(task, store) is None]
+    jobs, context, begun = options.jobs or (6 if on_gpu else 1), multiprocessing.get_context("spawn"), []
+    with ProcessPoolExecutor(jobs, context, _end_with_parent) as pool:
+        for i, task in sorted(lacking, key=lambda numbered: waits(numbered[1])):
+            c, at = task.config, f"[{i}/{len(tasks)}]"
+            words = f"{at} {c.backbone} {task.category} {task.method} {c.coreset_ratio:.0%} seed {c.seed}"
+            if time.time() < until and (not waits(task) or _in_time(until, words, _train, task, store)):
+                begun.append(pool.submit(_one, until, words, task, store))
+        for one in begun:
+            one.result()
     if left := sum(load(task, store) is None for task in tasks):
         print(f"time is up: {left} of {len(tasks)} are left; the same command goes on", flush=True)
     print(f"{store.pack(options.out, light=True)} results in {options.out}", flush=True)
     return 0
 
 
-def _work(tasks: Sequence[Bundled], store: Store, claims: Path, until: float) -> None:
-    """The tasks that no other process has begun, while the longest so far still fits the time; what fails is named."""
-    left, longest = list(enumerate(tasks, 1)), 0.0
-    while left and time.time() + longest <= until:
-        waiting = []
-        for i, task in left:
-            began = time.time()
-            if (claims / str(i)).exists() or began + longest > until:
-                continue
-            if (claims / "training").exists() and _lacks_f(task, store):
-                waiting.append((i, task))
-                continue
-            try:
-                (claims / str(i)).touch(exist_ok=False)
-            except FileExistsError:
-                continue
-            if load(task, store) is not None:
-                continue
-            words = f"{task.config.backbone} {task.category} {task.method} {task.config.coreset_ratio:.0%} seed {task.config.seed}"
-            try:
-                auroc = run(task, store, lambda _line: None).metrics["image_auroc"]
-            except (ValueError, OSError, RuntimeError, MemoryError) as error:
-                print(f"[{i}/{len(tasks)}] {words}: {type(error).__name__}: {error}", flush=True)
-                continue
-            longest = max(longest, time.time() - began)
-            print(f"[{i}/{len(tasks)}] {words}: image AUROC {auroc}, {time.time() - began:.0f} s", flush=True)
-        if waiting:
-            time.sleep(1)
-        left = waiting
+def _end_with_parent() -> None:
+    """A process of the pool ends when the one that began it does, however that ends."""
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
-def _lacks_f(task: Bundled, store: Store) -> bool:
-    """Whether f is to be trained before this task."""
-    trained = task.config.representation == "trained"
-    return (
-        trained
-        and not store.folder("representations", task.identity_upto("training", task.data(), ("train",))).exists()
-    )
+def _one(until: float, words: str, task: Bundled, store: Store) -> None:
+    began = time.time()
+    if result := _in_time(until, words, run, task, store, len):
+        print(f"{words}: image AUROC {result.metrics['image_auroc']}, {time.time() - began:.0f} s", flush=True)
 
 
-def _train(tasks: Sequence[Bundled], store: Store, until: float) -> None:
-    """Trains every f that the tasks need, one after the other, while the longest so far still fits the time."""
-    longest = 0.0
-    for task in tasks:
-        began, timings = time.time(), Timings()
-        if load(task, store) is None and _lacks_f(task, store):
-            if began + longest > until:
-                time.sleep(max(0, until - began))  # nor is there time for the others to train it
-                return
-            p = features(task, task.data(), ("train",), store, timings)["train"]
-            representation(task, task.data(), p, store, timings, lambda _line: None)
-            longest = max(longest, time.time() - began)
+def _train(task: Bundled, store: Store):
+    timings = Timings()
+    p = features(task, task.data(), ("train",), store, timings)["train"]
+    return representation(task, task.data(), p, store, timings, len)
+
+
+def _in_time(until: float, words: str, work: Callable, *arguments):
+    """What the work gives; None where the longest so far in this process would not fit the time, or where it fails, which is named."""
+    global _longest
+    began = time.time()
+    if began + _longest > until:
+        return None
+    try:
+        found = work(*arguments)
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        print(f"{words}: {type(error).__name__}: {error}", flush=True)
+        return None
+    _longest = max(_longest, time.time() - began)
+    return found
 
 
 def tasks_of(folder: Path) -> list[Bundled]:
@@ -301,8 +273,7 @@ def tasks_of(folder: Path) -> list[Bundled]:
 
 def describe(tasks: Sequence, others: Sequence) -> str:
     """What a bundle holds and what does not travel, in a line each."""
-    trained = {json.dumps(asdict(t.config) | {"coreset_ratio": 0, "calibration_folds": 0}) + str(t.category) for t in tasks
-               if t.config.representation == "trained"}  # fmt: skip
+    trained = {repr([t.config.upto("training"), t.category]) for t in tasks if t.config.representation == "trained"}
     words = f"{len(tasks)} entries, about {len(trained)} trainings of f"
     kinds = ", ".join(sorted({type(t).__name__ for t in others}))
     return words + (f"; left out: {len(others)} tasks of other kinds ({kinds})" if others else "")

@@ -8,6 +8,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Literal
 
@@ -46,7 +47,6 @@ class Entry:
     config: Config
     dataset: str
     category: str | None = None
-    layout: str = "auto"
     perturbation: Perturbation | None = None
     perturbed: Literal["both", "train", "test"] = "both"
 
@@ -68,7 +68,7 @@ class Entry:
         return named | c.asdict() | as_printed
 
     def data(self) -> Dataset:
-        return load_dataset(self.dataset, category=self.category, layout=self.layout)
+        return load_dataset(self.dataset, category=self.category)
 
     def perturbation_of(self, split: str) -> Perturbation | None:
         return self.perturbation if self.perturbed in ("both", split) else None
@@ -100,7 +100,7 @@ class Entry:
         with fitted.timings_("metrics"):
             measured = metrics.evaluate(prediction, data.test)
         held_out, on_gpu = fitted.train_patch_scores_, fitted.device.type == "cuda"
-        info = _info(self, fitted, data, measured) | {
+        info = about(self, data, fitted.timings_, fitted.device, measured) | {
             "bank": list(fitted.bank_.entries.shape), "bank_bytes": fitted.bank_.entries.nbytes, "history": fitted.history_,
             "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated(fitted.device) if on_gpu else 0,
             "train_statistics": {},
@@ -117,14 +117,15 @@ def _described(perturbation: Perturbation | None) -> dict | None:
     return perturbation and dataclasses.asdict(perturbation) | {"code": code_of("rcp.data.perturb")}
 
 
-def _info(task, fitted: ReConPatch, data: Dataset, measured: dict) -> dict:
-    """What is stored of every task that has a detector."""
+def about(task, data: Dataset, timings: Timings, device: torch.device, measured: dict) -> dict:
+    """What is stored of every task."""
     good = int((data.test.labels == 0).sum())
     counts = {"train": len(data.train), "test_good": good, "test_defective": len(data.test) - good}
     named = {"category": data.category, "layout": data.layout, "fingerprint": data.fingerprint()}
-    seconds = {stage: round(seconds, 3) for stage, seconds in fitted.timings_.items()}
-    about = {"config": task.config.asdict(), "metrics": measured, "data": named | counts}
-    return about | {"seconds": seconds, "device": device_name(fitted.device)}
+    return {
+        "config": task.config.asdict(), "metrics": {"undefined": {}} | measured, "data": named | counts,
+        "seconds": {stage: round(seconds, 3) for stage, seconds in timings.items()}, "device": device_name(device),
+    }  # fmt: skip
 
 
 def features(
@@ -201,27 +202,12 @@ class OfAnEntry:
     """What a task about one entry's detector takes over from the entry."""
 
     entry: Entry
-
-    @property
-    def config(self) -> Config:
-        return self.entry.config
-
-    @property
-    def category(self) -> str | None:
-        return self.entry.category
-
-    @property
-    def method(self) -> str:
-        return self.entry.method
-
-    def columns(self) -> dict:
-        return self.entry.columns()
-
-    def data(self) -> Dataset:
-        return self.entry.data()
-
-    def transform(self, split: str) -> Transform:
-        return self.entry.transform(split)
+    config = property(attrgetter("entry.config"))
+    category = property(attrgetter("entry.category"))
+    method = property(attrgetter("entry.method"))
+    columns = property(attrgetter("entry.columns"))
+    data = property(attrgetter("entry.data"))
+    transform = property(attrgetter("entry.transform"))
 
 
 @dataclass(frozen=True)
@@ -248,7 +234,7 @@ class Refined(OfAnEntry):
         checkpoint = store.folder("checkpoints", self.identity()).with_suffix(".safetensors")
         fitted.fit_refinement(images, textures, log, data.train.paths, checkpoint)
         prediction = dataclasses.replace(fitted.predict_features(p), transform=self.transform("test"))
-        info = _info(self, fitted, data, metrics.evaluate(prediction, data.test))
+        info = about(self, data, fitted.timings_, fitted.device, metrics.evaluate(prediction, data.test))
         info |= {"refinement": self.refine.asdict(), "history": fitted.refinement_history_}
         checkpoint.unlink(missing_ok=True)
         arrays = {"scores": prediction.scores, "labels": data.test.labels, "patch_scores": prediction.patch_scores}
@@ -268,13 +254,12 @@ class Ensemble(OfAnEntry):
     The statistics of Eq. 11 are those of the members' held-out *training* scores; nothing of the test set is used.
     Refined members (Table S8) are on one scale already: their maps say how likely a pixel is defective.
 
-    level: they are of "image" scores or of "patch" scores. deviation, beta: as :func:`rcp.maps.center_and_deviation`.
+    level: they are of "image" scores or of "patch" scores. deviation: as :func:`rcp.maps.center_and_deviation`.
     """
 
     members: tuple[Entry, ...] | tuple[Refined, ...]
     level: Literal["image", "patch"] = "image"
     deviation: Literal["median", "mean"] = "median"
-    beta: float = 1.4826
 
     def __post_init__(self):
         check_type("level", Literal["image", "patch"], self.level)
@@ -291,8 +276,8 @@ class Ensemble(OfAnEntry):
         return self.entry.columns() | {"backbone": "+".join(m.config.backbone for m in self.members)}
 
     def identity(self) -> dict:
-        how = {name: getattr(self, name) for name in ("level", "deviation", "beta")}
-        return {"members": [m.identity() for m in self.members], "code": code_of("reproduce.entries", alone=True)} | how
+        how = {"level": self.level, "deviation": self.deviation, "code": code_of("reproduce.entries", alone=True)}
+        return {"members": [m.identity() for m in self.members]} | how
 
     def compute(self, store: Store, log: Log) -> tuple[dict, dict]:
         results = [run(member, store, log) for member in self.members]
@@ -319,4 +304,4 @@ class Ensemble(OfAnEntry):
         statistics = result.info["train_statistics"]
         require("calibration_folds", bool(statistics), "2 or more of an ensemble's members (Eq. 11)", 0)
         center, mad = statistics[self.level][self.deviation]
-        return tuple(modified_z_score(of, center, mad, self.beta) for of in (result.scores, result.patch_scores))
+        return tuple(modified_z_score(of, center, mad) for of in (result.scores, result.patch_scores))

@@ -26,8 +26,8 @@ from rcp.config import Config
 from rcp.data import load_images
 from rcp.detector import Prediction, ReConPatch, Timings, resolve_device
 from rcp.paths import data_root
-from reproduce.entries import Entry, OfAnEntry
-from reproduce.provenance import code_of, device_name
+from reproduce.entries import Entry, OfAnEntry, about
+from reproduce.provenance import code_of
 from reproduce.spade import BATCH, deepest, spade
 from reproduce.store import Store
 from reproduce.studies import forget_peak, peak_memory
@@ -121,15 +121,11 @@ class Peer(OfAnEntry):
             predict = (anomalib if self.name in METHODS else ours)(self, train)
         with timings("predict"):
             scores, maps = predict(test)
-        peak, defective = peak_memory(device), int(data.test.labels.sum())
-        counts = {"train": len(data.train), "test_good": len(test) - defective, "test_defective": defective}
-        return {
-            "config": self.config.asdict(), "training": self.training, "device": device_name(device), "seconds": dict(timings),
-            "data": {"category": self.category} | counts,
-            "metrics": metrics.evaluate(Prediction(scores, maps, of, None), data.test)
-            | {"fit_seconds": timings["fit"], "inference_ms": 1e3 * timings["predict"] / len(test)}
-            | {"peak_memory_mib": peak and peak / 2**20},
-        }, {"scores": scores, "labels": data.test.labels}  # fmt: skip
+        peak, measured = peak_memory(device), metrics.evaluate(Prediction(scores, maps, of, None), data.test)
+        measured |= {"fit_seconds": timings["fit"], "inference_ms": 1e3 * timings["predict"] / len(test)}
+        measured["peak_memory_mib"] = peak and peak / 2**20
+        info = about(self, data, timings, device, measured) | {"training": self.training}
+        return info, {"scores": scores, "labels": data.test.labels}
 
 
 def check_anomalib() -> None:

@@ -4,6 +4,7 @@ and settings judged without labels.
 All are tasks for :func:`reproduce.run.run`: computed once, found again in the store.
 """
 
+import dataclasses
 import time
 import warnings
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import ClassVar
 from unittest import mock
 
 import numpy as np
@@ -24,39 +26,39 @@ from rcp.maps import score_maps
 from rcp.patches import images_at_a_time
 from rcp.refinement.simulation import DRAWN, Simulation, draw_textures, simulate
 from rcp.scoring import image_scores
-from reproduce.entries import Entry, OfAnEntry, features, fit
+from reproduce.entries import Entry, OfAnEntry, about, features, fit
 from reproduce.provenance import code_of, device_name
 from reproduce.store import Store
 
 
-def _about(task: OfAnEntry, detector: ReConPatch, metrics: dict) -> dict:
-    seconds = {stage: round(seconds, 3) for stage, seconds in detector.timings_.items()}
-    device = device_name(detector.device)
-    about = {"config": task.config.asdict(), "device": device, "seconds": seconds}
-    return about | {"metrics": metrics | {"undefined": {}}}
+class Study(OfAnEntry):
+    """What is no entry of its own, and depends on one, on this module and on the study's own options."""
+
+    study: ClassVar[str]
+
+    def identity(self) -> dict:
+        how = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "entry"}
+        code = code_of("reproduce.studies", alone=True)
+        return {"study": self.study, "entry": self.entry.identity(), "code": code} | how
 
 
 @dataclass(frozen=True)
-class FeatureSpace(OfAnEntry):
+class FeatureSpace(Study):
     """Patch features of a few training images in two dimensions (UMAP), and how much they know of their position.
 
     epochs: after which f is looked at; () for PatchCore. images: how many, spread over the training set.
     neighbours: of UMAP. Position is predicted from the 5 nearest patches of *other* images.
     """
 
+    study = "feature space"
     entry: Entry
     epochs: tuple[int, ...] = ()
     images: int = 8
     neighbours: int = 15
 
-    def identity(self) -> dict:
-        how = {"epochs": list(self.epochs), "images": self.images, "neighbours": self.neighbours}
-        code = code_of("reproduce.studies", alone=True)
-        return {"study": "feature space", "entry": self.entry.identity(), "code": code} | how
-
     def compute(self, store: Store, log: Callable[[str], None]) -> tuple[dict, dict]:
-        detector = ReConPatch.from_config(self.config)
-        train = features(self.entry, self.data(), ("train",), store, detector.timings_)["train"]
+        detector, data = ReConPatch.from_config(self.config), self.data()
+        train = features(self.entry, data, ("train",), store, detector.timings_)["train"]
         chosen = np.unique(np.linspace(0, len(train) - 1, self.images).astype(int))
         shown = torch.from_numpy(train[chosen])
         spaces = {}
@@ -80,7 +82,7 @@ class FeatureSpace(OfAnEntry):
             with detector.timings_("umap"):
                 arrays[name] = embed(flat, self.neighbours, self.config.seed)
             position[name] = position_r2(flat, positions, image)
-        return _about(self, detector, {"position_r2": position}), arrays
+        return about(self, data, detector.timings_, detector.device, {"position_r2": position}), arrays
 
 
 def embed(features: np.ndarray, neighbours: int = 15, seed: int = 0) -> np.ndarray:
@@ -122,21 +124,20 @@ def position_r2(features: np.ndarray, positions: np.ndarray, image: np.ndarray, 
 
 
 @dataclass(frozen=True)
-class InferenceTime(OfAnEntry):
+class InferenceTime(Study):
     """Table S6's protocol: 10 warm-ups, 30 iterations, split into backbone, features, f, search and map.
 
     batch: images of one pass. The device is part of what the result depends on.
     """
 
+    study = "inference time"
     entry: Entry
     batch: int = 1
     warm_ups: int = 10
     iterations: int = 30
 
     def identity(self) -> dict:
-        how = {name: getattr(self, name) for name in ("batch", "warm_ups", "iterations")}
-        device, code = device_name(resolve_device(self.config.device)), code_of("reproduce.studies", alone=True)
-        return {"study": "inference time", "entry": self.entry.identity(), "device": device, "code": code} | how
+        return super().identity() | {"device": device_name(resolve_device(self.config.device))}
 
     def columns(self) -> dict:
         return super().columns() | {"batch": self.batch}
@@ -155,11 +156,12 @@ class InferenceTime(OfAnEntry):
             "inference_ms": 1e3 * median[0] / self.batch, "iqr_ms": 1e3 * (high[0] - low[0]) / self.batch,
             "images_per_second": self.batch / median[0], "peak_memory_bytes": peak, "stages": spread,
         }  # fmt: skip
-        return _about(self, detector, found) | {"bank": list(detector.bank_.entries.shape)}, seconds
+        info = about(self, data, detector.timings_, detector.device, found)
+        return info | {"bank": list(detector.bank_.entries.shape)}, seconds
 
 
 @dataclass(frozen=True)
-class HeldOut(OfAnEntry):
+class HeldOut(Study):
     """What can be known of a setting without any defect: held-out normal images beside the same with simulated defects (App. D.2).
 
     The training images are dealt to two folds; each fold's are scored against a bank (and a whitening) of the other's. The metrics:
@@ -169,14 +171,13 @@ class HeldOut(OfAnEntry):
     images: how many are scored, spread over the training set. kinds: as of :class:`rcp.refinement.Simulation`; "texture" draws its own.
     """
 
+    study = "held out"
     entry: Entry
     images: int = 100
     kinds: tuple[str, ...] = ("texture", "structure")
 
     def identity(self) -> dict:
-        how = {"kinds": list(self.kinds), "images": self.images}
-        code = code_of("reproduce.studies", alone=True), code_of("rcp.refinement.simulation")
-        return {"study": "held out", "entry": self.entry.identity(), "code": code} | how
+        return super().identity() | {"simulation": code_of("rcp.refinement.simulation")}
 
     def compute(self, store: Store, log: Callable[[str], None]) -> tuple[dict, dict]:
         c, data = self.config, self.data()
@@ -198,13 +199,12 @@ class HeldOut(OfAnEntry):
         spread = float(np.median(np.abs(scores[0] - np.median(scores[0]))))
         found = {"steadiness": float(np.median(scores[0])) / spread if spread else None}
         for row, (kind, (_, masks)) in enumerate(changed.items(), 1):
-            labels = np.concatenate(
-                [np.zeros(len(masks), bool), masks.any((1, 2))]
-            )  # where no place was found, none is changed
+            # where no place was found, none is changed
+            labels = np.concatenate([np.zeros(len(masks), bool), masks.any((1, 2))])
             found[f"{kind}_image_auroc"] = metrics.image_auroc(labels, scores[[0, row]].ravel())
             truth, drawn = np.concatenate([np.zeros_like(masks), masks]), maps[[0, row]].reshape(-1, *masks.shape[1:])
             found[f"{kind}_pixel_auroc"] = metrics.pixel_auroc(truth, drawn)
-        return _about(self, detector, found), {"scores": scores, "chosen": chosen}
+        return about(self, data, detector.timings_, detector.device, found), {"scores": scores, "chosen": chosen}
 
     def _simulated(self, kind: str, data: Dataset, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """-> the chosen training images with defects, (n, S, S, 3) uint8, and where they are, (n, S, S) bool."""

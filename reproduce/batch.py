@@ -229,7 +229,7 @@ def _title(source: NotebookNode, file: Path) -> str:
 def _version(source: NotebookNode, declared: set, parameters: dict, settings: Settings) -> dict:
     """What an executed notebook depends on: its cells, its parameters, code, and the content of data and weights."""
     digest = hashlib.blake2b((cells_hash(source) + code_of(*MODULES)).encode(), digest_size=12)
-    for file in sorted((ROOT / "reproduce" / "paper").glob("*.csv")):
+    for file in sorted(f for kind in ("csv", "mplstyle") for f in (ROOT / "reproduce").glob(f"*/*.{kind}")):
         digest.update(file.read_bytes())
     for root in sorted(declared & {"data_root", "btad_root"}):
         with contextlib.suppress(OSError, ValueError):  # the notebook itself says what is missing

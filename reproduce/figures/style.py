@@ -6,11 +6,12 @@ from textwrap import fill
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import rc_params_from_file
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager, get_font
 
-# seaborn's "colorblind", and in PARAMETERS its style "ticks" for "paper": importing seaborn takes a quarter of a notebook's start
+# seaborn's "colorblind", and in paper.mplstyle its style "ticks": importing seaborn takes a quarter of a notebook's start
 PALETTE = ["#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9"]
 NORMAL, TRUTH, THRESHOLD, DEFECTIVE, GREY = *PALETTE[:4], "#5f6368"
 NOTHING = "nothing is computed yet"
@@ -21,19 +22,9 @@ OTHERS = (
 )  # fmt: skip
 FONTS = ["DejaVu Sans", *(name for name in OTHERS if name in fontManager.get_font_names())]
 
-# Legible at a paper's column width, 150 dpi in a notebook. The figures' style is a context, or a decorator.
-PARAMETERS = {
-    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color"), ".15"),
-    **dict.fromkeys(("font.size", "axes.labelsize", "legend.title_fontsize"), 9.6 * 0.9), "font.family": FONTS,
-    **dict.fromkeys(("legend.fontsize", "xtick.labelsize", "ytick.labelsize"), 8.8 * 0.9), "axes.axisbelow": True,
-    "lines.linewidth": 1.2, "lines.markersize": 4.8, "lines.solid_capstyle": "round",
-    "patch.linewidth": 0.8, "patch.edgecolor": "w", "patch.force_edgecolor": True,
-    **{f"{axis}tick.{of}.size": n for axis in "xy" for of, n in (("major", 4.8), ("minor", 3.2))},
-    **{f"{axis}tick.{of}.width": n for axis in "xy" for of, n in (("major", 1.0), ("minor", 0.8))},
-    "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8, "axes.titlesize": 8.5,
-    "figure.dpi": 150, "figure.constrained_layout.use": True, "legend.frameon": False,
-    "pdf.fonttype": 42, "savefig.dpi": 180,
-}  # fmt: skip
+# The figures' style is a context, or a decorator.
+PARAMETERS = rc_params_from_file(Path(__file__).with_name("paper.mplstyle"), use_default_template=False)
+PARAMETERS["font.family"] = FONTS
 style = partial(plt.rc_context, PARAMETERS)
 
 

@@ -14,7 +14,7 @@ import tempfile
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -85,15 +85,19 @@ class Store:
 
     def load(self, kind: str, identity: dict) -> tuple[dict, dict[str, np.ndarray]] | None:
         """(info, arrays), or None where they are absent or were damaged."""
-        return self._read(self.folder(kind, identity))
+        return self._sound(self.folder(kind, identity), FILES, _entry)
 
-    def _read(self, folder: Path) -> tuple[dict, dict[str, np.ndarray]] | None:
+    def _sound(self, folder: Path, files: Sequence[str], read: Callable):
+        """What ``read`` makes of these files of a folder, or None where they are absent or were damaged. read: -> identity, content."""
         try:
-            if not _complete(folder, *FILES):
+            if not os.path.lexists(folder):
                 return None
-            info, arrays = _checked(*((folder / name).read_bytes() for name in FILES))
-            _same(info["identity"], folder)
-            return info, arrays
+            if not all((folder / name).is_file() for name in files):  # a pipe would never end
+                raise ValueError(f"{' or '.join(files)} is missing, or no file")
+            identity, content = read(*(folder / name for name in files))
+            if key_of(identity) != folder.name:
+                raise ValueError("it holds the result of another identity")
+            return content
         except Exception as error:  # whatever is wrong with it, it is not used
             self._set_aside(folder, error)
             return None
@@ -108,21 +112,7 @@ class Store:
 
     def open_array(self, identity: dict) -> np.ndarray | None:
         """A memory-mapped, read-only array, or None where it is absent or was damaged: its content is read once by each process."""
-        folder = self.folder("features", identity)
-        try:
-            if not _complete(folder, "features.npy", "identity.json"):
-                return None
-            array = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
-            written = json.loads((folder / "identity.json").read_text())
-            status = (folder / "features.npy").stat()
-            stamp = status.st_ino, status.st_size, status.st_mtime_ns
-            if _crc_of(folder / "features.npy", *stamp) != written.pop("crc"):
-                raise ValueError("features.npy does not match its checksum")
-            _same(written, folder)
-            return array
-        except Exception as error:
-            self._set_aside(folder, error)
-            return None
+        return self._sound(self.folder("features", identity), ("features.npy", "identity.json"), _array)
 
     @contextmanager
     def new_array(self, identity: dict, shape: Sequence[int], dtype: str) -> Iterator[np.ndarray]:
@@ -167,7 +157,7 @@ class Store:
     def _finished(self) -> Iterator[tuple[str, dict, dict[str, np.ndarray]]]:
         """(key, info, arrays) of each finished entry; as everywhere, a damaged one is set aside."""
         for folder in sorted((self.root / "entries").glob("[!.]*/")):
-            if found := self._read(folder):
+            if found := self._sound(folder, FILES, _entry):
                 yield folder.name, *found
 
     def pack(self, file: str | Path, light: bool = False) -> int:
@@ -236,6 +226,19 @@ def _written_as(info: dict, arrays: dict[str, np.ndarray]) -> tuple[bytes, bytes
     return json.dumps(info | {"checksum": _checksum(info, arrays)}, indent=1).encode(), archive.getvalue()
 
 
+def _entry(*files: Path) -> tuple[dict, tuple[dict, dict[str, np.ndarray]]]:
+    info, arrays = _checked(*(file.read_bytes() for file in files))
+    return info["identity"], (info, arrays)
+
+
+def _array(features: Path, about: Path) -> tuple[dict, np.ndarray]:
+    array = np.load(features, mmap_mode="r", allow_pickle=False)
+    identity, status = json.loads(about.read_text()), features.stat()
+    if _crc_of(features, status.st_ino, status.st_size, status.st_mtime_ns) != identity.pop("crc"):
+        raise ValueError("features.npy does not match its checksum")
+    return identity, array
+
+
 def _checked(text: bytes, archive: bytes) -> tuple[dict, dict[str, np.ndarray]]:
     """result.json and arrays.npz, read and held against their checksum."""
     info = json.loads(text)
@@ -253,19 +256,6 @@ def _checksum(info: dict, arrays: dict[str, np.ndarray]) -> str:
         digest.update(f"{name}{arrays[name].dtype}{arrays[name].shape}".encode())
         digest.update(np.ascontiguousarray(arrays[name]).tobytes())
     return digest.hexdigest()
-
-
-def _complete(folder: Path, *names: str) -> bool:
-    """Whether a folder is there; ValueError where it lacks one of these files, or has a folder or a pipe (which never ends) there."""
-    if (there := os.path.lexists(folder)) and not all((folder / name).is_file() for name in names):
-        raise ValueError(f"{' or '.join(names)} is missing, or no file")
-    return there
-
-
-def _same(identity: dict, folder: Path) -> None:
-    """Raises ValueError where a folder holds another identity's result than its name says."""
-    if key_of(identity) != folder.name:
-        raise ValueError("it holds the result of another identity")
 
 
 @lru_cache(maxsize=256)

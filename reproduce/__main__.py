@@ -66,11 +66,6 @@ def _check(o: argparse.Namespace) -> int:
     return int(bool(beyond))
 
 
-def _gather(o: argparse.Namespace) -> None:
-    tables.gather(o.folder, o.csv)
-    print(o.csv)
-
-
 def _publish(o: argparse.Namespace) -> None:
     for name, failed in batch.publish(o.folder, o.into).items():
         print(f"{name}: left out, {failed}" if failed else o.into / f"{name}.ipynb")
@@ -129,6 +124,7 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(run=run)
 
     notebooks = ("notebooks", {"type": Path, "nargs": "+"})
+    folder = ("folder", {"type": Path})
     force = ("--force", {"action": "store_true", "help": "also what is up to date"})
     runs = ("--runs", {"type": Path, "help": "folder of the store (default: RCP_RUNS, or runs/)"})
     some = ("--notebooks", {"nargs": "+", "help": "paths, or names such as table_5; all where left out"})
@@ -139,19 +135,20 @@ def _parser() -> argparse.ArgumentParser:
     whole = "run every notebook through papermill and index the results"
     command("reproduce", _reproduce, whole, *batch, *lists, some, force)
     command("execute", _execute, "execute notebooks in place where their own cells have changed", notebooks, force)
-    command("check", _check, "fail where a run in the paper's setting is beyond tolerance", ("folder", {"type": Path}))
+    command("check", _check, "fail where a run in the paper's setting is beyond tolerance", folder)
     csv = ("--csv", {"type": Path, "default": Path("results/published.csv")})
-    command("gather", _gather, "all rows of a run's folder into one CSV", ("folder", {"type": Path}), csv)
+    words = "all rows of a run's folder into one CSV"
+    command("gather", lambda o: print(tables.gather(o.folder, o.csv)), words, folder, csv)
     command("views", lambda o: print(*tables.views(o.csv, o.csv.parent), sep="\n"), "Markdown views of that CSV", csv)
     into = ("--into", {"type": Path, "default": Path("results/notebooks")})
     words = "copies of a run's executed notebooks, without a machine's paths"
-    command("publish", _publish, words, ("folder", {"type": Path}), into)
+    command("publish", _publish, words, folder, into)
     light = ("--light", {"action": "store_true", "help": "without patch scores: for tables, not for maps"})
     command("pack", _pack, "all finished entries into one file", ("file", {"type": Path}), light, runs)
     command("entries", _entries, "every entry of the store as a row of a CSV", ("file", {"type": Path}), runs)
     of = {"nargs": "+", "choices": BUNDLED, "default": ["does_training_help"], "help": "whose entries"}
     words = "what the store lacks, for a machine with a GPU and nothing else"
-    command("bundle", _bundle, words, ("folder", {"type": Path}), ("--grids", of), *batch[:9])
+    command("bundle", _bundle, words, folder, ("--grids", of), *batch[:9])
     command("unpack", _unpack, "merge a packed file into the store", ("file", {"type": Path}), runs)
     command("doctor", _doctor, "device, versions, data, weights, disk, and what is missing")
     root = ("--root", {"type": Path, "help": "folder of data sets (default: data/)"})

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,17 +152,15 @@ def _declared(source: NotebookNode) -> set[str]:
     return {name for cell in cells for name in assigned(cell)}
 
 
-@contextlib.contextmanager
-def _alone(settings: Settings) -> Iterator[None]:
+def _alone(settings: Settings) -> contextlib.AbstractContextManager:
     """One batch at a time in a folder of results. Raises OSError where another one runs."""
     try:
-        with FileLock(settings.out(".batch.lock"), timeout=0):
-            yield
+        return FileLock(settings.out(".batch.lock"), timeout=0).acquire()
     except Timeout:
         raise OSError(f"another batch writes into {settings.out('')}: wait for it, or set RCP_RUNS or SHARD") from None
 
 
-def _kernels_of(workers: int):
+def _kernels_of(workers: int) -> contextlib.AbstractContextManager:
     """Kernels side by side share the cores, have no progress bars and end with this process; what the caller has set stays."""
     cores = str(max(1, (os.cpu_count() or 1) // workers))
     threads = {"OMP_NUM_THREADS": cores, "NUMBA_NUM_THREADS": cores} if workers > 1 else {}

@@ -431,20 +431,19 @@ def of_store(store, csv: Path) -> int:
     return len(table)
 
 
-def gather(run: Path, csv: Path) -> None:
-    """Writes the rows of all notebooks of a run's folder into one CSV, with a first column ``item``."""
+def gather(run: Path, csv: Path) -> Path:
+    """Writes the rows of all notebooks of a run's folder into one CSV, with a first column ``item``, and returns the file."""
     files = {file.stem: read(file) for file in sorted(run.glob("*.csv")) if not file.stem.endswith("_entries")}
     require("folder", len(files) > 0, "one of a finished run, with CSV files", str(run))
     pd.concat([rows.assign(item=item) for item, rows in files.items()]).set_index("item").to_csv(csv)
+    return csv
 
 
 def markdown(rows: pd.DataFrame) -> str:
     """The rows as a Markdown table. See :func:`readable`."""
     text = readable(rows, "**{}**")
     heads = ["", *(c[0] if c[1] == "ours" else f"{c[0]}: {c[1]}" for c in text)]
-    lines = [
-        heads, ["---"] * len(heads), *([name, *row] for name, row in zip(text.index, text.to_numpy(), strict=True)),
-    ]  # fmt: skip
+    lines = [heads, ["---"] * len(heads), *text.reset_index().to_numpy()]
     return "".join("| " + " | ".join(_in_markdown(cell) for cell in line) + " |\n" for line in lines)
 
 

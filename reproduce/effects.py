@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
-from reproduce.run import Grid
 from reproduce.studies import HeldOut
 from reproduce.tables import AUROC, COLUMNS, METRICS, compare, paired
 
@@ -120,9 +119,7 @@ def moves(grid, choices: Mapping[str, Sequence], defaults: Mapping) -> pd.DataFr
     """
 
     def part(where: Mapping) -> pd.DataFrame:
-        fixed = [(t, r) for t, r in grid.pairs() if all(getattr(t.config, n) == v for n, v in where.items())]
-        frame = Grid(*map(list, zip(*fixed, strict=True)), []).frame() if fixed else pd.DataFrame()
-        return frame[frame["method"] == "ReConPatch"] if fixed else frame
+        return grid.where(method={"ReConPatch"}, **{name: {value} for name, value in where.items()}).frame()
 
     rows, start = [], part(defaults)
     for choice, value in ((c, v) for c, values in choices.items() for v in values if v != defaults[c]):

@@ -229,21 +229,19 @@ BANK_RATIOS = {"paper": (0.001, 0.003, 0.01, 0.03, 0.1), "demo": (0.01, 0.1)}  #
 
 def bank(s: Settings, starts: int = 5) -> list[Entry]:
     """PatchCore and ReConPatch by the size of the bank, greedy and random selection; then the coreset's noise."""
-    s, found = _short(s), []
-    for representation in ("none", "trained"):
-        ways = [(ratio, how) for how in ("greedy", "random") for ratio in BANK_RATIOS[s.profile]] + [(1.0, "greedy")]
-        found += [
-            s.config(representation=representation, coreset_ratio=ratio, selection=how, calibration_folds=0)
-            for ratio, how in ways
-        ]
+    s = _short(s)
+    ways = [(ratio, how) for how in ("greedy", "random") for ratio in BANK_RATIOS[s.profile]] + [(1.0, "greedy")]
+    found = [
+        s.config(representation=representation, coreset_ratio=ratio, selection=how, calibration_folds=0)
+        for representation in ("none", "trained") for ratio, how in ways
+    ]  # fmt: skip
     return s.entries(found) + coreset_noise(s, {s.backbone: s.weights}, starts)
 
 
 def bank_times(s: Settings, category: str = "") -> list[InferenceTime]:
     """The time of an image by the size of the bank: PatchCore, one category."""
-    configs = [
-        s.config(representation="none", coreset_ratio=r, calibration_folds=0) for r in (*BANK_RATIOS[s.profile], 1.0)
-    ]
+    ratios = (*BANK_RATIOS[s.profile], 1.0)
+    configs = [s.config(representation="none", coreset_ratio=ratio, calibration_folds=0) for ratio in ratios]
     return [InferenceTime(Entry(c, s.data_root, category or s.categories[0])) for c in configs]
 
 
@@ -272,13 +270,10 @@ def peers(s: Settings, methods: Sequence[str] = (), changes: dict | None = None,
     base = {"calibration_folds": 0, **small, **(changes or {})}
     patchcore, recon = (base | of for of in ({"representation": "none", "dim": 1024}, {}))
     found = [(patchcore, "PatchCore"), (patchcore | {"aggregation": "mean"}, "PatchCore"), (recon, "ReConPatch")]
-    chosen = methods or (
-        ("SPADE", "PaDiM") if s.profile == "demo" else [n for n in (*LOCAL, *METHODS) if n not in OURS]
-    )
-    known = (
-        {"backbone": "resnet18", "weights": "random:0"} if s.backbone == CNN else {}
-    )  # anomalib has not the demo's CNN
-    found += [(patchcore | known if name in METHODS else patchcore, name) for name in chosen]
+    others = ("SPADE", "PaDiM") if s.profile == "demo" else [n for n in (*LOCAL, *METHODS) if n not in OURS]
+    # anomalib has not the demo's CNN
+    known = {"backbone": "resnet18", "weights": "random:0"} if s.backbone == CNN else {}
+    found += [(patchcore | known if name in METHODS else patchcore, name) for name in methods or others]
     return [
         Peer(entry, name, **(options if name in METHODS else {}))
         for how, name in found

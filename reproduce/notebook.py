@@ -173,8 +173,7 @@ class Settings:
             ValueError: one is below 1 or beyond ``epochs``.
         """
         for epoch in check_type("at_epochs", tuple[int, ...], tuple(at_epochs)):
-            if not 1 <= epoch <= self.epochs:
-                raise ValueError(f"at_epochs: expected epochs from 1 to {self.epochs}, got {epoch}")
+            require("at_epochs", 1 <= epoch <= self.epochs, f"epochs from 1 to {self.epochs}", epoch)
         return list(at_epochs)
 
     @property
@@ -260,8 +259,7 @@ def at_least(name: str, value: int, least: int) -> int:
     Raises:
         ValueError: no whole number, or below ``least``.
     """
-    if check_type(name, int, value) < least:
-        raise ValueError(f"{name}: expected {least} or more, got {value}")
+    require(name, check_type(name, int, value) >= least, f"{least} or more", value)
     return value
 
 

@@ -5,7 +5,6 @@ anomalib's networks and training steps (extra ``peers``), without its thresholds
 last epoch counts. anomalib is imported only where one of them is computed.
 """
 
-import importlib.metadata
 import logging
 import warnings
 from collections.abc import Callable
@@ -27,7 +26,7 @@ from rcp.data import load_images
 from rcp.detector import Prediction, ReConPatch, Timings, resolve_device
 from rcp.paths import data_root
 from reproduce.entries import Entry, OfAnEntry, about
-from reproduce.provenance import code_of
+from reproduce.provenance import code_of, version_of
 from reproduce.spade import BATCH, deepest, spade
 from reproduce.store import Store
 from reproduce.studies import forget_peak, peak_memory
@@ -130,15 +129,9 @@ class Peer(OfAnEntry):
 
 def check_anomalib() -> None:
     """Raises ImportError, with the command, where anomalib is missing or of another version than this is written for."""
-    try:
-        found = importlib.metadata.version("anomalib")
-    except importlib.metadata.PackageNotFoundError:
-        found = "none"
-    if found != ANOMALIB:
-        words = f"this peer needs anomalib {ANOMALIB}, found {found}"
-        raise ImportError(
-            f"{words}: python -m pip install 'anomalib=={ANOMALIB}', in an environment of its own if need be"
-        )
+    if (found := version_of("anomalib")) != ANOMALIB:
+        how = f"python -m pip install 'anomalib=={ANOMALIB}', in an environment of its own if need be"
+        raise ImportError(f"this peer needs anomalib {ANOMALIB}, found {found}: {how}")
 
 
 def ours(peer: Peer, train: np.ndarray) -> Predict:

@@ -91,13 +91,15 @@ def device_name(device: torch.device | str) -> str:
 @cache
 def versions() -> dict[str, str]:
     """Versions of Python, rcp and the packages that results depend on."""
-    found = {"python": platform.python_version()}
-    for package in ("rcp", "torch", "torchvision", "timm", "faiss-gpu", "adamp", "scikit-learn", "numpy"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "absent"
-    return found
+    packages = ("rcp", "torch", "torchvision", "timm", "faiss-gpu", "adamp", "scikit-learn", "numpy")
+    return {"python": platform.python_version()} | {package: version_of(package) for package in packages}
+
+
+def version_of(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
 
 
 @cache

@@ -65,9 +65,8 @@ class Result:
         """
         if "patch_scores" not in self.arrays:
             of = f"{self.info['config']['backbone']}, {self.info['data']['category']}"
-            raise ValueError(
-                f"patch scores: the result ({of}) is of a light pack, without them; remove it to compute it again"
-            )
+            words = "is of a light pack, without them; remove it to compute it again"
+            raise ValueError(f"patch scores: the result ({of}) {words}")
         return self.arrays["patch_scores"]
 
     def maps(self, some: Sequence[int] | slice = slice(None)) -> np.ndarray:

@@ -37,9 +37,7 @@ def spade(c: Config, train: np.ndarray, k: int = 50) -> Callable[[np.ndarray], t
     cnn, k = deepest(c).to(device), min(k, len(train))
 
     def look(images: np.ndarray) -> list[Tensor]:
-        parts = [
-            cnn(normalize(torch.from_numpy(images[i : i + BATCH]).to(device))) for i in range(0, len(images), BATCH)
-        ]
+        parts = [cnn(normalize(some.to(device))) for some in torch.from_numpy(images).split(BATCH)]
         return [torch.cat(level) for level in zip(*parts, strict=True)]
 
     @torch.inference_mode()

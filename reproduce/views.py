@@ -47,14 +47,12 @@ def stars(grid: Grid) -> pd.DataFrame:
 
 def times(grid: Grid) -> tuple[pd.DataFrame, list[str]]:
     """-> (frame, stages): ms an image, its interquartile range, images/s, peak memory, and the ms of each stage (Table S6)."""
-    rows, stages = [], []
-    for task, result in grid.pairs():
-        of, m = {"method": task.method, "category": task.category, "seed": task.config.seed}, result.metrics
-        of |= {name: m[name] for name in ("inference_ms", "iqr_ms", "images_per_second")}
-        of["peak_memory_mib"] = None if m["peak_memory_bytes"] is None else m["peak_memory_bytes"] / 2**20
-        stages = list(m["stages"])
-        rows.append(of | {stage: m["stages"][stage]["median_ms"] for stage in stages})
-    return pd.DataFrame(rows), stages
+    names = ["method", "category", "seed", "inference_ms", "iqr_ms", "images_per_second", "peak_memory_bytes"]
+    frame = grid.frame().reindex(columns=names)
+    frame["peak_memory_mib"] = frame["peak_memory_bytes"].astype(float) / 2**20
+    of = [{name: ms["median_ms"] for name, ms in result.metrics["stages"].items()} for result in grid.results]
+    stages = pd.DataFrame(of)
+    return frame.join(stages), list(stages)
 
 
 def with_members(grid: Grid, store: Store) -> pd.DataFrame:

@@ -1,7 +1,6 @@
 """Whether a difference is more than noise, which choices move the result, where the knee is, what can be chosen without labels."""
 
 import dataclasses
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -278,7 +277,7 @@ def test_figures_are_drawn_of_nothing_and_of_something():
     for of, expected in ((rows, ["one"]), (both, ["one", "two", "mean"])):
         axis = figures.contrasts(of).axes[0]
         assert [t.get_text() for t in axis.get_yticklabels()] == expected
-    empty = SimpleNamespace(pairs=list)
+    empty = Grid([], [], [])
     for figure in (
         figures.contrasts(rows[:0]), figures.tornado(effects.moves(empty, {}, {}), {}),
         figures.against(effects.by_bank(pd.DataFrame(), pd.DataFrame()), "coreset_ratio", {"ms": "ms"}, {}),

@@ -206,7 +206,7 @@ class Task:
         self.maps_[:, 3, 3], self.maps_[:hits, 0, 0] = 1, 2
 
     def columns(self):
-        return {"method": self.method, "category": self.category, "dim": 64}
+        return {"method": self.method, "category": self.category, "dim": 64, "seed": self.config.seed}
 
     def data(self):
         masks = np.zeros((2, 4, 4), bool)
@@ -270,7 +270,7 @@ def test_eq_11_has_four_ways_and_the_ensembles_own_is_one_of_them(monkeypatch):
 def test_times_are_a_row_per_method_beside_the_papers():
     stages = {"all": {"median_ms": 20.0}, "f": {"median_ms": 1.0}}
     m = {"inference_ms": 20.0, "iqr_ms": 1.0, "images_per_second": 50.0, "peak_memory_bytes": 2**21, "stages": stages}
-    result = SimpleNamespace(metrics=m)
+    result = Result({"metrics": m}, {}, False)
     tasks = [Task("PatchCore", "bottle"), Task("ReConPatch", "bottle")]
     found, names = views.times(Grid(tasks, [result, result], []))
     rows = tables.compare(found, tables.targets("S6"), metric=["inference_ms", "peak_memory_mib", *names], scale=1)

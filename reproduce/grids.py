@@ -4,7 +4,7 @@ An entry that several of them need is computed once: the store knows it by what 
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rcp.data.perturb import Perturbation
 from rcp.refinement import RefinementConfig
@@ -74,9 +74,7 @@ def table_5(s: Settings) -> list[Entry]:
     return s.entries(_models(s))
 
 
-def table_6(
-    s: Settings, members: dict[str, str] | None = None, image_sizes: Sequence[int] = (), **how
-) -> list[Ensemble]:
+def table_6(s: Settings, members: Mapping[str, str] = {}, image_sizes: Sequence[int] = (), **how) -> list[Ensemble]:
     """Ensembles of both methods at two sizes; 320 px trains half as long [P]. ``how`` goes to :class:`reproduce.entries.Ensemble`.
 
     members: backbone -> weights.
@@ -126,13 +124,11 @@ def table_s7(s: Settings, **options) -> list[Entry | Refined]:
     return entries + [Refined(c, refinement(s, kind, c.config.seed, **options)) for kind in KINDS for c in entries]
 
 
-def table_s8(
-    s: Settings, members: dict[str, str] | None = None, image_sizes: Sequence[int] = (), **options
-) -> list[Ensemble]:
+def table_s8(s: Settings, members: Mapping[str, str] = {}, image_sizes: Sequence[int] = (), **how) -> list[Ensemble]:
     """Table 6's ensembles of ReConPatch without refinement, and of refined members; the demo shows the smaller size alone."""
     sizes = image_sizes or (tuple(SIZES[s.profile]) if s.profile == "paper" else (min(SIZES[s.profile]),))
     plain = [e for e in table_6(s, members, sizes) if e.config.representation == "trained"]
-    refined = [tuple(Refined(m, refinement(s, seed=m.config.seed, **options)) for m in e.members) for e in plain]
+    refined = [tuple(Refined(m, refinement(s, seed=m.config.seed, **how)) for m in e.members) for e in plain]
     return plain + [Ensemble(members) for members in refined]
 
 
@@ -178,7 +174,7 @@ REPRESENTATIONS = ("none", "random", "trained", "whitened")
 BANKS = (0.01, 0.1, 1.0)
 
 
-def does_training_help(s: Settings, backbones: dict[str, str] | None = None, starts: int = 5) -> list[Entry]:
+def does_training_help(s: Settings, backbones: Mapping[str, str] = {}, starts: int = 5) -> list[Entry]:
     """The four representations by three banks, for each CNN; and the coreset's own noise: PatchCore's of 1 %, begun at random patches.
 
     backbones: backbone -> weights; the settings' own where left out.
@@ -260,14 +256,14 @@ def choose_without_labels(s: Settings, images: int = 100) -> list[Entry | HeldOu
     return [*entries, *(HeldOut(entry, images) for entry in entries)]
 
 
-def peers(s: Settings, methods: Sequence[str] = (), changes: dict | None = None, **options) -> list[Peer]:
+def peers(s: Settings, methods: Sequence[str] = (), changes: Mapping = {}, **options) -> list[Peer]:
     """Other methods on this run's images, ours beside them: PatchCore (D 1024; and with means) and ReConPatch (D 512).
 
     methods: names of :mod:`reproduce.peers`; all where empty (demo: SPADE and PaDiM). changes: of the config.
     options: epochs, batch, lr of what anomalib trains.
     """
     s, small = _short(s), {"resize": 110, "image_size": 96} if s.profile == "demo" else {}
-    base = {"calibration_folds": 0, **small, **(changes or {})}
+    base = {"calibration_folds": 0, **small, **changes}
     patchcore, recon = (base | of for of in ({"representation": "none", "dim": 1024}, {}))
     found = [(patchcore, "PatchCore"), (patchcore | {"aggregation": "mean"}, "PatchCore"), (recon, "ReConPatch")]
     others = ("SPADE", "PaDiM") if s.profile == "demo" else [n for n in (*LOCAL, *METHODS) if n not in OURS]

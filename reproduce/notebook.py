@@ -13,10 +13,10 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_type_hints
+from typing import Literal
 
 from rcp import backbone
-from rcp.checks import check_names, check_type, require
+from rcp.checks import check_fields, check_names, check_type, require
 from rcp.config import Config
 from rcp.data import categories
 from rcp.detector import resolve_device
@@ -72,8 +72,7 @@ class Settings:
     dataset: Literal["mvtec", "btad", "none"] = "mvtec"
 
     def __post_init__(self):
-        for name, kind in get_type_hints(type(self)).items():
-            check_type(name, kind, getattr(self, name))
+        check_fields(self)
         defaults = PROFILES[self.profile] | (ON_BTAD[self.profile] if self.dataset == "btad" else {})
         if self.profile == "demo" and self.backbone in ("", CNN) and not self.weights:
             defaults["weights"] = str(demo_weights())
@@ -126,7 +125,7 @@ class Settings:
         categories_ = list(dict.fromkeys(entry.category for entry in single)) or self.categories
         backbones = " + ".join(dict.fromkeys(c.backbone for c in configs))
         weights = ", ".join(dict.fromkeys(Path(c.weights).stem for c in configs))
-        epochs = _epochs_in_words({(c.epochs, c.image_size): None for c in configs})
+        epochs = _epochs_in_words((c.epochs, c.image_size) for c in configs)
         if self.profile == "demo":
             images = "drawn images" if Path(self.data_root).parent == runs_root() else self.data_root
             return f"Demo: {images}, {backbones} with weights {weights}, {epochs}. The numbers are not the paper's."
@@ -298,13 +297,11 @@ def by_tag(members: dict[str, str]) -> dict[str, str]:
 
 def _epochs_in_words(trained: Iterable[tuple[int, int]]) -> str:
     """(epochs, side of the images) -> "4 epochs" or "2 epochs at 160 px, 4 at 224 px"."""
-    trained = list(trained)
-    first = trained[0][0]
-    unit = f"epoch{'s' if first != 1 else ''}"
-    if len({epochs for epochs, _ in trained}) == 1:
-        return f"{first} {unit}"
-    at = [f"{epochs} at {size} px" for epochs, size in trained]
-    return ", ".join([at[0].replace(" ", f" {unit} ", 1), *at[1:]])
+    (first, side), *others = dict.fromkeys(trained)
+    words = f"{first} epoch{'s' if first != 1 else ''}"
+    if all(epochs == first for epochs, _ in others):
+        return words
+    return ", ".join([f"{words} at {side} px", *(f"{epochs} at {size} px" for epochs, size in others)])
 
 
 def report(grid: Grid, entries: Sequence, say=print) -> None:

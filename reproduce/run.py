@@ -35,17 +35,9 @@ class Result:
     arrays: dict[str, np.ndarray]
     computed: bool
 
-    @property
-    def metrics(self) -> dict:
-        return self.info["metrics"]
-
-    @property
-    def scores(self) -> np.ndarray:
-        return self.arrays["scores"]
-
-    @property
-    def labels(self) -> np.ndarray:
-        return self.arrays["labels"]
+    metrics = property(lambda self: self.info["metrics"])
+    scores = property(lambda self: self.arrays["scores"])
+    labels = property(lambda self: self.arrays["labels"])
 
     @property
     def patches(self) -> int | None:

@@ -20,7 +20,7 @@ import torch
 
 from rcp import metrics
 from rcp.checks import require
-from rcp.data import Dataset, load_images
+from rcp.data import load_images
 from rcp.detector import ReConPatch, resolve_device
 from rcp.maps import score_maps
 from rcp.patches import images_at_a_time
@@ -139,9 +139,6 @@ class InferenceTime(Study):
     def identity(self) -> dict:
         return super().identity() | {"device": device_name(resolve_device(self.config.device))}
 
-    def columns(self) -> dict:
-        return super().columns() | {"batch": self.batch}
-
     def compute(self, store: Store, log: Callable[[str], None]) -> tuple[dict, dict]:
         data = self.data()
         detector, _ = fit(self.entry, data, store, log)
@@ -185,9 +182,12 @@ class HeldOut(Study):
         detector = ReConPatch.from_config(c)
         p = features(self.entry, data, ("train",), store, detector.timings_)["train"]
         chosen = np.unique(np.linspace(0, len(p) - 1, min(self.images, len(p))).astype(int))
-        changed = {kind: self._simulated(kind, data, chosen) for kind in self.kinds}
+        images = load_images([data.train.paths[i] for i in chosen], self.transform("train"))
+        textures = {"texture": draw_textures(DRAWN, images.shape[1])}
+        # of each kind (n, S, S, 3) uint8, and where the defects are, (n, S, S) bool
+        changed = {kind: simulate(images, Simulation(kind=kind), textures.get(kind)) for kind in self.kinds}
         with detector.timings_("features"):
-            seen = [p[chosen], *(detector.extractor(images) for images, _ in changed.values())]
+            seen = [p[chosen], *(detector.extractor(defective) for defective, _ in changed.values())]
         scores = np.empty((len(seen), len(chosen)), np.float32)
         maps = np.empty((*scores.shape, c.image_size, c.image_size), np.float32)
         for fold in (0, 1):
@@ -205,12 +205,6 @@ class HeldOut(Study):
             truth, drawn = np.concatenate([np.zeros_like(masks), masks]), maps[[0, row]].reshape(-1, *masks.shape[1:])
             found[f"{kind}_pixel_auroc"] = metrics.pixel_auroc(truth, drawn)
         return about(self, data, detector.timings_, detector.device, found), {"scores": scores, "chosen": chosen}
-
-    def _simulated(self, kind: str, data: Dataset, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """-> the chosen training images with defects, (n, S, S, 3) uint8, and where they are, (n, S, S) bool."""
-        images = load_images([data.train.paths[i] for i in chosen], self.transform("train"))
-        textures = draw_textures(DRAWN, images.shape[1]) if kind == "texture" else None
-        return simulate(images, Simulation(kind=kind), textures)
 
 
 def inference_seconds(detector, images: np.ndarray, warm_ups: int = 10, iterations: int = 30) -> dict[str, np.ndarray]:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -206,14 +207,17 @@ def compute(folder: Path, arguments: Sequence[str]) -> int:
 
     lacking = [(i, task) for i, task in enumerate(tasks, 1) if load(task, store) is None]
     jobs, context, begun = options.jobs or (6 if on_gpu else 1), multiprocessing.get_context("spawn"), []
-    with ProcessPoolExecutor(jobs, context, _end_with_parent) as pool:
-        for i, task in sorted(lacking, key=lambda numbered: waits(numbered[1])):
-            c, at = task.config, f"[{i}/{len(tasks)}]"
-            words = f"{at} {c.backbone} {task.category} {task.method} {c.coreset_ratio:.0%} seed {c.seed}"
-            if time.time() < until and (not waits(task) or _in_time(until, words, _train, task, store)):
-                begun.append(pool.submit(_one, until, words, task, store))
-        for one in begun:
-            one.result()
+    try:
+        with ProcessPoolExecutor(jobs, context, _end_with_parent) as pool:
+            for i, task in sorted(lacking, key=lambda numbered: waits(numbered[1])):
+                c, at = task.config, f"[{i}/{len(tasks)}]"
+                words = f"{at} {c.backbone} {task.category} {task.method} {c.coreset_ratio:.0%} seed {c.seed}"
+                if time.time() < until and (not waits(task) or _in_time(until, words, _train, task, store)):
+                    begun.append(pool.submit(_one, until, words, task, store))
+            for one in begun:
+                one.result()
+    except BrokenProcessPool as killed:  # by the system, for its memory say: what is there is packed all the same
+        print(f"{killed} Fewer --jobs need less memory.", flush=True)
     if left := sum(load(task, store) is None for task in tasks):
         print(f"time is up: {left} of {len(tasks)} are left; the same command goes on", flush=True)
     print(f"{store.pack(options.out, light=True)} results in {options.out}", flush=True)

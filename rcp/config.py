@@ -31,6 +31,7 @@ def option(stage: str | None, default: Any, meaning: str, *, of: tuple[str, ...]
         of: the representations whose results depend on it; () is all.
         limits: as of :func:`rcp.checks.limited`; without ``most``, less than what no one means.
     """
+    check_type("stage", Literal[*STAGES, None], stage)
     most = 1e9 if isinstance(default, float) else 2**31 - 1
     return limited(default, {"stage": stage, "meaning": meaning, "of": of}, **{"most": most} | limits)
 

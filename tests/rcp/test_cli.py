@@ -67,7 +67,7 @@ def test_exit_status(data, part, tmp_path, capsys):
         (["fit", str(data.folder), "-o", str(tmp_path / "a.rcp"), "--set", "dim=" + "[" * 10**5], "dim: expected int"),
         (["fit", str(data.folder), "-o", str(tmp_path / "a.rcp"), "--set", "dmi=3"], "Did you mean 'dim'?"),
         (["fit", str(data.folder), "-o", str(tmp_path / "a.rcp"), *HOW, "--backbone", ""], "has a model ''"),
-        (["fit", str(data.folder), "-o", str(tmp_path / "a.rcp"), *HOW, "--weights", ""], "weights: expected a path"),
+        (["fit", str(data.folder), "-o", str(tmp_path / "a.rcp"), *HOW, "--weights", ""], "weights: expected a tag"),
         (["info", str(part), "--device", "gpu"], "device: expected auto, cpu or an available cuda device"),
         (
             ["fit", str(data.folder), "-o", str(tmp_path / "a.rcp"), "--set", "tile_overlap=8"],

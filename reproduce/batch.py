@@ -186,7 +186,8 @@ def _run(file: Path, source: NotebookNode, declared: set, parameters: dict, sett
     for old in (stamp, *_written(settings, file.stem)):
         old.unlink(missing_ok=True)  # what this run does not write must not stand under its label
     say(" ...")
-    how = {"kernel_name": "python3", "progress_bar": False, "stdout_file": log}
+    quiet = ["--IPKernelApp.log_level=CRITICAL"]  # what fails in a cell stands in the notebook
+    how = {"kernel_name": "python3", "progress_bar": False, "stdout_file": log, "extra_arguments": quiet}
     started = time.perf_counter()
     error = _failure(lambda: papermill.execute_notebook(str(file), str(out), parameters, **how))
     seconds = time.perf_counter() - started
@@ -325,10 +326,10 @@ def _item(o: Outcome, settings: Settings) -> dict:
     file = settings.out(f"{o.name}.verdict.json")
     found = json.loads(file.read_text()) if file.exists() else {"state": "–", "words": ""}
     verdict, words = ("not run", o.error) if o.error else (found["state"], found["words"])
-    if verdict == "not run" and not o.error and " (paper " in words:  # there are numbers, of another setting
-        verdict = "demo" if settings.profile == "demo" else "another setting"
     # what is no comparison, or of no entries, is linked alone
     frames = [tables.read(file) for file in csv if file.read_text().strip()]
+    if verdict == "not run" and frames and "in another setting (" in words:
+        verdict = "demo" if settings.profile == "demo" else "another setting"
     rows = [frame for frame in frames if {"table", *tables.COLUMNS} <= set(frame)]
     parts = [part for frame in rows for part in frame.groupby("table", sort=False)]
     return dataclasses.asdict(o) | {

@@ -157,7 +157,7 @@ def test_a_notebook_draws_what_the_store_has(path, there, request, small_demo, m
     roots = {"data_root": str(small_demo), "btad_root": str(small_demo)}
     names = executed(path, render_only=True, **roots, **PARAMETERS)
     said = capsys.readouterr().out
-    assert "missing: " in said and "not run: " in said and ("0 of" in said or there != "nothing")
+    assert " % seed " in said and "not run: " in said and ("0 of" in said or there != "nothing")
     assert list(names["settings"].out("").glob(f"{path.stem}*.verdict.json"))
 
 

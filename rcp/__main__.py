@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _fit(o: argparse.Namespace) -> None:
     given = {n: v for n, v in vars(o).items() if n in ("backbone", "weights", "device") and v is not None}
     detector = ReConPatch.from_config(Config.build(**PRESETS[o.preset] | given | dict(o.set)))
-    require_writable(o.output, "write {} in")
+    require_writable(o.output, "write {} in", b"rcp-detector")
     detector.false_alarm_rate = o.false_alarm_rate
     detector.fit(o.folder, _say, skip_unreadable=o.skip_unreadable).save(o.output)
     _say(f"saved {o.output}: {detector!r}")
@@ -62,8 +62,7 @@ def _predict(o: argparse.Namespace) -> int:
             tabulated(rows).to_csv(o.out / "predictions.csv", index=False, errors="surrogateescape")
         for name, reason in skipped or ():
             _say(f"left out, {name}: {reason}")
-    decided = threshold is not None and len(defective) > 0
-    return (int(any(defective)) if decided else 2) if o.fail else 0
+    return (int(any(defective)) if threshold is not None and defective else 2) if o.fail else 0
 
 
 def _watch(o: argparse.Namespace) -> None:
@@ -135,8 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     words = "default: %(default)s; but for paper, nothing is cropped"
     fit.add_argument("--preset", choices=PRESETS, default="inspection", help=words)
     fit.add_argument("--backbone", help="a CNN: torchvision's ResNets and DenseNets, or timm's")
-    several = {"action": "append", "default": [], "metavar": "NAME=VALUE"}
-    fit.add_argument("--set", type=_setting, **several, help="a hyper-parameter")
+    fit.add_argument("--set", type=_setting, action="append", default=[], metavar="NAME=VALUE", help="hyper-parameter")
     predict = command("predict", _predict, "score images and decide")
     watch = command("watch", _watch, "score each new image of a folder, once")
     exported = command("export", _export, "write a file that runs without rcp")

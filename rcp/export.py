@@ -45,8 +45,7 @@ class Deployed(nn.Module):
         p = p.to(self.held_as).float().flatten(0, 1)
         x = pool(p, self.dim) if self.f is None else self.f(p)
         entries = self.entries - self.centre  # distances stay, and small ones keep their digits
-        d2 = entries.square().sum(1) - 2 * (x - self.centre) @ entries.T
-        nearest = d2.argmin(1)
+        nearest = (entries.square().sum(1) - 2 * (x - self.centre) @ entries.T).argmin(1)
         d = (x - self.entries[nearest]).square().sum(1).sqrt()  # Eq. 9
         s = d
         if self.weighted:
@@ -70,7 +69,7 @@ def export(detector, path: str | Path) -> Path:
     require("path", path.suffix in (".onnx", ".pt2"), "a name that ends in .onnx or .pt2", str(path))
     require("tiles", c.tiles == (1, 1), "(1, 1): a file takes one tile at a time", c.tiles)
     require("refine", detector.refiner_ is None, "a detector without a refinement network", "one with it")
-    require_writable(path, "export {} into")
+    require_writable(path, "export {} into", b'{"transform": "Transform(')
     if path.suffix == ".onnx" and not all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript")):
         raise ImportError('an ONNX file needs the extra export: pip install "rcp[export]", or write a .pt2 file')
     noise = np.random.default_rng(0).integers(0, 256, (3, c.image_size, c.image_size, 3), np.uint8)
@@ -78,7 +77,7 @@ def export(detector, path: str | Path) -> Path:
     module = copy.deepcopy(Deployed(detector)).eval().cpu()  # the detector stays where it is
     any_number = {"images": {0: torch.export.Dim("n", min=1, max=4096)}}
     described = {"transform": repr(detector.transform), "threshold": detector.threshold_, "outputs": OUTPUTS}
-    written, about = path.with_name(f".{path.name}"), {"rcp": json.dumps(described)}
+    written, about = path.with_name(f".{path.stem[:50]}{path.suffix}"), {"rcp": json.dumps(described)}
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")

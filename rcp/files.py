@@ -16,7 +16,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: dict[
     """One safetensors file, written under a temporary name and renamed last. header: of text; a hash of all content joins it."""
     path = Path(path)
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name[:50]}.{os.getpid()}")
     try:
         save_file(tensors, temporary, metadata=header | {"digest": _digest(tensors, header)})
         sync(temporary)

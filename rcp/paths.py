@@ -1,5 +1,6 @@
 """Where data and weights lie: an argument, else an environment variable, else a folder. And whether the disk has room."""
 
+import mmap
 import os
 import shutil
 from pathlib import Path
@@ -12,7 +13,7 @@ PROJECT = _PARENT if (_PARENT / "pyproject.toml").exists() else Path.cwd()  # in
 
 def root_of(argument: str | Path | None, variable: str, default: Path) -> Path:
     """The folder named by the argument, else by the environment variable, else ``default``; absolute. Raises ValueError for a file."""
-    root = Path(argument or os.environ.get(variable) or default).expanduser().absolute()
+    root = Path(os.path.expanduser(argument or os.environ.get(variable) or default)).absolute()
     require(variable, root.is_dir() or not os.path.lexists(root), "a folder", str(root))
     return root
 
@@ -54,19 +55,30 @@ def require_memory(device, patches: int, bank: int, what: str) -> None:
         raise MemoryError(f"coreset_ratio: {what} need {there}; {advice}")
 
 
-def require_writable(file: str | Path, to: str) -> None:
+def require_writable(file: str | Path, to: str, mark: bytes = b"") -> None:
     """Raises OSError before the work where ``file`` could not be written; "no folder FOLDER to ..." where that is why. to: "save {} in".
 
-    Also where it is a folder, a device or a pipe: to rename a file to it would take its place.
+    Also where it is a folder, a device or a pipe: to rename a file to it would take its place; where it is named as an image, or a file
+    that is there does not hold ``mark``, as all do that are written under such a name.
     """
-    file, there = Path(file), Path(file).exists()
+    from rcp.data.images import IMAGE_SUFFIXES  # which needs this module
+
+    file, there = Path(file), os.path.lexists(file)
     if there and not file.is_file():
         raise OSError(f"{file} is there, and is no file")
+    if file.suffix.lower() in IMAGE_SUFFIXES or (there and not holds(file, mark)):
+        raise OSError(f"{file} is an image, or not what rcp writes there: give another name, or remove it first")
     if not (folder := file.absolute().parent).is_dir():
         raise FileNotFoundError(f"no folder {folder} to {to.format(file)}")
     file.open("ab").close()
     if not there:
         file.unlink()
+
+
+def holds(file: Path, mark: bytes) -> bool:
+    """Whether the bytes are somewhere in a file, or it is empty."""
+    with file.open("rb") as opened:
+        return not file.stat().st_size or mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ).find(mark) >= 0
 
 
 def require_disk(folder: str | Path, needed: int, what: str) -> None:

@@ -1,6 +1,7 @@
 """What ``predict`` returns: scores, maps, decisions, and where on the original image they are."""
 
 import html
+import os
 from base64 import b64encode
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -12,13 +13,12 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from rcp.checks import require
+from rcp.checks import check_fields, require
 from rcp.data.images import Original, Transform, open_rgb
+from rcp.paths import require_writable
 
 # EXIF orientation -> (transpose, then mirror columns, then mirror rows): an upright array back to how its file stores it.
-_STORED = {
-    1: (0, 0, 0), 2: (0, 1, 0), 3: (0, 1, 1), 4: (0, 0, 1), 5: (1, 0, 0), 6: (1, 0, 1), 7: (1, 1, 1), 8: (1, 1, 0),
-}  # fmt: skip
+_STORED = {1: (0, 0, 0), 2: (0, 1, 0), 3: (0, 1, 1), 4: (0, 0, 1), 5: (1, 0, 0), 6: (1, 0, 1), 7: (1, 1, 1), 8: (1, 1, 0)}  # fmt: skip
 
 
 class Box(NamedTuple):
@@ -54,7 +54,11 @@ class Prediction:
     originals: tuple[Original, ...] = ()
     threshold: float | None = None
     why: str = ""
-    skipped: tuple[tuple[Path | str, str], ...] = ()
+    skipped: tuple[tuple, ...] = ()
+
+    def __post_init__(self):
+        check_fields(self)
+        require("scores", np.isfinite(self.scores).all(), "finite numbers", self.scores)
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -121,22 +125,16 @@ class Prediction:
         path, (width, height, _) = self.paths[i], self.originals[i]
         known = isinstance(path, Path)  # what came as pixels is not kept
         grey = open_rgb(path).convert("L").convert("RGB") if known else Image.new("RGB", (width, height), "#808080")
-        low, high = self._scale(i)
-        heat = np.nan_to_num(np.clip((self.maps_on_original(i, upright=True) - low) / (high - low), 0, 1))
-        mask = Image.fromarray((170 * heat).astype(np.uint8))
-        grey.paste(Image.new("RGB", grey.size, "#d62728"), mask=mask)
+        whole, low, high = self.maps_on_original(i, upright=True), float(self.maps[i].min()), float(self.maps[i].max())
+        if self.threshold is not None:  # from grey to red around it
+            low, high = 0.5 * self.threshold, 1.5 * self.threshold
+        heat = np.nan_to_num(np.clip((whole - low) / max(high - low, 1e-12), 0, 1))
+        grey.paste(Image.new("RGB", grey.size, "#d62728"), mask=Image.fromarray((170 * heat).astype(np.uint8)))
         draw = ImageDraw.Draw(grey)
         for box in self.boxes(i, upright=True):
             draw.rectangle([*box[:2], box.right - 1, box.bottom - 1], outline="#ffd92f", width=max(1, side // 200))
         grey.thumbnail((side, side))
         return grey
-
-    def _scale(self, i: int) -> tuple[float, float]:
-        """Scores between which an overlay goes from grey to red: around the threshold, or those of the map."""
-        if self.threshold is not None:
-            return 0.5 * self.threshold, 1.5 * self.threshold
-        low, high = float(self.maps[i].min()), float(self.maps[i].max())
-        return low, max(high, low + 1e-12)
 
     def records(self) -> Iterator[dict]:
         """Of each image its path, score, defective (None without a threshold), threshold and boxes: what JSON can hold."""
@@ -179,8 +177,7 @@ class Prediction:
                 self.overlay(int(i), 160).save(data, "PNG")
                 shown = f'<img src="data:image/png;base64,{b64encode(data.getvalue()).decode()}">'
             decision = "" if self.threshold is None else "defective" if self.scores[i] >= self.threshold else "normal"
-            name = "/".join(Path(self.paths[i]).parts[-2:])
-            cells = shown, html.escape(name), f"{self.scores[i]:.4g}", decision
+            cells = shown, html.escape("/".join(Path(self.paths[i]).parts[-2:])), f"{self.scores[i]:.4g}", decision
             rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
         head = "<tr><th></th><th>image</th><th>score</th><th>decision</th></tr>" if rows else ""
         return f'<p>{html.escape(repr(self))}</p><table class="tex2jax_ignore mathjax_ignore">{head}{"".join(rows)}</table>'
@@ -193,7 +190,9 @@ def results_folder(folder: Path, images: Iterable) -> Path:
     """The folder, made where it is not there. Raises ValueError where it holds one of the images: overlays would be scored with them."""
     apart = folder.resolve() not in {image.parent.resolve() for image in images if isinstance(image, Path)}
     require("out", apart, "another folder than that of the images", str(folder))
+    require("out", folder.is_dir() or not os.path.lexists(folder), "a folder, or a new name", str(folder))
     folder.mkdir(parents=True, exist_ok=True)
+    require_writable(folder / "predictions.csv", "write {} in", b"path,score,defective,threshold")
     return folder
 
 
@@ -202,9 +201,8 @@ def tabulated(records: Iterable[dict]):
     import pandas as pd
 
     sides = ("left", "top", "right", "bottom")
-    rows = [
-        r | {"regions": len(r["boxes"])} | {s: r["boxes"][0][s] if r["boxes"] else None for s in sides} for r in records
-    ]
+    of = ((r, r["boxes"]) for r in records)
+    rows = [r | {"regions": len(b)} | {s: b[0][s] if b else None for s in sides} for r, b in of]
     table = pd.DataFrame(rows, columns=["path", "score", "defective", "threshold", "regions", *sides])
     return table.astype({"defective": "boolean", **dict.fromkeys(sides, "Int64")})
 

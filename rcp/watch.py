@@ -10,6 +10,7 @@ from pathlib import Path
 from rcp.checks import checked, require
 from rcp.data.images import named_as_image
 from rcp.detector import ReConPatch
+from rcp.paths import require_writable
 
 GIVEN_UP = 10  # looks at an unreadable file that no longer changes, before it is reported as such
 KEPT = 100_000  # images that are remembered though their files are gone: about 10 MB
@@ -31,12 +32,9 @@ def watch(
     Raises:
         ValueError: no such folder, also where it vanishes; ``log`` is no such log; fewer than two looks.
     """
-    words = "2 or more, for a file is scored when two looks found it the same"
-    require("looks", looks is None or looks >= 2, words, looks)
     require("folder", folder.is_dir(), "a folder that is there", str(folder))
-    require("log", log.is_file() or not log.exists(), "a file", str(log))  # a device or a pipe has no end
     require("seconds", seconds <= 10**6, "at most a million", seconds)
-    open(log, "ab").close()  # what cannot be written is said before the work
+    require_writable(log, "log in {}")
     done, waiting, _ = _done(log), {}, detector.extractor  # weights that cannot be had are no fault of an image
     while looks is None or looks > 0:
         require("folder", folder.is_dir(), "a folder that is there", str(folder))

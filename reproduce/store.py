@@ -166,8 +166,8 @@ class Store:
         Weights go by their name: where they lie is of this machine. light: without patch scores, a hundredth of the size: tables and
         intervals can be drawn from it, maps and ensembles cannot.
         """
-        require_writable(file, "pack {} into")
-        temporary, n = Path(file).with_name(f".{Path(file).name}.{os.getpid()}"), 0
+        require_writable(file, "pack {} into", b"/result.json")
+        temporary, n = Path(file).with_name(f".{Path(file).name[:50]}.{os.getpid()}"), 0
         try:
             with zipfile.ZipFile(temporary, "w", zipfile.ZIP_LZMA if light else zipfile.ZIP_DEFLATED) as packed:
                 for key, info, arrays in self._finished():

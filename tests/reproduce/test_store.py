@@ -225,6 +225,9 @@ def test_packed_entries_travel(tmp_path, capsys):
     os.mkfifo(tmp_path / "pipe")
     assert main(["pack", str(tmp_path / "pipe"), "--runs", str(tmp_path / "gpu")]) == 1
     assert "pipe is there, and is no file" in capsys.readouterr().err
+    (tmp_path / "mine.zip").write_bytes(b"PK, and mine")
+    assert main(["pack", str(tmp_path / "mine.zip"), "--runs", str(tmp_path / "gpu")]) == 1
+    assert (tmp_path / "mine.zip").read_bytes() == b"PK, and mine"
     for i, (command, name, content) in enumerate(product(("pack", "entries"), FILES, (b"", b"{}", b"PK", b"[1]"))):
         broken = saved(tmp_path / f"broken {i}", {"a": 1}, n=1).folder("entries", {"a": 1})
         (broken / name).write_bytes(content)

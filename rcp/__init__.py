@@ -18,21 +18,20 @@ from rcp.refinement import simulation
 
 # What users call has its arguments checked there; what calls itself many times a second has not.
 for _owner, _names in (
-    (coreset, ("coreset_size", "random_selection", "greedy_k_center")),
-    (data, ("categories", "download", "load_dataset", "load_images")),
-    (decision, ("threshold", "false_alarms")),
-    (maps, ("score_maps", "center_and_deviation", "modified_z_score")),
+    (coreset, "coreset_size random_selection greedy_k_center"),
+    (data, "categories download load_dataset load_images"),
+    (decision, "threshold false_alarms"),
+    (maps, "score_maps center_and_deviation modified_z_score"),
+    (metrics, "image_auroc pixel_auroc aupro f1_threshold normal_threshold d_prime paired_bootstrap"),
+    (model, "train"),
+    (prediction.Prediction, "maps_on_original boxes overlay save"),
+    (scoring, "nearest_entries patch_scores image_scores"),
+    (scoring.MemoryBank, "__init__"),
+    (simulation, "simulate"),
     (
-        metrics,
-        ("image_auroc", "pixel_auroc", "aupro", "f1_threshold", "normal_threshold", "d_prime", "paired_bootstrap"),
+        ReConPatch,
+        "from_config fit assemble fit_refinement predict predict_iter predict_features decide save export load",
     ),
-    (model, ("train",)),
-    (prediction.Prediction, ("maps_on_original", "boxes", "overlay", "save")),
-    (scoring, ("nearest_entries", "patch_scores", "image_scores")),
-    (scoring.MemoryBank, ("__init__",)),
-    (simulation, ("simulate",)),
-    (ReConPatch, ("from_config", "fit", "assemble", "fit_refinement", "predict", "predict_iter", "predict_features")),
-    (ReConPatch, ("decide", "save", "export", "load")),
 ):
-    guard(_owner, *_names)
+    guard(_owner, *_names.split())
 train = model.train

@@ -15,7 +15,9 @@ from torch import Tensor
 
 # The least that a number may be, wherever a public function has an argument of this name.
 LEAST = dict.fromkeys(("count", "k", "b", "m", "n", "draws", "projection", "batch", "side", "size", "patches"), 1)
-LEAST |= dict.fromkeys(("seed", "ddof", "blur", "epoch", "seconds"), 0) | {"beta": 1e-9}
+LEAST |= dict.fromkeys(("seed", "ddof", "blur", "epoch", "seconds"), 0) | {"beta": 1e-9, "looks": 2}
+# Of the numbers in a tensor, in size: beyond, float32 has no sums of squares.
+LARGEST = 1e17
 
 
 def nearest(name: str, valid) -> str:
@@ -56,25 +58,23 @@ def check_type(name: str, kind: Any, value: Any) -> Any:
     value = tuple(value) if isinstance(value, list) and tuple in kinds else value
     if np.ndarray in kinds and value is not None:
         return _numbers(name, value)
-    if isinstance(value, int):
-        require(name, -(2**63) <= value < 2**64, "a number of 64 bits", value)
+    require(name, not isinstance(value, int) or -(2**63) <= value < 2**64, "a number of 64 bits", value)
     if float in kinds and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     items = get_args(kind)[:1] if get_origin(kind) is tuple else ()
     fits = isinstance(value, kinds or object) and (bool in kinds or not isinstance(value, bool))
-    if items and fits:
-        fits = all(isinstance(v, items) and not isinstance(v, bool) for v in value)
-    if not fits:
+    if not (fits and all(isinstance(v, items) and not isinstance(v, bool) for v in (value if items else ()))):
         words = " or ".join("None" if k is type(None) else k.__name__ for k in kinds)
-        words = f"a list of {items[0].__name__}" if items else words
+        words = f"a list of {getattr(items[0], '__name__', items[0])}" if items else words
         raise ValueError(f"{name}: expected {words}, got {value!r:.400} ({type(value).__name__})")
     if Path in kinds and isinstance(value, str | Path):
         short = all(len(part.encode(errors="surrogateescape")) < 256 for part in Path(value).parts)
         require(name, short and str(value) and "\0" not in str(value), "a path", value)
-    if isinstance(value, Tensor):
-        numbers = value.is_floating_point() and bool(value.isfinite().all())
-        found = f"{tuple(value.shape)} of {value.dtype}" + ", some NaN or infinite" * value.is_floating_point()
-        require(name, numbers or "bool" in str(value.dtype), "finite floating-point numbers", found)
+    if isinstance(value, Tensor) and Tensor in kinds:
+        numbers = value.is_floating_point() and bool((value.float().abs() <= LARGEST).all())
+        odd = ", some NaN or infinite, or larger" * value.is_floating_point()
+        words, found = f"finite floating-point numbers of at most {LARGEST:g}", f"{tuple(value.shape)} of {value.dtype}"
+        require(name, numbers or "bool" in str(value.dtype), words, found + odd)
     require(name, not isinstance(value, float) or math.isfinite(value), "a finite number", value)
     return value
 
@@ -84,12 +84,12 @@ def limited(default: Any, about: dict | None = None, *, above=None, least=None, 
 
     about: further metadata.
     """
-    limits = {"above": above, "least": least, "most": most}
-    return dataclasses.field(default=default, metadata=(about or {}) | limits)
+    return dataclasses.field(default=default, metadata=(about or {}) | {"above": above, "least": least, "most": most})
 
 
 def _numbers(name: str, value: Any) -> Any:
-    """``value`` if numpy takes it for numbers."""
+    """``value`` if numpy takes it for numbers, and would not forget that some are masked."""
+    require(name, not np.ma.is_masked(value), "an array without masked numbers", value)
     try:
         kind = np.asarray(value).dtype.kind
     except (TypeError, ValueError):  # lists of different lengths, a tensor of a GPU
@@ -117,8 +117,7 @@ def guard(owner, *names: str) -> None:
     """Has these functions of a module or class :func:`checked` where users find them: what rcp itself imported before is as it was."""
     for name in names:
         found = vars(owner)[name]
-        made = classmethod(checked(found.__func__)) if isinstance(found, classmethod) else checked(found)
-        setattr(owner, name, made)
+        setattr(owner, name, classmethod(checked(found.__func__)) if isinstance(found, classmethod) else checked(found))
 
 
 def check_fields(instance) -> None:

@@ -61,8 +61,7 @@ class Config:
     # fmt: off
     resize: int = option("features", 256, "shorter side before the crop, pixels; 256, 366 or 512 [P]", above=0, most=2**14)
     image_size: int = option("features", 224, "side S of the centre crop, pixels; 224, 320 or 480 [P]", above=0, most=2**14)
-    aspect: Literal["keep", "squash"] = option(
-        "features", "keep", "resize the shorter side, or both sides (they differ on BTAD 03 only) [I]")
+    aspect: Literal["keep", "squash"] = option("features", "keep", "resize the shorter side, or both (they differ on BTAD 03 only) [I]")
     tiles: tuple[int, ...] = option("features", (1, 1),
         "rows and columns that an image is cut into, image_size pixels each, for small defects in large images [?]")
     tile_overlap: int = option("features", 0,
@@ -79,15 +78,12 @@ class Config:
         "ResNet-18's 1,152 numbers pooled to 1,024 are hardly averaged at all [?]")
     patch_dim: int | None = option("features", None, "size every level, then their concatenation, is pooled to; None is 1024 [I]",
         above=0, most=2**16)
-    feature_dtype: Literal["float16", "float32"] = option(
-        "features", "float16", "how p is held and stored; what comes after is float32 [?]")
+    feature_dtype: Literal["float16", "float32"] = option("features", "float16", "how p is held and stored; later it is float32 [?]")
     representation: Literal["trained", "random", "whitened", "none"] = option("training", "trained",
         "what is scored: f(p) of the f that the paper trains [P]; of f as initialised, the control that shows what training adds; "
         "p whitened by the training patches in closed form, where textures vary in directions that do not matter; or p itself, PatchCore")
-    dim: int = option("training", 512, "D_f, size of f(p), or the size that p is pooled to without f, but for the mean's [P]",
-        above=0, most=2**16)
-    whitening: float = of_f(1.0, "λ of whitening, in mean eigenvalues; a large one changes nothing but the scale [?]", ("whitened",),
-        above=0)
+    dim: int = option("training", 512, "D_f, size of f(p), or that p is pooled to without f, but for the mean's [P]", above=0, most=2**16)
+    whitening: float = of_f(1.0, "λ of whitening, in mean eigenvalues; a large one changes the scale alone [?]", ("whitened",), above=0)
     projection: int | None = of_f(128, "size of g's output, or None for no g (Table S4) [?]", above=0, most=2**16)
     init: Literal["default", "orthogonal", "pca"] = of_f("default",
         "initialisation of f and g; default is nn.Linear's; pca begins f at the principal directions of p, close to PatchCore [?]",
@@ -116,8 +112,7 @@ class Config:
         "b of Eq. 10; with 1 that would be 0; none where the bank is all patches, as r* has near-duplicates there [?]", least=2)
     weighting: Literal["patches", "none"] = option("scores", "patches", "Eq. 10's weight for every patch [P], or the plain distance")
     blur: float = option("scores", 4.0, "σ of the Gaussian on score maps, pixels of the crop [I]", least=0, most=2**10)
-    calibration_folds: int = option("scores", 2,
-        "folds of the held-out training scores behind normal_threshold; 0 is none; not the paper's", least=0)
+    calibration_folds: int = option("scores", 2, "folds of held-out training scores (normal_threshold); 0: none; not the paper's", least=0)
     seed: int = option("training", 0, "of initialisation, mini-batches, projection and random start", least=0, most=2**63 - 1)
     device: str = option(None, "auto", "auto, cpu, cuda, cuda:1, ...")
     # fmt: on
@@ -224,6 +219,5 @@ class Config:
         return self.patch_dim or 1024
 
 
-Config.__doc__ += "\n    Hyper-parameters:\n" + "".join(
-    f"        {f.name}: {f.metadata['meaning']}; default {f.default!r}.\n" for f in dataclasses.fields(Config)
-)
+_LINES = (f"        {f.name}: {f.metadata['meaning']}; default {f.default!r}.\n" for f in dataclasses.fields(Config))
+Config.__doc__ += "\n    Hyper-parameters:\n" + "".join(_LINES)

@@ -35,6 +35,7 @@ from rcp.refinement.network import RefinementNet
 from rcp.refinement.options import Refine, RefinementConfig
 from rcp.scoring import MemoryBank, image_scores, patch_scores
 
+LARGEST = 1e6  # number in f(p): beyond, float32 loses Eq. 10's weight
 FLOATS = (np.float16, np.float32, np.float64)  # in this machine's order of bytes
 
 
@@ -293,8 +294,6 @@ class ReConPatch:
             for i, part in enumerate(as_tensor(p)):
                 represented[i] = self.represent_patches(part)
                 drop_pages(p)
-        finite = torch.stack(represented.aminmax()).isfinite().all()
-        require("p", finite, "finite features", "NaN or infinity")
         with self.timings_("coreset"):
             self.bank_ = self._memorize(represented.flatten(0, 1), count)
         with self.timings_("calibration"):
@@ -331,9 +330,8 @@ class ReConPatch:
 
         normal = center_and_deviation(self.train_patch_scores_)
         with self.timings_("refinement"):
-            self.refiner_, self.refinement_history_ = refinement.train(
-                images, see, self.refine, normal, textures, log, checkpoint, self.device, names
-            )
+            how = self.refine, normal, textures, log, checkpoint, self.device, names
+            self.refiner_, self.refinement_history_ = refinement.train(images, see, *how)
         return self
 
     @torch.inference_mode()
@@ -341,13 +339,16 @@ class ReConPatch:
         """p: (..., D) of any float dtype -> f(p), or the pooled p of PatchCore: (..., dim) float32 on the detector's device."""
         p = p.to(self.device).float()
         if self.f_ is None:
-            return pool(p.flatten(0, -2), self.config.bank_dim(p.shape[-1])).unflatten(0, p.shape[:-1])
-        return torch.stack([self.f_(image) for image in p]) if self._one_by_one(p) else self.f_(p)
+            x = pool(p.flatten(0, -2), self.config.bank_dim(p.shape[-1])).unflatten(0, p.shape[:-1])
+        else:
+            x = torch.stack([self.f_(image) for image in p]) if self._one_by_one(p) else self.f_(p)
+        largest = float(torch.stack(x.aminmax()).abs().max())
+        require("p", largest <= LARGEST, f"features of at most {LARGEST:g} in size", largest)
+        return x
 
     def score_patches(self, represented: Tensor, banks: Sequence[MemoryBank] = ()) -> Tensor:
         """f(p): (n, h · w, dim) -> (n, h, w) float32, Eq. 9 and 10. banks: one per image, else ``bank_``."""
-        one_by_one = banks or self._one_by_one(represented)
-        parts = represented if one_by_one else [represented.flatten(0, 1)]
+        parts = represented if banks or self._one_by_one(represented) else [represented.flatten(0, 1)]
         scores = [self._score(part, bank) for part, bank in zip(parts, banks or [self.bank_] * len(parts), strict=True)]
         return torch.cat(scores).reshape(len(represented), *self._grid(represented.shape[1]))
 
@@ -426,8 +427,6 @@ class ReConPatch:
                 patches.append(s.cpu().numpy())
                 if maps:
                     all_maps[part] = found
-        bad = np.flatnonzero(~np.isfinite(scores))
-        require("p", not len(bad), "finite features", f"those of image {bad[0]}" if len(bad) else "")
         # held-out scores are unrefined: a refined one of an image that the network was trained on would not be held out
         train_scores = None if refined else self.train_scores_
         about["threshold"], about["why"] = self.decide(refined)
@@ -479,7 +478,7 @@ class ReConPatch:
     def save(self, path: str | Path) -> None:
         """Writes one safetensors file: bank, f and training scores, with the config as JSON in its header. Not the backbone."""
         self._check_fitted()
-        require_writable(path, "save {} in")
+        require_writable(path, "save {} in", b"rcp-detector")
         tensors, c = {"bank": self.bank_.entries}, self.config
         header = {"format": "rcp-detector-2", "config": json.dumps(c.asdict())}
         header["backbone"] = backbone.weights_identity(c.backbone, c.weights)
@@ -560,8 +559,7 @@ class ReConPatch:
 
     def __repr__(self) -> str:
         by_class = {"representation": "trained"} if self.represents == ("none",) else {}  # the class says it
-        shown = repr(self.config.replace(**by_class))
-        named = shown.replace("Config", type(self).__name__, 1)
+        named = repr(self.config.replace(**by_class)).replace("Config", type(self).__name__, 1)
         if self.refine is None:
             return named
         return f"{named.removesuffix(')')}{'' if named.endswith('()') else ', '}refine={self.refine})"

@@ -135,7 +135,10 @@ def paired_bootstrap(groups: Iterable, draws: int = 2000, seed: int = 0) -> Inte
         UndefinedMetric: no category, or one of one class only.
     """
     rng, differences, estimates = np.random.default_rng(seed), np.zeros(draws), []
-    for labels, first, second in groups:
+    for group in groups:
+        fits = isinstance(group, tuple | list) and len(group) == 3 and all(np.shape(s)[:1] > (0,) for s in group)
+        require("groups", fits, "labels, scores and scores of each category", group)
+        labels, first, second = group
         for scores in (*np.atleast_2d(first), *np.atleast_2d(second)):
             checked, _ = _checked(labels, scores, "labels", "scores")
         labels = checked
@@ -154,8 +157,7 @@ def paired_bootstrap(groups: Iterable, draws: int = 2000, seed: int = 0) -> Inte
 def _wins(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """labels (n,), scores (seeds, n) -> (defective, normal): share of seeds in which the defective one scores higher; ties count half."""
     scores = np.atleast_2d(np.asarray(scores, np.float64))
-    gap = scores[:, labels, None] - scores[:, None, ~labels]
-    return ((np.sign(gap) + 1) / 2).mean(0)
+    return ((np.sign(scores[:, labels, None] - scores[:, None, ~labels]) + 1) / 2).mean(0)
 
 
 def evaluate(prediction, split) -> dict[str, float | int | dict[str, str] | None]:
@@ -290,9 +292,8 @@ def _best_f1(ranks: _Ranks) -> tuple[float, float]:
 
 def _checked(labels, scores, labels_name: str, scores_name: str, paths=None) -> tuple[np.ndarray, np.ndarray]:
     """labels as bool, scores as float array, of one shape and finite; of the images at ``paths``, where they are given."""
-    labels, scores = (
-        np.atleast_1d(check_type(n, np.ndarray, v)) for n, v in ((labels_name, labels), (scores_name, scores))
-    )
+    labels = np.atleast_1d(check_type(labels_name, np.ndarray, labels))
+    scores = np.atleast_1d(check_type(scores_name, np.ndarray, scores))
     of = len(scores if paths is None else paths)
     require(scores_name, len(scores) == of, f"one for each of the {of} images of the split", len(scores))
     require(scores_name, labels.shape == scores.shape, f"the shape of {labels_name} {labels.shape}", scores.shape)

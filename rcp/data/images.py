@@ -76,9 +76,10 @@ def _opened(source: "str | Path | Image.Image | np.ndarray", name: str | Path = 
 def _of_pixels(source: Image.Image | np.ndarray) -> Image.Image:
     if isinstance(source, Image.Image):
         return source
-    if not isinstance(source, np.ndarray) or source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
-        what = f"{source.dtype} {source.shape}" if isinstance(source, np.ndarray) else type(source).__name__
-        raise ValueError(f"expected a path, a PIL image or an array (H, W, 3) of uint8, RGB, got {what}")
+    fits = isinstance(source, np.ndarray) and source.dtype == np.uint8 and source.ndim == 3 and source.shape[2] == 3
+    if not fits or np.ma.is_masked(source):
+        what = f"{type(source).__name__} {getattr(source, 'dtype', '')} {getattr(source, 'shape', '')}"
+        raise ValueError(f"expected a path, a PIL image or an array (H, W, 3) of uint8, RGB, none masked, got {what}")
     return Image.fromarray(source)
 
 
@@ -194,8 +195,7 @@ class Transform:
 
     def _tiled(self, side: int) -> tuple[int, int]:
         """(height, width) of the tiles together, ``side`` pixels each."""
-        rows, columns = (n * side - (n - 1) * self.tile_overlap for n in self.tiles)
-        return rows, columns
+        return tuple(n * side - (n - 1) * self.tile_overlap for n in self.tiles)
 
     def image(self, source: "str | Path | Image.Image | np.ndarray") -> np.ndarray:
         """A file, a PIL image, or an array (H, W, 3) uint8 -> uint8 (S, S, 3), RGB.
@@ -225,8 +225,7 @@ class Transform:
         Errors: as `image`; ValueError where the whole mask, before any crop, is empty or full.
         """
         with _opened(path) as image:
-            binary = Image.fromarray(_defective(image).astype(np.uint8))
-            resized = self._resize(binary, Image.Resampling.NEAREST)
+            resized = self._resize(Image.fromarray(_defective(image).astype(np.uint8)), Image.Resampling.NEAREST)
             return np.asarray(self._crop(self._mask(resized, of or path))).astype(bool)
 
     def _image(self, image: Image.Image, path: str | Path) -> Image.Image:

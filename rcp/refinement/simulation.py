@@ -51,8 +51,7 @@ class Simulation:
     def __post_init__(self):
         check_fields(self)
         require("threshold", -1 < self.threshold < 1, "a number between -1 and 1", self.threshold)
-        power = self.finest >= 1 and self.finest.bit_count() == 1
-        require("finest", power, "a power of two", self.finest)
+        require("finest", self.finest >= 1 and self.finest.bit_count() == 1, "a power of two", self.finest)
         shares = len(self.opacity) == 2 and 0 < self.opacity[0] <= self.opacity[1] <= 1
         require("opacity", shares, "(least, most), above 0 and up to 1", self.opacity)
 

@@ -28,11 +28,12 @@ JUNK = (b"1", object(), math.nan, math.inf, 1j, 10**30, print, [["a"], [1, 2]]) 
 ODD = (*JUNK, None, "x", [], {})
 X, Y, F = torch.randn(50, 8), np.array([0, 1, 0, 1]), torch.randn(3, 16, 64)
 SMALL = Config(dim=32, epochs=1, batch_size=16, device="cpu", patch_dim=64)
-TENSORS = ("x", None, X.numpy(), X[0], X * math.nan, X.long(), X[:0], X[:, :0], X.to(torch.complex64))
+TENSORS = ("x", None, X.numpy(), X[0], X * math.nan, X * 1e19, X.long(), X[:0], X[:, :0], X.to(torch.complex64))
 COUNTS = (None, "3", 0, -1, 1.5, math.nan, [], True, 10**30)
 NUMBERS = (None, "x", math.nan, math.inf, [], True, 1j)
 PATHS = (None, 3, "", [], {}, b"x", 1.5, "a\0b", "x" * 5000, math.nan, True)
-SCORES = (None, "x", {}, ["a"] * 4, [[1], [1, 2]], [None] * 4, np.array([1j] * 4), object(), np.array(["2020"], "M8[D]"))  # fmt: skip
+MASKED = np.ma.masked_array([1.0, 2, 3, 4], [0, 1, 0, 0])
+SCORES = (None, "x", {}, ["a"] * 4, [[1], [1, 2]], [None] * 4, np.array([1j] * 4), object(), np.array(["2020"], "M8"), MASKED)  # fmt: skip
 REFINE = (1, "yes", [], {"epoch": 1}, {1: 2}, {"epochs": -1}, {"simulation": 3}, {"simulation": {"x": 1}}, {"rates": 1})
 
 
@@ -42,6 +43,9 @@ def calls(detector, folder):
     p = np.ones((4, 64, 1024), np.float16)
     kinds = (int, object, str, ">f2", np.longdouble)
     of_p = (None, "x", 3, [], p[0], p[..., :5], p[:, :7], p * np.nan, *map(p.astype, kinds))
+    of_p += (np.float32(p) * 1e7, np.ma.masked_less(p, 2))
+    for name in {f.name for f in dataclasses.fields(out)} - {"why"}:
+        yield name, lambda v, name=name: dataclasses.replace(out, **{name: v}), (3j, "x", object(), MASKED, {})
     for kind in (Config, Refinement, Perturbation, Simulation, Transform):
         for field in dataclasses.fields(kind):
             yield field.name, lambda v, kind=kind, name=field.name: kind(**{name: v}), JUNK
@@ -75,12 +79,17 @@ def calls(detector, folder):
         ("scores", partial(metrics.image_auroc, Y), SCORES),
         ("limit", lambda v: metrics.aupro(np.eye(2)[None] > 0, np.eye(2)[None], v), (*NUMBERS, 0, 2)),
         ("draws", lambda v: metrics.paired_bootstrap([(Y, Y, Y)], v), COUNTS),
+        ("groups", lambda v: metrics.paired_bootstrap([v]), (3, "abc", (Y, Y), (Y, Y, np.empty((0, 4))), (Y, [], Y), {1: 2})),
+        ("labels", lambda v: metrics.paired_bootstrap([(v, Y, Y)]), (MASKED, Y + 1, Y * math.nan)),
+        ("scores", lambda v: metrics.paired_bootstrap([(Y, v, Y)]), (MASKED, Y[:3], Y * math.nan)),
         ("ddof", lambda v: metrics.d_prime([1, 2.0], [3, 5.0], ddof=v), (None, "x", -1, 1.5, math.nan)),
         ("prediction", lambda v: metrics.evaluate(v, None), (None, 3, {}, "x")),
         ("config", ReConPatch.from_config, (None, 3, {}, TINY)),
         ("", lambda v: PatchCore(**TINY, refine=v), REFINE),
         ("", PatchCore(**TINY).fit, (None, 3, {}, [], "", "no.png", b"x", [None], np.zeros((4, 4), np.uint8), "a\0b", "x" * 5000)),
         ("", detector.predict, (None, 3, {}, "", "no.png", b"x", [3], ["no.png"], p, "/dev/zero", "a\0b", [Image.new("F", (8, 8))])),
+        ("masked", detector.predict, (np.ma.masked_less(IMAGES, 9), [np.ma.masked_less(IMAGES[0], 9)])),
+        ("Tensor", detector.predict, (torch.from_numpy(IMAGES), X)),
         ("pixels", detector.predict, (IMAGES[:, :0], Image.new("RGB", (0, 8)))),
         ("log", lambda v: detector.fit(IMAGES, v), (None, 3, "x")),
         ("log", lambda v: next(watch(detector, folder, v)), (None, 3, "", folder, folder / "pipe", Path("/dev/null"), folder / "a.rcp")),
@@ -90,8 +99,8 @@ def calls(detector, folder):
         ("p", detector.predict_features, of_p),
         ("p", lambda v: PatchCore.assemble(detector.config, None, v), of_p),
         ("f", lambda v: PatchCore.assemble(detector.config, v, p), (3, "x", torch.nn.Linear(3, 4), torch.nn.ReLU())),
-        ("path", detector.save, (*PATHS, folder, "/proc/x.rcp", folder / "pipe")),
-        ("path", detector.export, (*PATHS, folder, "x.txt")),
+        ("path", detector.save, (*PATHS, folder, "/proc/x.rcp", *(folder / n for n in ("pipe", "x.png", "notes.txt")))),
+        ("path", detector.export, (*PATHS, folder, "x.txt", folder / "notes.pt2")),
         ("path", ReConPatch.load, PATHS),
         ("device", lambda v: load(folder / "a.rcp", device=v), (3, [], {}, "", "gpu", "cuda:99", "meta", True)),
         ("weights", lambda v: load(folder / "a.rcp", weights=v), (3, [], {}, "random:1", "random:x", f"random:{10**30}", "no.pth", True)),
@@ -125,6 +134,8 @@ def fitted(tmp_path_factory):
     detector = PatchCore(**TINY).fit(IMAGES, log=len)
     detector.save(folder / "a.rcp")
     os.mkfifo(folder / "pipe")
+    for name in ("notes.txt", "notes.pt2"):
+        (folder / name).write_text("mine")
     return detector, folder
 
 
@@ -136,7 +147,8 @@ def test_a_malformed_call_is_refused_by_the_argument_s_name(fitted):
             if why := refused(call, value, name):
                 wrong.append(f"{name}={value!r:.60}: {why:.200}")
     print(f"\nmalformed calls: {tried}, accepted or unclear: {len(wrong)}")
-    assert not wrong and tried >= 450, "\n".join(wrong)
+    assert not wrong and tried >= 520, "\n".join(wrong)
+    assert {(fitted[1] / name).read_text() for name in ("notes.txt", "notes.pt2")} == {"mine"}
 
 
 def test_a_detector_s_file_that_is_sound_but_wrong_is_refused_by_its_path(tmp_path):

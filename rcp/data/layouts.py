@@ -8,9 +8,9 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from difflib import SequenceMatcher
 from functools import lru_cache
 from glob import glob
+from itertools import groupby
 from pathlib import Path
 from unicodedata import normalize
 
@@ -39,9 +39,9 @@ class Split(Sequence):
     masks: tuple[Path | None, ...]
 
     def __post_init__(self):
-        given = np.asarray(check_type("labels", np.ndarray, self.labels))
-        require("labels", given.ndim == 1 and np.isin(given, (0, 1)).all(), "one 0 or 1 for each image", self.labels)
-        labels = given.astype(np.int64)
+        labels = np.asarray(check_type("labels", np.ndarray, self.labels))
+        require("labels", labels.ndim == 1 and np.isin(labels, (0, 1)).all(), "one 0 or 1 for each image", self.labels)
+        labels = labels.astype(np.int64)
         labels.flags.writeable = False
         object.__setattr__(self, "labels", labels)
         lengths = len(self.paths), len(labels), len(self.defects), len(self.masks)
@@ -57,8 +57,7 @@ class Split(Sequence):
 
     def __repr__(self) -> str:
         bad = int(self.labels.sum())
-        masks = ", masks" if self.has_masks else ""
-        return f"Split({len(self)} images: {len(self) - bad} good, {bad} defective{masks})"
+        return f"Split({len(self)} images: {len(self) - bad} good, {bad} defective{', masks' * self.has_masks})"
 
     @property
     def has_masks(self) -> bool:
@@ -80,6 +79,9 @@ class Split(Sequence):
         out = np.zeros((len(self), *transform.shape), bool)
         for i, mask in enumerate(threaded(read, self.paths, self.masks, self.labels)):
             out[i] = mask
+        if large := [path for path, mask in zip(self.masks, out, strict=True) if mask.mean() > 0.5]:
+            words = "masks that call more than half of the image defective (inverted?)"
+            warnings.warn(f"{words}: {len(large)} of {len(self)} images, such as {large[0]}", stacklevel=2)
         return out
 
 
@@ -177,10 +179,6 @@ def say_what_is_left_out(folder: Path, used: Iterable[Path]) -> None:
         warnings.warn(f"files left out of {folder}: {listed}{more}", stacklevel=3)
 
 
-def _is_normal(folder: Path) -> bool:
-    return folder.name.lower() in NORMAL
-
-
 def _masks_of(kind: Path, images: Sequence[Path]) -> dict[Path, Path]:
     """Image -> its mask in ``kind``: of the image's name with ``_mask``, or else of its name; any suffix."""
     masks: dict[str, list[Path]] = {}
@@ -215,6 +213,23 @@ def _check_masks(test: Split) -> None:
             raise ValueError(f"mask and image differ in size (width x height, after EXIF rotation): {found}")
 
 
+def _middle(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        opened.seek(file.stat().st_size // 2)
+        return opened.read(4096)
+
+
+def _say_twice(train: Split, test: Split) -> None:
+    """Warns, once, of images whose bytes are another's of another label too; all is read of those alone whose size and middle are."""
+    of = {**dict.fromkeys(train, "train"), **dict(zip(test, test.defects, strict=True))}
+    for same in (os.path.getsize, _middle, lambda file: file_hash(file).digest()):
+        alike = [list(files) for _, files in groupby(sorted(of, key=same), same)]
+        of = {file: of[file] for files in alike if len({of[f] for f in files}) > 1 for file in files}
+    if of:
+        words = f"images that are there twice, to train and to test on or under two labels: {len(of)} files"
+        warnings.warn(f"{words}, such as {' and '.join(map(str, [*of][:: len(of) - 1]))}", stacklevel=3)
+
+
 def _split(rows: Iterable[tuple[Path, str, Path | None]]) -> Split:
     """(path, defect or "good", mask) of each image -> Split."""
     paths, defects, masks = zip(*rows, strict=True) if rows else ((), (), ())
@@ -229,7 +244,7 @@ def _read_tree(folder: Path) -> tuple[Split, Split]:
     train_folder, truth = folder / "train", folder / "ground_truth"
     if not train_folder.is_dir():
         return _split([(path, "good", None) for path in images_in(folder)]), _split([])
-    sources = [train_folder, *filter(_is_normal, _folders(train_folder))]
+    sources = [train_folder, *(f for f in _folders(train_folder) if f.name.lower() in NORMAL)]
     train = [(path, "good", None) for source in sources for path in images_in(source)]
 
     if unlabelled := images_in(folder / "test"):
@@ -237,7 +252,7 @@ def _read_tree(folder: Path) -> tuple[Split, Split]:
     truth_exists, truths = bool(_images_below(truth)), {composed(f.name): f for f in _folders(truth)}
     test: list[tuple[Path, str, Path | None]] = []
     for kind in _folders(folder / "test"):
-        if _is_normal(kind):
+        if kind.name.lower() in NORMAL:
             test += [(path, "good", None) for path in images_in(kind)]
             continue
         masks = _masks_of(truths.get(composed(kind.name), truth / kind.name), images_in(kind))
@@ -329,7 +344,7 @@ def _find(root: Path, layout: str) -> tuple[str, dict[str, Path]]:
 
 
 def _absolute(root: str | Path) -> Path:
-    return Path(os.path.abspath(Path(root).expanduser()))  # not resolve(): a link's own name is the category's
+    return Path(os.path.abspath(os.path.expanduser(root)))  # not resolve(): a link's own name is the category's
 
 
 def categories(root: str | Path, layout: str = "auto") -> list[str]:
@@ -357,9 +372,7 @@ def load_dataset(root: str | Path, category: str | None = None, layout: str = "a
     if category is None and len(folders) > 1:
         raise ValueError(f"{root} holds {len(folders)} categories; name one with category=: {', '.join(folders)}")
     category = next(iter(folders)) if category is None else composed(str(category))
-    if category not in folders:
-        near = ", ".join(sorted(folders, key=lambda f: -SequenceMatcher(None, category.lower(), f.lower()).ratio()))
-        raise ValueError(f"no category {category!r} in {root} (layout {name}); nearest first: {near}")
+    check_names(f"{root} (layout {name}) has no category", [category], folders)
     folder = folders[category]
     train, test = (_read_visa if name == "visa" else _read_tree)(folder)
     if not train:
@@ -367,6 +380,7 @@ def load_dataset(root: str | Path, category: str | None = None, layout: str = "a
         looked_for = f"{', '.join(IMAGE_SUFFIXES)}, directly or in {', '.join(NORMAL)}"
         raise ValueError(f"no training images of {category!r} in {where}: looked for {looked_for}")
     _check_masks(test)
+    _say_twice(train, test)
     alone = {p.parent / composed(p.stem) for s in (train, test) for p, m in zip(s, s.masks, strict=True) if not m}
     if odd := [p for p in alone if p.name.endswith("_mask") and p.parent / p.name.removesuffix("_mask") in alone]:
         warnings.warn(f"named as masks, but read as images: {len(odd)}, such as {min(odd)}.*", stacklevel=2)

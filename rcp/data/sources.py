@@ -1,6 +1,7 @@
 """What ``fit`` and ``predict`` take, read a few images at a time: paths, folders, patterns, PIL images, arrays, lists, generators."""
 
 import glob
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ def images_of(given, *, train: bool = False) -> Iterable:
     if isinstance(given, Dataset):
         return given.train if train else given.test
     if isinstance(given, str | Path):
-        return _at(Path(check_type("images", str | Path, given)).expanduser(), train)
+        return _at(Path(os.path.expanduser(check_type("images", str | Path, given))), train)
     if isinstance(given, Image.Image):
         return [given]
     if isinstance(given, np.ndarray):

@@ -272,7 +272,7 @@ def test_no_known_layout(mvtec):
 
 
 def test_unknown_category(mvtec):
-    words = r"no category 'cabel' in .*mvtec \(layout mvtec\); nearest first: cable, bottle"
+    words = r"mvtec \(layout mvtec\) has no category 'cabel'. Did you mean 'cable'\? Valid: bottle, cable"
     with pytest.raises(ValueError, match=words):
         load_dataset(mvtec, "cabel")
     with pytest.raises(ValueError, match=r"holds 2 categories; name one with category=: bottle, cable"):
@@ -646,7 +646,8 @@ def test_real_mvtec(shared_data, category, counts):
 
 def picture(path, **how) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(0).integers(0, 2, (32, 32), np.uint8) * 255).save(path, **how)
+    rng = np.random.default_rng([*str(path).encode()])  # no two are the same
+    Image.fromarray(rng.integers(0, 2, (32, 32), np.uint8) * 255).save(path, **how)
 
 
 @pytest.fixture
@@ -727,3 +728,21 @@ def test_a_newer_set_is_refused_by_its_folders(tmp_path):
         picture(tmp_path / "can" / name)
     with pytest.raises(ValueError, match="no test/, but test_private, test_public"):
         load_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("copy", ["test/good/0.png", "test/bad/1.png"])
+def test_the_same_image_to_train_and_to_test_on_or_under_two_labels_is_named(own, copy, recwarn):
+    load_dataset(own)
+    assert not len(recwarn)
+    shutil.copy(own / ("train" if copy == "test/good/0.png" else "test") / "good/0.png", own / copy)
+    with pytest.warns(UserWarning, match=rf"under two labels: 2 files, such as .*{copy}"):
+        load_dataset(own)
+
+
+def test_masks_that_are_inverted_are_counted_and_one_is_named(own):
+    picture(own / "test/bad/1.png")
+    (own / "ground_truth/bad").mkdir(parents=True)
+    for i, share in enumerate((4, 28)):
+        Image.fromarray(np.repeat(np.arange(32) < share, 32).reshape(32, 32)).save(own / f"ground_truth/bad/{i}.png")
+    with pytest.warns(UserWarning, match=r"more than half .*\(inverted\?\): 1 of 3 images, such as .*bad/1\.png"):
+        load_dataset(own).test.load_masks(SMALL)

@@ -130,8 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     some = ("--notebooks", {"nargs": "+", "help": "paths, or names such as table_5; all where left out"})
     batch = [(f"--{name.replace('_', '-')}", how) for name, how in PARAMETERS.items()]
     words = {"type": quoted, "dest": "categories", "help": argparse.SUPPRESS}  # make's lists: quotes keep a space
-    numbers = words | {"type": whole_numbers, "dest": "seeds"}
-    lists = ("--categories-words", words), ("--seeds-words", numbers)
+    lists = ("--categories-words", words), ("--seeds-words", words | {"type": whole_numbers, "dest": "seeds"})
     whole = "run every notebook through papermill and index the results"
     command("reproduce", _reproduce, whole, *batch, *lists, some, force)
     command("execute", _execute, "execute notebooks in place where their own cells have changed", notebooks, force)

@@ -72,8 +72,6 @@ def reproduce(
     check_names("unknown parameter", parameters, sorted(set().union(*declared)))
     parameters = _absolute(parameters)
     require("epochs", parameters.get("epochs") != 0, "a number above 0", 0)  # of a notebook, 0 is the profile's
-    if parameters.get("btad_root"):
-        categories(parameters["btad_root"])
     for named in parameters.get("members", {}).items():
         backbone.check(*named)
     settings = Settings(**{n: plain(v) for n, v in parameters.items() if n in Settings.__dataclass_fields__})
@@ -164,8 +162,7 @@ def _kernels_of(workers: int) -> contextlib.AbstractContextManager:
     """Kernels side by side share the cores, have no progress bars and end with this process; what the caller has set stays."""
     cores = str(max(1, (os.cpu_count() or 1) // workers))
     threads = {"OMP_NUM_THREADS": cores, "NUMBA_NUM_THREADS": cores} if workers > 1 else {}
-    wanted = threads | {"TQDM_DISABLE": "1", "RCP_BATCH": str(os.getpid())}
-    return mock.patch.dict(os.environ, wanted | os.environ)
+    return mock.patch.dict(os.environ, threads | {"TQDM_DISABLE": "1", "RCP_BATCH": str(os.getpid())} | os.environ)
 
 
 def _run(file: Path, source: NotebookNode, declared: set, parameters: dict, settings, force: bool, log, say) -> Outcome:

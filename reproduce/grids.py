@@ -96,8 +96,7 @@ def size_changes(s: Settings, size: int) -> dict:
     sizes = SIZES[s.profile]
     if size not in sizes:
         raise ValueError(f"image_sizes: expected some of {', '.join(map(str, sizes))}, got {size!r}")
-    epochs = max(1, s.epochs // 2) if size == min(sizes) else s.epochs
-    return {"image_size": size, "epochs": epochs, **sizes[size]}
+    return {"image_size": size, "epochs": max(1, s.epochs // 2) if size == min(sizes) else s.epochs, **sizes[size]}
 
 
 def table_7(s: Settings, aspect: str = "keep") -> list[Entry]:
@@ -270,8 +269,5 @@ def peers(s: Settings, methods: Sequence[str] = (), changes: Mapping = {}, **opt
     # anomalib has not the demo's CNN
     known = {"backbone": "resnet18", "weights": "random:0"} if s.backbone == CNN else {}
     found += [(patchcore | known if name in METHODS else patchcore, name) for name in methods or others]
-    return [
-        Peer(entry, name, **(options if name in METHODS else {}))
-        for how, name in found
-        for entry in s.entries([s.config(**how)])
-    ]
+    entries = [(entry, name) for how, name in found for entry in s.entries([s.config(**how)])]
+    return [Peer(entry, name, **(options if name in METHODS else {})) for entry, name in entries]

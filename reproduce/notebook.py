@@ -13,7 +13,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rcp import backbone
 from rcp.checks import check_fields, check_names, check_type, require
@@ -45,6 +45,8 @@ CREDITS = {
     "BTAD (Mishra et al., CC BY-NC-SA 4.0)": ("01", "02", "03"),
     "KolektorSDD (Tabernik et al., CC BY-NC-SA 4.0)": ("kolektorsdd",),
 }
+# What a notebook declares a parameter to be -> what it may hold.
+KINDS = {"str": str, "int": int, "float": float, "bool": bool, "list": tuple[str | int, ...], "dict": dict}
 DEMO_GROUPS = {"object": ("gear",), "texture": ("fabric",)}
 
 
@@ -87,6 +89,10 @@ class Settings:
         default = (defaults["backbone"], defaults["weights"])
         if not self.render_only and (self.backbone, self.weights) != default:  # to look takes seconds
             backbone.check(self.backbone, self.weights)
+        for name in ("data_root", "btad_root"):  # of both, before the first is computed
+            if root := getattr(self, name):
+                require(name, Path(root).is_dir(), "a folder", root)
+                categories(root)
         if self.dataset == "none":
             return
         root = self.btad_root if self.dataset == "btad" else self.data_root
@@ -214,16 +220,23 @@ def settings(names: dict, dataset: str = "mvtec") -> Settings:
     plain variables; only those that :class:`Settings` knows are in what is returned.
     """
     sources = list(names.get("In", []))
-    declared = next((assigned(s) for s in sources if "profile" in assigned(s)), [])
+    declared = next((assigned(s) for s in sources if "profile" in assigned(s)), {})
     injected = [name for s in sources if s.lstrip().startswith("# Parameters") for name in assigned(s)]
     shared = [f.name for f in dataclasses.fields(Settings)]
     valid = declared or shared
     check_names("unknown parameter", injected, valid)
-    left_out = [name for name in shared if name not in declared] if declared else []
-    # A notebook has parameters of its own; one that is nearly a shared one, which is missing, is a slip.
-    for name in declared:
+    for name, kind in declared.items():
+        # A notebook has parameters of its own; one that is nearly a shared one, which is missing, is a slip.
+        left_out = [n for n in shared if n not in declared]
         if name not in shared and (meant := difflib.get_close_matches(name, left_out, 1, 0.8)):
             raise ValueError(f"unknown parameter {name!r} in the cell of parameters. Did you mean {meant[0]!r}?")
+        value = check_type(name, kind, plain(names[name]))
+        inside = value if isinstance(value, tuple | dict) else [value]
+        fits = kind is Any or all(isinstance(v, str) or (kind is not dict and 0 <= v < 2**63) for v in inside)
+        require(name, fits, "no number below 0, and keys that are text", value)
+        if name in ("members", "backbones") and not names.get("render_only"):
+            for cnn, weights in value.items():
+                backbone.check(cnn, check_type(name, str, weights))
     _end_with_batch()
     given = {name: plain(names[name]) for name in valid if name in shared and name in names}
     return Settings(**given | ({"categories": ()} if dataset == "btad" else {}), dataset=dataset)
@@ -242,14 +255,15 @@ def plain(value):
     return tuple(value) if isinstance(value, list) else value
 
 
-def assigned(source: str) -> list[str]:
-    """Names that a cell assigns at its top level; none where it is not plain Python."""
+def assigned(source: str) -> dict[str, Any]:
+    """Names that a cell assigns at its top level, and the types that they are declared with; none where it is not plain Python."""
     try:
         body = ast.parse(source).body
     except SyntaxError:
-        return []
-    targets = [t for node in body for t in (getattr(node, "targets", None) or [getattr(node, "target", None)])]
-    return [t.id for t in targets if isinstance(t, ast.Name)]
+        return {}
+    targets = [(n, t) for n in body for t in (getattr(n, "targets", None) or [getattr(n, "target", None)])]
+    of = {t.id: getattr(n, "annotation", None) for n, t in targets if isinstance(t, ast.Name)}
+    return {name: KINDS.get(getattr(kind, "id", ""), Any) for name, kind in of.items()}
 
 
 def at_least(name: str, value: int, least: int) -> int:
@@ -268,8 +282,7 @@ def built(kind: type, name: str, values: dict):
     Raises:
         ValueError: an unknown key, with the nearest valid one; a value outside its range, from the dataclass.
     """
-    valid = [field.name for field in dataclasses.fields(kind)]
-    check_names(f"{name}: unknown key", values, valid)
+    check_names(f"{name}: unknown key", values, [field.name for field in dataclasses.fields(kind)])
     return kind(**values)
 
 

@@ -176,12 +176,11 @@ def run_grid(
 
 def _seldom(log: Callable[[str], None], seconds: float = 30.0) -> Callable[[str], None]:
     """At most one line in so many seconds: a long training says where it is, a quick one nothing."""
-    last = time.monotonic()
+    said = [time.monotonic()]
 
     def say(line: str) -> None:
-        nonlocal last
-        if time.monotonic() - last >= seconds:
-            last = time.monotonic()
+        if time.monotonic() - said[-1] >= seconds:
+            said[:] = [time.monotonic()]
             log(line)
 
     return say

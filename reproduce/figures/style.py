@@ -51,12 +51,9 @@ def plain(text: object) -> str:
 
     A letter that no font here has is shown by its number, such as \\u87ba, not as an empty box.
     """
-    there = _letters()
-    shown = (
-        c if c == "\n" or ord(c) in there else c.encode("unicode_escape", "backslashreplace").decode()
-        for c in str(text)
-    )
-    return "".join(shown).replace("$", r"\$")
+    odd = {ord(c) for c in str(text)} - _letters() - {ord("\n")}
+    shown = {n: chr(n).encode("unicode_escape", "backslashreplace").decode() for n in odd}
+    return str(text).translate(shown).replace("$", r"\$")
 
 
 @cache

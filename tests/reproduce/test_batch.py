@@ -143,7 +143,7 @@ def test_unknown_parameters_are_refused_before_any_work(tmp_path, monkeypatch):
         *(({"epochs": n}, f"epochs: expected a number above 0.* got {n}$") for n in (-1, 0, 2**31)),
         ({"weights": str(tmp_path / "text.pth")}, "weights: .*text.pth is not a plain file of tensors"),
         ({"device": "gpu"}, "device: expected auto, cpu"), ({"seeds": [0, 10**20]}, "seeds: expected different numbers from 0"),
-        ({"btad_root": "no"}, "no such data folder: .*no"), ({"members": mistyped}, "has a model 'resnet81'"),
+        ({"btad_root": "no"}, "btad_root: expected a folder, got .*no"), ({"members": mistyped}, "has a model 'resnet81'"),
     ):  # fmt: skip
         with pytest.raises((ValueError, FileNotFoundError), match=words):
             batch.reproduce(given, [file])

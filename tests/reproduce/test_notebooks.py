@@ -59,12 +59,29 @@ def test_the_paper_profile_is_the_papers(small_demo, monkeypatch, tmp_path):
         ("epochs = '3'", "epochs: expected int, got '3' (str)"),
         ("seeds = ['0']", "seeds: expected a list of int, got ('0',)"),
         ("profile = 'papre'", "profile: expected one of 'demo', 'paper', got 'papre'. Did you mean 'paper'?"),
-        ("data_root = 'no/such/folder'", "no/such/folder"),
+        ("data_root = 'no/such/folder'", "data_root: expected a folder, got 'no/such/folder'"),
     ],
 )
 def test_what_papermill_injects_is_checked(injected, message):
     with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)):
         settings(after(DECLARED, "# Parameters\n" + injected))
+
+
+WRONG = {"str": (3, None, []), "int": ("3", None, 1.5, True, -1, 2**70), "float": ("x", None, -1.0, [])}
+WRONG |= {"bool": (1, "no", None), "list": ("x", None, 3, [[1]], [None], [1.5], [-1]), "dict": ([], None, {1: 2})}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_every_parameter_of_a_notebook_is_checked_in_its_first_cell(path):
+    first, second, *_ = [c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+    for name, kind in re.findall(r"^(\w+): (\w+)", first, re.M):
+        for value in WRONG[kind]:
+            with pytest.raises((ValueError, FileNotFoundError), match=name):
+                exec(second, after(first, f"# Parameters\n{name} = {value!r}"))
+                pytest.fail(f"silent: {name} = {value!r}")
+    if "members" in first:
+        with pytest.raises(ValueError, match="has a model 'resnet81'"):
+            exec(second, after(first, "# Parameters\nmembers = {'resnet81': 'random:0'}"))
 
 
 def test_a_mistyped_name_in_the_cell_of_parameters_is_refused():
@@ -190,9 +207,10 @@ def test_a_sheet_shows_one_defect_of_every_category(patchcore_only, small_demo):
     assert not len(views.one_of_each(grid, ["ReConPatch"])[1])
 
 
-def test_where_btad_is_missing_figure_5_and_its_verdict_say_so(small_demo, tmp_path, capsys):
-    roots = {"data_root": str(small_demo), "btad_root": str(tmp_path / "absent")}
-    names = executed(NOTEBOOKS[0].with_name("figure_5.ipynb"), render_only=True, **roots, **PARAMETERS)
+def test_where_btad_is_missing_figure_5_and_its_verdict_say_so(small_demo, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("RCP_DATA", str(tmp_path / "absent"))
+    of = {"profile": "paper", "data_root": str(small_demo)}
+    names = executed(NOTEBOOKS[0].with_name("figure_5.ipynb"), render_only=True, **of, **PARAMETERS)
     why = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Figure S4 is not drawn: "))
     assert "absent" in why and why in names["settings"].out("figure_5.verdict.json").read_text()
 

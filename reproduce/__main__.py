@@ -5,6 +5,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from rcp.__main__ import path
 from rcp.data import download
 from reproduce import batch, bundle, doctor, grids, tables, verdict
 from reproduce.demo import draw_demo
@@ -36,8 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return options.run(options) or 0
-    except (ValueError, OSError) as error:
-        print(f"{options.command}: {error}", file=sys.stderr)
+    except Exception as error:
+        kind = "" if isinstance(error, ValueError | OSError | MemoryError) else f"{type(error).__name__}: "
+        print(f"{options.command}: {kind}{error}", file=sys.stderr)
         return 1
 
 
@@ -123,10 +125,10 @@ def _parser() -> argparse.ArgumentParser:
             added.add_argument(flag, **how)
         added.set_defaults(run=run)
 
-    notebooks = ("notebooks", {"type": Path, "nargs": "+"})
-    folder = ("folder", {"type": Path})
+    notebooks = ("notebooks", {"type": path, "nargs": "+"})
+    folder = ("folder", {"type": path})
     force = ("--force", {"action": "store_true", "help": "also what is up to date"})
-    runs = ("--runs", {"type": Path, "help": "folder of the store (default: RCP_RUNS, or runs/)"})
+    runs = ("--runs", {"type": path, "help": "folder of the store (default: RCP_RUNS, or runs/)"})
     some = ("--notebooks", {"nargs": "+", "help": "paths, or names such as table_5; all where left out"})
     batch = [(f"--{name.replace('_', '-')}", how) for name, how in PARAMETERS.items()]
     words = {"type": quoted, "dest": "categories", "help": argparse.SUPPRESS}  # make's lists: quotes keep a space
@@ -135,27 +137,27 @@ def _parser() -> argparse.ArgumentParser:
     command("reproduce", _reproduce, whole, *batch, *lists, some, force)
     command("execute", _execute, "execute notebooks in place where their own cells have changed", notebooks, force)
     command("check", _check, "fail where a run in the paper's setting is beyond tolerance", folder)
-    csv = ("--csv", {"type": Path, "default": Path("results/published.csv")})
+    csv = ("--csv", {"type": path, "default": Path("results/published.csv")})
     words = "all rows of a run's folder into one CSV"
     command("gather", lambda o: print(tables.gather(o.folder, o.csv)), words, folder, csv)
     command("views", lambda o: print(*tables.views(o.csv, o.csv.parent), sep="\n"), "Markdown views of that CSV", csv)
-    into = ("--into", {"type": Path, "default": Path("results/notebooks")})
+    into = ("--into", {"type": path, "default": Path("results/notebooks")})
     words = "copies of a run's executed notebooks, without a machine's paths"
     command("publish", _publish, words, folder, into)
     light = ("--light", {"action": "store_true", "help": "without patch scores: for tables, not for maps"})
-    command("pack", _pack, "all finished entries into one file", ("file", {"type": Path}), light, runs)
-    command("entries", _entries, "every entry of the store as a row of a CSV", ("file", {"type": Path}), runs)
+    command("pack", _pack, "all finished entries into one file", ("file", {"type": path}), light, runs)
+    command("entries", _entries, "every entry of the store as a row of a CSV", ("file", {"type": path}), runs)
     of = {"nargs": "+", "choices": BUNDLED, "default": ["does_training_help"], "help": "whose entries"}
     words = "what the store lacks, for a machine with a GPU and nothing else"
     command("bundle", _bundle, words, folder, ("--grids", of), *batch[:9])
-    command("unpack", _unpack, "merge a packed file into the store", ("file", {"type": Path}), runs)
+    command("unpack", _unpack, "merge a packed file into the store", ("file", {"type": path}), runs)
     command("doctor", _doctor, "device, versions, data, weights, disk, and what is missing")
-    root = ("--root", {"type": Path, "help": "folder of data sets (default: data/)"})
+    root = ("--root", {"type": path, "help": "folder of data sets (default: data/)"})
     name = ("name", {"help": "mvtec, btad, dtd or visa"})
     command("download", lambda o: print(download(o.name, o.root)), "fetch a data set, hash-checked", name, root)
     weights = ("name", {"help": "such as wide_resnet50_2"})
     command("weights", lambda o: print(doctor.fetch_weights(o.name)), "fetch a backbone's ImageNet weights", weights)
-    command("demo", lambda o: print(draw_demo(o.root)), "draw the demo set into a folder", ("root", {"type": Path}))
+    command("demo", lambda o: print(draw_demo(o.root)), "draw the demo set into a folder", ("root", {"type": path}))
     return parser
 
 

@@ -135,8 +135,7 @@ def moved_in_words(rows: pd.DataFrame, noise_: Mapping[str, float]) -> str:
     """For each metric: the choices that move it by more than two deviations of the coreset's noise, the greatest first."""
     found = []
     for metric, part in rows.dropna(subset="mean").groupby("metric", sort=False):
-        size = part.assign(size=part["mean"].abs()).sort_values("size", ascending=False)
-        largest = size.drop_duplicates("choice")
+        largest = part.assign(size=part["mean"].abs()).sort_values("size", ascending=False).drop_duplicates("choice")
         bound = 2 * noise_[metric]
         beyond = [f"{r['setting']} ({r['mean']:+.2f})" for r in largest.to_dict("records") if not r["size"] <= bound]
         said = f"beyond the noise of ± {bound:.2f}: {', '.join(beyond) or 'none'}"

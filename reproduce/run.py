@@ -45,8 +45,7 @@ class Result:
         left_out = self.info.get("without", {}).get("patch_scores")
         if left_out is None and "patch_scores" not in self.arrays:
             return None
-        shape = left_out or self.arrays["patch_scores"].shape
-        return self.info["data"]["train"] * int(np.prod(shape[1:]))
+        return self.info["data"]["train"] * int(np.prod((left_out or self.arrays["patch_scores"].shape)[1:]))
 
     @property
     def patch_scores(self) -> np.ndarray:

@@ -199,7 +199,7 @@ class Store:
                 names = packed.namelist()
                 keys = sorted({m[1] for n in names if (m := re.fullmatch(r"entries/([0-9a-f]{24})/result\.json", n))})
                 expected = {f"entries/{k}/{name}" for k in keys for name in FILES}
-                if foreign := sorted(set(names) ^ expected):
+                if foreign := sorted(set(names) ^ expected) or ["an entry"] * (not keys):
                     raise ValueError(f"{foreign[0]} is missing or does not belong there")
                 if sum(member.file_size for member in packed.infolist()) > 100 * Path(file).stat().st_size + 2**28:
                     raise ValueError("it unpacks to more than a hundred times its size")

@@ -10,6 +10,7 @@ from pandas.io.formats.style import Styler
 
 from rcp.checks import require
 from rcp.metrics import image_auroc, paired_bootstrap
+from rcp.paths import require_writable
 from reproduce import paper
 
 # Notebooks and their HTML pages would take what stands between two $ of a name for a formula.
@@ -413,6 +414,7 @@ def of_store(store, csv: Path) -> int:
     Columns: what was computed (entry, or the study's name), category, every hyper-parameter (weights by name), every metric, and seconds in
     all, hours, device, commit, when it began.
     """
+    require_writable(csv, "write {} in", b"task,category,")
     rows, kinds = [], {"members": "ensemble", "refinement": "refined"}
     for info in store.infos():
         identity, measured = info["identity"], info["metrics"]
@@ -435,6 +437,7 @@ def gather(run: Path, csv: Path) -> Path:
     """Writes the rows of all notebooks of a run's folder into one CSV, with a first column ``item``, and returns the file."""
     files = {file.stem: read(file) for file in sorted(run.glob("*.csv")) if not file.stem.endswith("_entries")}
     require("folder", len(files) > 0, "one of a finished run, with CSV files", str(run))
+    require_writable(csv, "write {} in", b"item,table,")
     pd.concat([rows.assign(item=item) for item, rows in files.items()]).set_index("item").to_csv(csv)
     return csv
 

@@ -58,8 +58,7 @@ def times(grid: Grid) -> tuple[pd.DataFrame, list[str]]:
 def with_members(grid: Grid, store: Store) -> pd.DataFrame:
     """The frame of a grid of ensembles with a row for each of their members too, from the store (Table 6)."""
     members: list[Entry] = list(dict.fromkeys(m for ensemble in grid.entries for m in ensemble.members))
-    found = run_grid(members, store, render_only=True, log=len).frame()
-    frame = pd.concat([found, grid.frame()], ignore_index=True)
+    frame = pd.concat([run_grid(members, store, render_only=True, log=len).frame(), grid.frame()], ignore_index=True)
     return frame.sort_values(["image_size", "method"], kind="stable") if len(frame) else frame
 
 

@@ -41,8 +41,7 @@ def contrasts(rows: pd.DataFrame) -> Figure:
                 axis.fill_betweenx(at, -2 * r["noise"], 2 * r["noise"], color=BAND, lw=0, zorder=0, label=NOISE)
         axis.axvline(0, lw=0.7, color=GREY, zorder=0.5)
         axis.set_title(f"{cnn}, bank of {bank:.0%}")
-    words = ["mean" if name == "all" else plain(name) for name in names]
-    axes[0, 0].set_yticks(range(len(names)), words)
+    axes[0, 0].set_yticks(range(len(names)), ["mean" if name == "all" else plain(name) for name in names])
     axes[0, 0].set_ylim(len(names) - 0.5, -0.5)
     for axis in axes[-1]:
         axis.set_xlabel("image AUROC, percent points", fontsize=8)

@@ -49,8 +49,7 @@ def score_histogram(groups: Mapping[str, tuple], thresholds: Thresholds | None =
         d_prime = _defined(metrics.d_prime, scores[~labels], scores[labels])
         auroc = _defined(metrics.image_auroc, labels, scores)
         # of one class there is nothing to tell
-        told = f": d′ = {d_prime}, AUROC = {auroc}" if 0 < labels.mean() < 1 else ""
-        axis.set_title(plain(method) + told)
+        axis.set_title(plain(method) + f": d′ = {d_prime}, AUROC = {auroc}" * bool(0 < labels.mean() < 1))
         axis.set(xlabel="image score", ylabel="% of the group")
         axis.legend(frameon=True, framealpha=0.8, edgecolor="none")
     return figure

@@ -77,10 +77,7 @@ def test_exit_status(data, part, tmp_path, capsys):
         (["fit", str(data.folder), "-o", str(tmp_path / "a.rcp"), *HOW, "--backbone", ""], "has a model ''"),
         (["fit", str(data.folder), "-o", str(tmp_path / "a.rcp"), *HOW, "--weights", ""], "weights: expected a tag"),
         (["info", str(part), "--device", "gpu"], "device: expected auto, cpu or an available cuda device"),
-        (
-            ["fit", str(data.folder), "-o", str(tmp_path / "a.rcp"), "--set", "tile_overlap=8"],
-            "tile_overlap: expected 0",
-        ),
+        (["fit", str(data.folder), "-o", str(tmp_path / "a.rcp"), "--set", "tile_overlap=8"], "overlap: expected 0"),
         (["watch", str(part), str(tmp_path / "absent")], "a folder that is there"),
     ):
         assert main(wrong) == 2

@@ -225,9 +225,16 @@ def test_packed_entries_travel(tmp_path, capsys):
     os.mkfifo(tmp_path / "pipe")
     assert main(["pack", str(tmp_path / "pipe"), "--runs", str(tmp_path / "gpu")]) == 1
     assert "pipe is there, and is no file" in capsys.readouterr().err
-    (tmp_path / "mine.zip").write_bytes(b"PK, and mine")
-    assert main(["pack", str(tmp_path / "mine.zip"), "--runs", str(tmp_path / "gpu")]) == 1
-    assert (tmp_path / "mine.zip").read_bytes() == b"PK, and mine"
+    (mine := tmp_path / "mine").write_bytes(b"PK, and mine")
+    (tmp_path / "a.csv").write_text("row\n1")
+    for command in (["pack", str(mine)], ["entries", str(mine)], ["gather", str(tmp_path), "--csv", str(mine)]):
+        assert main([*command, *["--runs", str(tmp_path / "gpu")] * (command[0] != "gather")]) == 1
+        assert "mine is an image, or not what rcp writes" in capsys.readouterr().err
+        assert mine.read_bytes() == b"PK, and mine"
+    assert main(["entries", str(tmp_path / "new.csv"), "--runs", str(tmp_path / "gpu")]) == 1
+    assert capsys.readouterr().err == "entries: KeyError: 'metrics'\n", "no traceback"
+    with pytest.raises(SystemExit, match="2"):
+        main(["unpack", str(file), "--runs", ""])
     for i, (command, name, content) in enumerate(product(("pack", "entries"), FILES, (b"", b"{}", b"PK", b"[1]"))):
         broken = saved(tmp_path / f"broken {i}", {"a": 1}, n=1).folder("entries", {"a": 1})
         (broken / name).write_bytes(content)
@@ -236,11 +243,13 @@ def test_packed_entries_travel(tmp_path, capsys):
         assert "finished entries" in capsys.readouterr().err and not list(tmp_path.glob("*new*"))
 
 
-@pytest.mark.parametrize("how", ["no zip", "absent", "outside", "damaged", "another key", "null", "deep", "a bomb"])
+@pytest.mark.parametrize(
+    "how", ["no zip", "absent", "outside", "damaged", "another key", "null", "deep", "a bomb", "empty"]
+)
 def test_a_file_that_pack_did_not_write_is_refused_whole(tmp_path, how):
     saved(tmp_path / "gpu").pack(file := tmp_path / "entries.zip")
     with zipfile.ZipFile(file) as packed:
-        contents = {name: packed.read(name) for name in packed.namelist()}
+        contents = {name: packed.read(name) for name in packed.namelist() if how != "empty"}
     if how == "another key":
         contents = {name.replace(key_of(ONE), key_of({"a": 2})): data for name, data in contents.items()}
     if how == "outside":
@@ -249,9 +258,7 @@ def test_a_file_that_pack_did_not_write_is_refused_whole(tmp_path, how):
         added = {"null": b"null", "deep": b"[" * 10**6, "a bomb": bytes(2**28 + 2**26)}[how]
         contents = {name: added if name.endswith("json") else data for name, data in contents.items()}
     if how == "damaged":
-        contents = {
-            n: d.replace(b'"checksum": "', b'"checksum": "0') if n.endswith("json") else d for n, d in contents.items()
-        }
+        contents = {n: d.replace(b'checksum": "', b'checksum": "0') for n, d in contents.items()}
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed:
         for name, data in contents.items():
             packed.writestr(name, data)

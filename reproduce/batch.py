@@ -66,7 +66,7 @@ def reproduce(
     Raises:
         ValueError, FileNotFoundError: an unknown parameter or notebook or a bad value, before any notebook is run.
     """
-    files = [_found(given) for given in notebooks] or _of_project()
+    files = list(dict.fromkeys(map(_found, notebooks))) or _of_project()
     sources = [_read(file) for file in files]
     declared = [_declared(source) for source in sources]
     check_names("unknown parameter", parameters, sorted(set().union(*declared)))

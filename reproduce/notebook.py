@@ -84,6 +84,7 @@ class Settings:
         shard_of([], self.shard)
         different = len(set(self.seeds)) == len(self.seeds) and min(self.seeds) >= 0 and max(self.seeds) < 2**63
         require("seeds", different, "different numbers from 0, of 64 bits", self.seeds)
+        require("categories", len({*self.categories}) == len(self.categories), "different names", self.categories)
         require("epochs", 0 < self.epochs < 2**31, "a number above 0, of 32 bits", self.epochs)
         resolve_device(self.device)
         default = (defaults["backbone"], defaults["weights"])

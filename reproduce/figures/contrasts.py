@@ -58,8 +58,7 @@ def tornado(rows: pd.DataFrame, noise: Mapping[str, float]) -> Figure:
     if rows.empty:
         return nothing()
     metrics = list(dict.fromkeys(rows["metric"]))
-    spans = rows.groupby("choice")["mean"].agg(lambda v: max(v.max(), 0) - min(v.min(), 0))
-    order = list(spans.sort_values().index)
+    order = list(rows.groupby("choice")["mean"].agg(lambda v: max(v.max(), 0) - min(v.min(), 0)).sort_values().index)
     figure, axes = subplots(1, len(metrics), (1.3 + 3.0 * len(metrics), 0.9 + 0.3 * len(order)), sharey=True)
     for axis, metric in zip(axes[0], metrics, strict=True):
         if np.isfinite(width := 2 * noise.get(metric, np.nan)):

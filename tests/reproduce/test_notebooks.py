@@ -93,13 +93,15 @@ def test_names_of_other_cells_are_no_parameters():
     assert settings(after(DECLARED, "# Parameters\nepochs = 2", "frame = 3")).epochs == 2
 
 
-def test_what_is_not_there_is_named_with_what_is():
-    with pytest.raises(ValueError, match=r"has no 'gaer'. Did you mean 'gear'\? Valid: "):
-        Settings(categories=("gaer",))
-    with pytest.raises(ValueError, match="shard: expected 'i/n'"):
-        Settings(shard="0/4")
-    with pytest.raises(ValueError, match="neither torchvision nor timm has a model 'resnet81'"):
-        Settings(backbone="resnet81")
+def test_what_is_not_there_or_twice_is_named_with_what_is():
+    for given, words in (
+        ({"categories": ("gaer",)}, r"has no 'gaer'. Did you mean 'gear'\? Valid: "),
+        ({"categories": ("gear", "gear")}, "categories: expected different names, got .*gear"),
+        ({"shard": "0/4"}, "shard: expected 'i/n'"),
+        ({"backbone": "resnet81"}, "neither torchvision nor timm has a model 'resnet81'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            Settings(**given)
 
 
 # ---- their form ----

@@ -27,8 +27,8 @@ def test_a_dry_run_names_its_shards_and_unknown_settings_are_refused(tmp_path):
     printed = plan.stdout + plan.stderr
     assert all(f"--shard {i}/3" in printed for i in (1, 2, 3)) and "--render-only" in printed
     assert "--categories a b" in printed and "--weights 'x;touch y'" in printed
-    for name, value in {"shards": "x", "runs": f"{tmp_path}/{{config}}"}.items():
-        assert f"{name}: expected a whole number" in str(snakemake("--dry-run", **{"runs": tmp_path, name: value}))
+    for name, value in {"shards": 0, "threads": "x", "runs": f"{tmp_path}/{{config}}", "notebooks": "it's"}.items():
+        assert f"{name}: expected " in (said := str(snakemake("--dry-run", **{"runs": tmp_path, name: value}))), said
     mistyped = snakemake("--dry-run", runs=tmp_path, epoch=3)
     assert mistyped.returncode and "unknown setting epoch; there are: profile" in mistyped.stdout + mistyped.stderr
 

@@ -130,6 +130,11 @@ class ReConPatch:
         self.skipped_: list[tuple[Path | str, str]] = []
         self.timings_ = Timings()
 
+    def __setattr__(self, name: str, value) -> None:
+        """Raises ValueError for a hyper-parameter: what is built and fitted would not follow."""
+        require(name, name == "device" or name not in Config.names(), "it when the detector is made", value)
+        super().__setattr__(name, value)
+
     @classmethod
     def from_config(cls, config: Config, refine: RefinementConfig | dict | bool | None = None) -> "ReConPatch":
         """The detector that a config describes: ReConPatch or PatchCore, by ``config.representation``."""

@@ -72,8 +72,7 @@ def export(detector, path: str | Path) -> Path:
     require_writable(path, "export {} into", b'{"transform": "Transform(')
     if path.suffix == ".onnx" and not all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript")):
         raise ImportError('an ONNX file needs the extra export: pip install "rcp[export]", or write a .pt2 file')
-    noise = np.random.default_rng(0).integers(0, 256, (3, c.image_size, c.image_size, 3), np.uint8)
-    images = torch.from_numpy(noise)
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, c.image_size, c.image_size, 3), np.uint8))
     module = copy.deepcopy(Deployed(detector)).eval().cpu()  # the detector stays where it is
     any_number = {"images": {0: torch.export.Dim("n", min=1, max=4096)}}
     described = {"transform": repr(detector.transform), "threshold": detector.threshold_, "outputs": OUTPUTS}

@@ -270,8 +270,7 @@ def _aupro(masks: np.ndarray, ranks: _Ranks, limit: float = 0.3) -> float:
     reached = np.clip(limit, above, at_or_above)
     width = at_or_above - above
     on_ramp = np.divide((reached - above) ** 2, 2 * width, out=np.zeros_like(width), where=width > 0)
-    areas = on_ramp + np.maximum(limit - at_or_above, 0)
-    share = np.average(areas, weights=weights[ranks.order]) / limit
+    share = np.average(on_ramp + np.maximum(limit - at_or_above, 0), weights=weights[ranks.order]) / limit
     return min(float(share), 1.0)  # rounding must not carry a perfect result over 1
 
 
@@ -284,8 +283,7 @@ def _best_f1(ranks: _Ranks) -> tuple[float, float]:
     # equal scores the first has the right number of hits and the later ones have too few, so argmax takes the first.
     defective = len(ranks.order)
     hits = defective - np.arange(defective)
-    alarms = ranks.normal - ranks.below
-    f1 = 2 * hits / (hits + alarms + defective)
+    f1 = 2 * hits / (hits + ranks.normal - ranks.below + defective)
     best = f1.argmax()
     return float(ranks.scores[best]), float(f1[best])
 

@@ -731,9 +731,7 @@ def test_a_newer_set_is_refused_by_its_folders(tmp_path):
 
 
 @pytest.mark.parametrize("copy", ["test/good/0.png", "test/bad/1.png"])
-def test_the_same_image_to_train_and_to_test_on_or_under_two_labels_is_named(own, copy, recwarn):
-    load_dataset(own)
-    assert not len(recwarn)
+def test_the_same_image_to_train_and_to_test_on_or_under_two_labels_is_named(own, copy):
     shutil.copy(own / ("train" if copy == "test/good/0.png" else "test") / "good/0.png", own / copy)
     with pytest.warns(UserWarning, match=rf"under two labels: 2 files, such as .*{copy}"):
         load_dataset(own)

@@ -99,9 +99,10 @@ def calls(detector, folder):
         ("p", detector.predict_features, of_p),
         ("p", lambda v: PatchCore.assemble(detector.config, None, v), of_p),
         ("f", lambda v: PatchCore.assemble(detector.config, v, p), (3, "x", torch.nn.Linear(3, 4), torch.nn.ReLU())),
-        ("path", detector.save, (*PATHS, folder, "/proc/x.rcp", *(folder / n for n in ("pipe", "x.png", "notes.txt")))),
+        ("path", detector.save, (*PATHS, folder, "/proc/x.rcp", *(folder / n for n in ("pipe", "x.png", "notes.pt2")))),
         ("path", detector.export, (*PATHS, folder, "x.txt", folder / "notes.pt2")),
         ("path", ReConPatch.load, PATHS),
+        ("epochs", lambda v: setattr(detector, "epochs", v), (3, None)),
         ("device", lambda v: load(folder / "a.rcp", device=v), (3, [], {}, "", "gpu", "cuda:99", "meta", True)),
         ("weights", lambda v: load(folder / "a.rcp", weights=v), (3, [], {}, "random:1", "random:x", f"random:{10**30}", "no.pth", True)),
         *(("i", getattr(out, name), (None, "x", 1.5, [], -1, 99, True)) for name in ("boxes", "maps_on_original", "overlay")),
@@ -134,8 +135,7 @@ def fitted(tmp_path_factory):
     detector = PatchCore(**TINY).fit(IMAGES, log=len)
     detector.save(folder / "a.rcp")
     os.mkfifo(folder / "pipe")
-    for name in ("notes.txt", "notes.pt2"):
-        (folder / name).write_text("mine")
+    (folder / "notes.pt2").write_text("mine")
     return detector, folder
 
 
@@ -148,7 +148,7 @@ def test_a_malformed_call_is_refused_by_the_argument_s_name(fitted):
                 wrong.append(f"{name}={value!r:.60}: {why:.200}")
     print(f"\nmalformed calls: {tried}, accepted or unclear: {len(wrong)}")
     assert not wrong and tried >= 520, "\n".join(wrong)
-    assert {(fitted[1] / name).read_text() for name in ("notes.txt", "notes.pt2")} == {"mine"}
+    assert (fitted[1] / "notes.pt2").read_text() == "mine"
 
 
 def test_a_detector_s_file_that_is_sound_but_wrong_is_refused_by_its_path(tmp_path):

@@ -742,5 +742,5 @@ def test_masks_that_are_inverted_are_counted_and_one_is_named(own):
     (own / "ground_truth/bad").mkdir(parents=True)
     for i, share in enumerate((4, 28)):
         Image.fromarray(np.repeat(np.arange(32) < share, 32).reshape(32, 32)).save(own / f"ground_truth/bad/{i}.png")
-    with pytest.warns(UserWarning, match=r"more than half .*\(inverted\?\): 1 of 3 images, such as .*bad/1\.png"):
+    with pytest.warns(UserWarning, match=r"more than 80 % .*\(inverted\?\): 1 of 3 images, such as .*bad/1\.png"):
         load_dataset(own).test.load_masks(SMALL)

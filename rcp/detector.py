@@ -294,6 +294,8 @@ class ReConPatch:
         self._grid(patches)
         count = bank_size(c, n * patches, p.shape[-1])
         self.f_, self.history_, self.refiner_ = f, history, None
+        # where it is interrupted, none goes with another f
+        self.bank_ = self.train_scores_ = self.train_patch_scores_ = None
         with self.timings_("representation"):
             represented = torch.empty(n, patches, c.bank_dim(p.shape[-1]), device=self.device)
             for i, part in enumerate(as_tensor(p)):

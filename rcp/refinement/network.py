@@ -35,8 +35,7 @@ class RefinementNet(nn.Module):
         z = ((maps - self.center) / self.deviation)[:, None]
         # what enters the blocks is of the order of 1 where there is a defect
         coarse = _resized(z / self.how.outlier, -(-size // self.how.stride))
-        found = _resized(self.head(self.blocks(coarse)), size)
-        return (found + self.slope * z + self.offset)[:, 0]
+        return (_resized(self.head(self.blocks(coarse)), size) + self.slope * z + self.offset)[:, 0]
 
     def parameter_groups(self) -> list[dict]:
         """The head and the map's own two weights learn at ``lr_head``, the residual blocks at ``lr_blocks``."""

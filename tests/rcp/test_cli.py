@@ -56,17 +56,16 @@ def test_exit_status(data, part, tmp_path, capsys):
     assert main(["predict", str(part), str(odd), "--false-alarm-rate", "0.9", "--fail"]) == 1
     assert capsys.readouterr().out.endswith("a\\nnormal \\x1b[2K.png\n")
     os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine/predictions.csv").write_text("not, ours")
+    (tmp_path / "predictions.csv").write_text("not, ours")
     for wrong, words in (
         (["predict", str(part), str(tmp_path / "absent.png")], "absent.png"),
         (["predict", str(tmp_path / "absent.rcp"), defect], "no detector file"),
         (["predict", str(part), str(odd), "--out", str(odd.parent)], "out: expected another folder"),
         (["predict", str(part), str(odd), "--out", str(part)], "out: expected a folder, or a new name"),
-        (["predict", str(part), str(odd), "--out", str(tmp_path / "mine")], "predictions.csv is an image, or not"),
+        (["predict", str(part), str(odd), "--out", str(tmp_path)], "predictions.csv is an image, or not"),
         (["predict", str(part), "~none-such"], "no such image or folder: ~none-such"),
         (["fit", str(data.folder), "-o", str(odd), *HOW], ".png is an image, or not what rcp writes there"),
-        (["fit", str(data.folder), "-o", str(tmp_path / "mine/predictions.csv"), *HOW], "or not what rcp writes there"),
+        (["fit", str(data.folder), "-o", str(tmp_path / "predictions.csv"), *HOW], "or not what rcp writes there"),
         (["watch", str(part), str(odd.parent), "--log", str(odd.parent / "b.png")], "b.png is an image, or not what"),
         (["predict", str(part), defect, "--false-alarm-rate", "0.001"], "false_alarm_rate: expected at least"),
         (["fit", str(tmp_path), "-o", str(tmp_path / "a.rcp"), *HOW], "no known layout"),
@@ -82,7 +81,7 @@ def test_exit_status(data, part, tmp_path, capsys):
     ):
         assert main(wrong) == 2
         assert words in capsys.readouterr().err and not (tmp_path / "a.rcp").exists()
-    assert (tmp_path / "mine/predictions.csv").read_text() == "not, ours" and list(odd.parent.iterdir()) == [odd]
+    assert (tmp_path / "predictions.csv").read_text() == "not, ours" and list(odd.parent.iterdir()) == [odd]
     copies = tmp_path / "copies"
     copies.mkdir()
     for i in range(4):

@@ -688,13 +688,8 @@ def test_categories_that_are_left_out_are_named_and_no_name_stands_for_two(own):
 
 
 def test_nothing_is_said_of_what_systems_leave_behind(own, recwarn):
-    for name in (
-        "ground_truth/.ipynb_checkpoints/0.png",
-        "test/@eaDir/0.png",
-        "test/__MACOSX/0.png",
-        "test/bad/._0.png",
-    ):
-        picture(own / name)
+    for name in ("ground_truth/.ipynb_checkpoints/", "test/@eaDir/", "test/__MACOSX/", "test/bad/._"):
+        picture(own / f"{name}0.png")
     test = load_dataset(own).test
     assert sorted(set(test.defects)) == ["bad", "good"] and not test.has_masks and not len(recwarn)
 

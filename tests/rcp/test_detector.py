@@ -169,6 +169,15 @@ def test_a_bad_image_is_named_before_any_feature_is_computed(tmp_path, data, mon
         detector.fit([*data.train[:3], tmp_path / "not_an_image.png"])
 
 
+@pytest.mark.parametrize("at", ["_memorize", "_held_out_scores"])
+def test_a_fit_that_is_interrupted_leaves_nothing_of_another_fit(data, monkeypatch, at):
+    detector = ReConPatch(**SMALL, representation="random").fit(data.train[:4], log=len)
+    monkeypatch.setattr(detector, at, lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        detector.fit(data.train[4:8], log=len)
+    assert detector.bank_ is None or detector.threshold_ is detector.train_patch_scores_ is None
+
+
 def test_nan_features_name_the_image_and_the_cause(data):
     detector = ReConPatch(**SMALL)
     next(iter(detector.extractor.backbone.parameters())).data.fill_(torch.nan)

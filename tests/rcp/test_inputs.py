@@ -57,8 +57,7 @@ def test_the_same_images_in_any_form_have_the_same_scores(detector, folder):
 
 
 def test_fit_takes_a_folder_or_a_generator_and_keeps_no_more_than_the_files(data, detector):
-    of = {"folder": str(data.folder), "generator": (np.asarray(Image.open(p).convert("RGB")) for p in data.train)}
-    for form in of.values():
+    for form in (str(data.folder), (np.asarray(Image.open(p).convert("RGB")) for p in data.train)):
         same = PatchCore(**SMALL).fit(form, log=len)
         assert (same.bank_.entries == detector.bank_.entries).all() and same.threshold_ == detector.threshold_
 

@@ -226,8 +226,7 @@ def compute(folder: Path, arguments: Sequence[str]) -> int:
 
 def _end_with_parent() -> None:
     """A process of the pool ends when the one that began it does, however that ends."""
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
 
 
 def _one(until: float, words: str, task: Bundled, store: Store) -> None:

@@ -231,7 +231,7 @@ def settings(names: dict, dataset: str = "mvtec") -> Settings:
         left_out = [n for n in shared if n not in declared]
         if name not in shared and (meant := difflib.get_close_matches(name, left_out, 1, 0.8)):
             raise ValueError(f"unknown parameter {name!r} in the cell of parameters. Did you mean {meant[0]!r}?")
-        value = check_type(name, kind, plain(names[name]))
+        value = plain(names[name]) if kind is Any else check_type(name, kind, plain(names[name]))
         inside = value if isinstance(value, tuple | dict) else [value]
         fits = kind is Any or all(isinstance(v, str) or (kind is not dict and 0 <= v < 2**63) for v in inside)
         require(name, fits, "no number below 0, and keys that are text", value)

@@ -137,8 +137,8 @@ def check_anomalib() -> None:
 def ours(peer: Peer, train: np.ndarray) -> Predict:
     if peer.name == "SPADE":
         return spade(peer.config, train)
-    cropped = peer.config.replace(resize=peer.config.image_size)  # as the images are already
-    detector = ReConPatch.from_config(cropped).fit(train)
+    # images are cropped already
+    detector = ReConPatch.from_config(peer.config.replace(resize=peer.config.image_size)).fit(train)
     return lambda images: attrgetter("scores", "maps")(detector.predict(images))
 
 

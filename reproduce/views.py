@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from rcp.checks import require
 from rcp.metrics import image_auroc
 from reproduce.entries import Ensemble, Entry
 from reproduce.run import Grid, load, run_grid
@@ -82,6 +83,7 @@ def anomalib_results(csv: str | Path) -> pd.DataFrame:
     Raises:
         ValueError: no such table; names the file and the columns that it lacks.
     """
+    require("anomalib_results", Path(csv).is_file(), "a results.csv of anomalib's benchmark", str(csv))
     found = pd.read_csv(csv, dtype=str, keep_default_na=False)
     endings = {
         "method": "model.class_path", "category": "category", "image_auroc": "image_AUROC", "pixel_auroc": "pixel_AUROC",

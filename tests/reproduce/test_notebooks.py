@@ -67,7 +67,7 @@ def test_what_papermill_injects_is_checked(injected, message):
         settings(after(DECLARED, "# Parameters\n" + injected))
 
 
-WRONG = {"str": (3, None, []), "int": ("3", None, 1.5, True, -1, 2**70), "float": ("x", None, -1.0, [])}
+WRONG = {"str": (3, None, []), "int": ("3", None, 1.5, True, -1, 2**70), "float": ("x", None, -1.0, [], 2.0)}
 WRONG |= {"bool": (1, "no", None), "list": ("x", None, 3, [[1]], [None], [1.5], [-1]), "dict": ([], None, {1: 2})}
 
 
@@ -82,6 +82,9 @@ def test_every_parameter_of_a_notebook_is_checked_in_its_first_cell(path):
     if "members" in first:
         with pytest.raises(ValueError, match="has a model 'resnet81'"):
             exec(second, after(first, "# Parameters\nmembers = {'resnet81': 'random:0'}"))
+    if path.stem == "table_s7_s8":
+        with pytest.raises(ValueError, match="image_sizes: expected some of"):
+            exec(second, after(first, "# Parameters\nimage_sizes = [7]"))
 
 
 def test_a_mistyped_name_in_the_cell_of_parameters_is_refused():

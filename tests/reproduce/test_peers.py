@@ -119,9 +119,7 @@ def test_a_results_file_of_anomalib_is_read(tmp_path):
     (row,) = views.anomalib_results(file).to_dict("records")
     assert list(row) == ["method", "category", "image_auroc", "pixel_auroc", "seed"]
     assert list(row.values()) == ["Padim (anomalib's own run)", "bottle", 0.99, 0.97, 0]
-    with pytest.raises(
-        ValueError, match="anomalib_results: expected a results.csv of anomalib's benchmark, got .*absent"
-    ):
+    with pytest.raises(ValueError, match=r"anomalib_results: expected a results\.csv .*absent"):
         views.anomalib_results(tmp_path / "absent")
     file.write_text(head.replace("pixel_AUROC", "pixel"))
     with pytest.raises(ValueError, match=r"results\.csv has no column pixel_AUROC; it has accelerator"):

@@ -28,9 +28,8 @@ def threshold(held_out: np.ndarray, rate: float | None = None) -> float:
     require("held_out", np.isfinite(scores).all(), "finite scores", held_out)
     n = len(scores)
     rate = rate_of(n, rate)
-    alike = np.median(np.abs(scores - np.median(scores))) == 0
     differing = "normal images that differ (a threshold needs the spread of their scores)"
-    require("images", not alike, differing, f"{n} with one score")
+    require("images", np.median(np.abs(scores - np.median(scores))) > 0, differing, f"{n} with one score")
     return float(np.nextafter(np.float32(scores[_rank(n, rate) - 1]), np.float32(np.inf)))
 
 

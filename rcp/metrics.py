@@ -243,10 +243,9 @@ class _Ranks(NamedTuple):
 
 
 def _rank(labels: np.ndarray, scores: np.ndarray) -> _Ranks:
-    items = "images" if labels.ndim == 1 else "pixels"
     for kind, missing in (("defective", not labels.any()), ("normal", labels.all())):
         if missing:
-            raise UndefinedMetric(f"one class only: there are no {kind} {items}")
+            raise UndefinedMetric(f"one class only: there are no {kind} {'images' if labels.ndim == 1 else 'pixels'}")
     defective, normal = scores[labels], scores[~labels]
     order = defective.argsort()  # searching in order is several times faster
     defective = defective[order]

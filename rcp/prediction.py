@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from rcp.checks import check_fields, require
-from rcp.data.images import Original, Transform, open_rgb
+from rcp.data.images import Original, Transform, named_as_image, open_rgb
 from rcp.paths import require_writable
 
 # EXIF orientation -> (transpose, then mirror columns, then mirror rows): an upright array back to how its file stores it.
@@ -192,6 +192,8 @@ def results_folder(folder: Path, images: Iterable) -> Path:
     require("out", apart, "another folder than that of the images", str(folder))
     require("out", folder.is_dir() or not os.path.lexists(folder), "a folder, or a new name", str(folder))
     folder.mkdir(parents=True, exist_ok=True)
+    ours = (folder / "predictions.csv").exists() or not any(map(named_as_image, folder.iterdir()))
+    require("out", ours, "a new folder, or one of results, with no other images", str(folder))
     require_writable(folder / "predictions.csv", "write {} in", b"path,score,defective,threshold")
     return folder
 

@@ -65,7 +65,7 @@ def test_exit_status(data, part, tmp_path, capsys):
         (["predict", str(part), str(odd), "--out", str(tmp_path)], "predictions.csv is an image, or not"),
         (["predict", str(part), "~none-such"], "no such image or folder: ~none-such"),
         (["fit", str(data.folder), "-o", str(odd), *HOW], ".png is an image, or not what rcp writes there"),
-        (["fit", str(data.folder), "-o", str(tmp_path / "predictions.csv"), *HOW], "or not what rcp writes there"),
+        (["predict", str(part), str(odd), "--out", str(data.folder / "train/good")], "out: expected a new folder"),
         (["watch", str(part), str(odd.parent), "--log", str(odd.parent / "b.png")], "b.png is an image, or not what"),
         (["predict", str(part), defect, "--false-alarm-rate", "0.001"], "false_alarm_rate: expected at least"),
         (["fit", str(tmp_path), "-o", str(tmp_path / "a.rcp"), *HOW], "no known layout"),

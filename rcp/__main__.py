@@ -7,14 +7,14 @@ from itertools import chain
 from pathlib import Path
 
 from rcp.checks import check_type
-from rcp.config import INSPECTION, WHOLE, Config
+from rcp.config import WHOLE, Config
 from rcp.data.sources import images_of
 from rcp.detector import ReConPatch, load
 from rcp.paths import require_writable
 from rcp.prediction import results_folder, tabulated
 from rcp.watch import watch
 
-PRESETS = {"inspection": INSPECTION | WHOLE, "patchcore": {"representation": "none"} | WHOLE, "paper": {}}
+PRESETS = {"inspection": WHOLE, "patchcore": {"representation": "none"} | WHOLE, "paper": {}}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,7 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _fit(o: argparse.Namespace) -> None:
     given = {n: v for n, v in vars(o).items() if n in ("backbone", "weights", "device") and v is not None}
-    detector = ReConPatch.from_config(Config.build(**PRESETS[o.preset] | given | dict(o.set)))
+    build = Config.for_inspection if o.preset == "inspection" else Config.build
+    detector = ReConPatch.from_config(build(**PRESETS[o.preset] | given | dict(o.set)))
     require_writable(o.output, "write {} in", b"rcp-detector")
     detector.false_alarm_rate = o.false_alarm_rate
     detector.fit(o.folder, _say, skip_unreadable=o.skip_unreadable).save(o.output)

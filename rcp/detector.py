@@ -559,8 +559,7 @@ class ReConPatch:
         both = nn.ModuleDict(learnt).requires_grad_(False).eval().to(self.device)
         both.load_state_dict(of_learnt)  # none is missing, foreign or of another shape, or it raises
         self.f_, self.refiner_ = learnt.get("f"), learnt.get("refiner")
-        width = c.bank_dim(size)
-        require("bank", bank.shape[1] == width, f"{width} columns, as its config says", bank.shape[1])
+        require("bank", bank.shape[1] == c.bank_dim(size), f"{c.bank_dim(size)} columns by its config", bank.shape[1])
         self.bank_ = MemoryBank(bank.to(self.device), c.neighbours)
         self.train_scores_ = None if scores is None else scores.numpy()
 

@@ -142,8 +142,7 @@ class Prediction:
         for i, (path, score) in enumerate(zip(paths, self.scores.tolist(), strict=True)):
             defective = None if self.threshold is None else score >= self.threshold
             boxes = [box._asdict() for box in (self.boxes(i) if self.originals else ())]
-            decided = {"defective": defective, "threshold": self.threshold}
-            yield {"path": str(path), "score": score, **decided, "boxes": boxes}
+            yield dict(path=str(path), score=score, defective=defective, threshold=self.threshold, boxes=boxes)
 
     def table(self):
         """DataFrame, see :func:`tabulated`."""

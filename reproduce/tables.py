@@ -286,8 +286,8 @@ def _escaped(text: str) -> str:
 def readable(rows: pd.DataFrame, best: str = "{}") -> pd.DataFrame:
     """Text: a row per category and mean and a column per setting; where there are only means of all, a row per setting.
 
-    Ours is mean ± spread over seeds. Published, difference and 95 % interval have columns where there is one. best: how the best of
-    several settings is written.
+    Ours is mean ± spread over seeds. Published, difference and 95 % interval have columns where there is one. Wider than a page, the
+    table is turned. best: how the best of several settings is written.
     """
     table: dict = {}
     sign = rows["metric"].map(lambda metric: -1 if metric in LESS else 1)
@@ -311,7 +311,8 @@ def readable(rows: pd.DataFrame, best: str = "{}") -> pd.DataFrame:
     if not table:
         return pd.DataFrame({"": ["nothing is computed yet"]})
     text = pd.DataFrame.from_dict(table, orient="index").fillna("")
-    return text.loc[:, [c for c in text if c[1] == "ours" or text[c].any()]]
+    text = text.loc[:, [c for c in text if c[1] == "ours" or text[c].any()]]
+    return text.T if len(text.columns) > 12 > len(text) else text
 
 
 def _line(r: Mapping) -> str:

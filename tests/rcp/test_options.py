@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from rcp import Config, PatchCore, ReConPatch
-from rcp.config import INSPECTION
+from rcp.config import INSPECTION, NARROW
 from rcp.coreset import random_selection
 from rcp.model import initial, represent
 from rcp.patches import aggregate_mean, pool
@@ -189,19 +189,11 @@ def test_an_identity_holds_what_the_result_depends_on_and_no_more():
 # ---- the preset ----
 
 
-def test_the_preset_is_a_config_that_whitens_and_trains_nothing():
-    preset = Config.for_inspection(backbone="resnet18", weights="random:0")
-    assert (preset.representation, preset.whitening, preset.dim) == (
-        "whitened",
-        3.0,
-        1024,
-    ) and preset.coreset_ratio == 0.01
-    assert Config.for_inspection(whitening=1.0).whitening == 1.0, "each of its values can be changed"
-    assert {n for n in preset.names() if getattr(preset, n) != getattr(Config(), n)} == {
-        *INSPECTION,
-        "backbone",
-        "weights",
-    }
+@pytest.mark.parametrize(("backbone", "own"), [("resnet50", {}), ("resnet18", NARROW["resnet18"])])
+def test_the_preset_is_a_config_that_whitens_and_trains_nothing(backbone, own):
+    preset = Config.for_inspection(backbone=backbone, weights="random:0")
+    assert preset == Config(**INSPECTION | own, backbone=backbone, weights="random:0") and preset.coreset_ratio == 0.01
+    assert Config.for_inspection(backbone=backbone, whitening=2.0).whitening == 2.0, "each of its values can be changed"
     with pytest.raises(ValueError, match=r"unknown hyper-parameter 'whitenign'\. Did you mean 'whitening'"):
         Config.for_inspection(whitenign=1.0)
     assert ReConPatch.from_config(preset).config == preset

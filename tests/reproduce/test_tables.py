@@ -309,6 +309,13 @@ def test_a_shown_table_is_escaped_and_says_why_a_number_is_undefined():
     assert list(text) == [("image AUROC (without <b>x</b>)", "ours")]
 
 
+def test_a_shown_table_that_is_wider_than_a_page_is_turned():
+    values = {f"{n}": {"bottle": [n / 100], "pill": [0.5]} for n in range(13)}
+    turned = tables.readable(tables.compare(frame(values), groups={}))
+    assert turned.shape == (13, 3) and turned.loc[("7", "ours"), "bottle"] == "7.00"
+    assert tables.readable(tables.compare(frame(dict(list(values.items())[:12])), groups={})).shape == (3, 12)
+
+
 def test_a_category_called_na_or_01_stays_itself(tmp_path):
     rows = pd.DataFrame(
         [dict.fromkeys(tables.COLUMNS, "") | {"row": name, "mean": 1.0} for name in ("NA", "01", "null")]

@@ -96,13 +96,12 @@ def standings(grid, ours: Sequence[str] = ("ReConPatch", "PatchCore")) -> str:
 
 
 def table(frame: pd.DataFrame, metrics: Sequence[str] = (*AUROC, "aupro", "d_prime")) -> pd.DataFrame:
-    """Means over seeds (percent, but for d′), as text: a row per CNN, category and bank, a column per metric and method."""
-    if frame.empty:
-        return pd.DataFrame({"": ["nothing is computed yet"]})
-    percent = {m: frame[m].astype(float) * (1 if m == "d_prime" else 100) for m in metrics}
-    frame = frame.assign(bank=frame["coreset_ratio"].map("{:.0%}".format), **percent)
-    wide = frame.pivot_table(list(metrics), ["backbone", "category", "bank"], "method", sort=False)[list(metrics)]
-    return wide.map("{:.2f}".format).replace("nan", "").rename(columns=METRICS)
+    """Means over seeds (percent, but for d′), as text: a row per metric, CNN and category, a column per method and bank."""
+    long = frame.melt(["backbone", "coreset_ratio", "category", "method"], list(metrics), "metric")
+    value = long["value"].astype(float) * np.where(long["metric"] == "d_prime", 1, 100)
+    long = long.assign(value=value, metric=long["metric"].map(METRICS), bank=long["coreset_ratio"].map("{:.0%}".format))
+    wide = long.pivot_table("value", ["metric", "backbone", "category"], ["method", "bank"], sort=False)
+    return wide.map("{:.2f}".format).replace("nan", "").rename_axis([None] * 3).rename_axis([None] * 2, axis=1)
 
 
 # ---- one choice at a time ----

@@ -269,14 +269,20 @@ def checked(found: pd.DataFrame) -> pd.DataFrame:
 
 def show(rows: pd.DataFrame, caption: str) -> Styler:
     """The rows as an HTML table; the caption says where the numbers come from. See :func:`readable`."""
+    return styled(readable(rows, "\x02{}\x03"), caption)
+
+
+def styled(text: pd.DataFrame, caption: str) -> Styler:
+    """A frame of text as an HTML table, all rows of it, every name escaped."""
+    text = text if len(text) else pd.DataFrame({"": ["nothing is computed yet"]})
     props = {
         "caption": "caption-side: top; text-align: left; font-weight: bold; padding: 0.4em 0",
         "td, th": "padding: 0.15em 0.3em; text-align: right; font-size: 85%",
         "th.row_heading": "text-align: left; white-space: nowrap; position: sticky; left: 0; background: inherit",
     }
-    styled = readable(rows, "\x02{}\x03").style.format(_escaped).set_caption(html.escape(caption)).set_uuid("t")
-    styled = styled.set_table_styles([{"selector": selector, "props": of} for selector, of in props.items()])
-    return styled.format_index(escape="html", axis=0).format_index(escape="html", axis=1)
+    table = text.style.format(_escaped).format_index(escape="html", axis=0).format_index(escape="html", axis=1)
+    styles = [{"selector": selector, "props": of} for selector, of in props.items()]
+    return table.set_caption(html.escape(caption)).set_uuid("t").set_table_styles(styles)
 
 
 def _escaped(text: str) -> str:
@@ -308,8 +314,6 @@ def readable(rows: pd.DataFrame, best: str = "{}") -> pd.DataFrame:
         if not np.isnan(r.get("low", np.nan)):
             found["95 % interval"] = f"[{r['low']:+.{digits}f}, {r['high']:+.{digits}f}]"
         table.setdefault(line, {}).update({(column, name): text for name, text in found.items()})
-    if not table:
-        return pd.DataFrame({"": ["nothing is computed yet"]})
     text = pd.DataFrame.from_dict(table, orient="index").fillna("")
     text = text.loc[:, [c for c in text if c[1] == "ours" or text[c].any()]]
     return text.T if len(text.columns) > 12 > len(text) else text

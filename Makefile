@@ -91,14 +91,14 @@ $(GRID_STAMP): requirements-grid.lock $(STAMP)
 		$(GRID)/bin/python -m pip install --quiet --require-hashes -r requirements-grid.lock
 	@touch $@
 
-# One pytest run, so that its summary covers all and stands last; two files at a time, which share the cores, the long ones first.
+# One pytest run, so that its summary covers all and stands last; three files at a time, so that two cores have no pauses, the long ones first.
 # nbval-lax compares only cells with the tag nbval-check-output.
-test: export OMP_NUM_THREADS ?= $(shell echo $$((($$(nproc) + 1) / 2)))
+test: export OMP_NUM_THREADS ?= $(shell echo $$((($$(nproc) + 2) / 3)))
 test: export NUMBA_NUM_THREADS ?= $(OMP_NUM_THREADS)
 test: export TQDM_DISABLE := 1
 test: $(STAMP) $(GRID_STAMP) ## all tests, and every notebook in the demo profile (nbval)
 	@echo "test: $(words $(NOTEBOOKS)) notebooks in the demo profile, and tests/"
-	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --nbval-lax --nbval-current-env --nbval-cell-timeout=900 $(NOTEBOOKS) tests || { \
+	@$(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder --nbval-lax --nbval-current-env --nbval-cell-timeout=900 $(NOTEBOOKS) tests || { \
 		echo "test: failed. Run one again with: $(PY) -m pytest tests/rcp/test_NAME.py -k WORD -x --showlocals" \
 			"(a notebook: add --nbval-lax and its path). If nothing can be imported: rm -rf $(VENV), then make test"; exit 1; }
 

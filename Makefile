@@ -17,8 +17,7 @@ NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 unexport PYTHONDONTWRITEBYTECODE
 
 # Which Python makes the environment: PYTHON=… or the first of these that really runs (a pyenv shim may not), is 3.11 or later, and has venv.
-PYTHON ?=
-PYTHONS := $(or $(PYTHON),python3.13 python3.12 python3.11 python3)
+PYTHONS = $(if $(value PYTHON),$(call quoted,$(value PYTHON)),python3.13 python3.12 python3.11 python3)
 USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 
 # uv installs three times as fast as pip; it is itself pinned and hashed in the lock. It reads the system's certificates, not pip's settings.
@@ -26,7 +25,7 @@ INSTALL_UV = $(PY) -m pip install --quiet --no-deps --require-hashes -r <(sed -n
 UV = UV_PYTHON=$(PY) $(PY) -m uv --system-certs
 
 # Passed on only where given, on the command line or in the environment. A value is text: neither make nor the shell expands it.
-KNOWN := PROFILE DATA BTAD WEIGHTS BACKBONE CATEGORIES EPOCHS SEEDS DEVICE SHARD RENDER_ONLY
+KNOWN := PROFILE DATA BTAD WEIGHTS BACKBONE CATEGORIES EPOCHS SEEDS DEVICE SHARD RENDER_ONLY PYTHON
 unexport $(KNOWN) # else make expands them for every command
 quoted = '$(subst ','\'',$(1))'
 option = $(if $(value $(2)),$(1) $(call quoted,$(value $(2))))
@@ -41,7 +40,6 @@ SETTINGS = $(call setting,profile,PROFILE) $(call setting,data_root,DATA) $(call
 	$(call setting,seeds,SEEDS) $(call setting,device,DEVICE) $(call setting,runs,RCP_RUNS)
 
 # A mistyped option would silently run something else.
-KNOWN += PYTHON
 UNKNOWN := $(filter-out $(KNOWN),$(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $v))),$v)))
 nearest = $(shell python3 -c 'import difflib, sys; print(*difflib.get_close_matches(sys.argv[1].upper(), sys.argv[2:], 1))' $(call quoted,$(1)) $(KNOWN) 2>/dev/null)
 $(foreach name,$(UNKNOWN),$(error unknown option '$(name)'.$(patsubst %, Did you mean '%'?,$(call nearest,$(name))) There are: $(KNOWN)))
@@ -59,7 +57,7 @@ $(STAMP): requirements.lock pyproject.toml
 		"use environment.yml with conda, or pip install -e '.[notebooks,test]' in an environment of your own"; exit 1; }
 	@$(PY) -c '$(USABLE)' 2>/dev/null || { \
 		for python in $(PYTHONS) none; do "$$python" -c '$(USABLE)' 2>/dev/null && break; done; \
-		[ "$$python" != none ] || { echo "setup: no Python >= 3.11 with the module venv (tried: $(PYTHONS));" \
+		[ "$$python" != none ] || { echo "setup: no Python >= 3.11 with the module venv (tried:" $(PYTHONS)");" \
 			"install one (Debian, Ubuntu: apt install python3 python3-venv) or name it: make setup PYTHON=/path/to/python3.11"; exit 1; }; \
 		echo "setup: making $(VENV) with $$("$$python" -V)"; rm -rf $(VENV); "$$python" -m venv $(VENV); }
 	@echo "setup: installing requirements.lock into $(VENV) (about 4 GB to fetch, 8 GB on disk; a few minutes)"

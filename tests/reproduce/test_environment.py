@@ -4,6 +4,7 @@ import ast
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -193,6 +194,14 @@ def test_what_make_is_given_is_text_to_make_and_to_the_shell(variable, tmp_path)
                 assert shlex.split(line)[1] == payload
             assert not marker.exists(), (target, payload)
     print(f"\nmake, {variable}: {4 * len(PAYLOADS)} calls, 0 payloads ran")
+
+
+def test_the_python_that_is_named_is_text_too(tmp_path):
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    for payload in (text.format(tmp_path / "ran") for text in PAYLOADS):
+        done = subprocess.run(["make", "setup", f"PYTHON={payload}"], cwd=tmp_path, capture_output=True, text=True)
+        assert f"(tried: {payload})" in done.stdout and not (tmp_path / "ran").exists(), payload
 
 
 def test_code_lines_do_not_grow():

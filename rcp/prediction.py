@@ -187,13 +187,14 @@ class Prediction:
 
 def results_folder(folder: Path, images: Iterable) -> Path:
     """The folder, made where it is not there. Raises ValueError where it holds one of the images: overlays would be scored with them."""
-    apart = folder.resolve() not in {image.parent.resolve() for image in images if isinstance(image, Path)}
-    require("out", apart, "another folder than that of the images", str(folder))
+    holding, table = {image.parent.resolve() for image in images if isinstance(image, Path)}, folder / "predictions.csv"
+    require("out", folder.resolve() not in holding, "another folder than that of the images", str(folder))
     require("out", folder.is_dir() or not os.path.lexists(folder), "a folder, or a new name", str(folder))
     folder.mkdir(parents=True, exist_ok=True)
-    ours = (folder / "predictions.csv").exists() or not any(map(named_as_image, folder.iterdir()))
+    ours = table.exists() or not any(map(named_as_image, folder.iterdir()))
     require("out", ours, "a new folder, or one of results, with no other images", str(folder))
-    require_writable(folder / "predictions.csv", "write {} in", b"path,score,defective,threshold")
+    require_writable(table, "write {} in", b"path,score,defective,threshold")
+    table.touch()  # a run that is killed leaves a folder that the next one knows
     return folder
 
 

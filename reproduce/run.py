@@ -175,11 +175,12 @@ def run_grid(
 
 def _seldom(log: Callable[[str], None], seconds: float = 30.0) -> Callable[[str], None]:
     """At most one line in so many seconds: a long training says where it is, a quick one nothing."""
-    said = [time.monotonic()]
+    last = time.monotonic()
 
     def say(line: str) -> None:
-        if time.monotonic() - said[-1] >= seconds:
-            said[:] = [time.monotonic()]
+        nonlocal last
+        if time.monotonic() - last >= seconds:
+            last = time.monotonic()
             log(line)
 
     return say

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMITS = {"rcp": 3340, "reproduce": 3491, "tests": 5977}
+LIMITS = {"rcp": 3341, "reproduce": 3492, "tests": 5980}
 
 
 def code_lines(file: Path) -> int:

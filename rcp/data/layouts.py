@@ -80,8 +80,8 @@ class Split(Sequence):
         for i, mask in enumerate(threaded(read, self.paths, self.masks, self.labels)):
             out[i] = mask
         if large := [path for path, mask in zip(self.masks, out, strict=True) if mask.mean() > 0.8]:
-            words = "masks that call more than 80 % of the image defective (inverted?)"
-            warnings.warn(f"{words}: {len(large)} of {len(self)} images, such as {large[0]}", stacklevel=2)
+            found = f"{len(large)} of {len(self)} images, such as {large[0]}"
+            warnings.warn(f"masks of more than 80 % of the image (inverted?): {found}", stacklevel=2)
         return out
 
 

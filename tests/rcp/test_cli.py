@@ -14,6 +14,7 @@ from PIL import Image
 from rcp.__main__ import main
 from rcp.data import load_dataset
 from rcp.detector import load
+from rcp.prediction import results_folder
 from rcp.watch import watch
 
 HOW = [
@@ -43,6 +44,8 @@ def test_loose_jpegs_without_labels_to_decisions(data, part, tmp_path, capsys):
     assert [row["path"] for row in rows] == [str(tmp_path / name) for name in named]
     assert all(row["defective"] == (row["score"] >= row["threshold"]) == bool(row["boxes"]) for row in rows)
     assert len(list(out.glob("*.jpg"))) == 4 and len((out / "predictions.csv").read_text().splitlines()) == 5
+    shutil.copy(next(out.glob("*.jpg")), results_folder(tmp_path / "killed", []))
+    assert results_folder(tmp_path / "killed", []), "what a killed run has left is taken"
     assert main(["info", str(part)]) == 0
     assert "memory bank" in (said := capsys.readouterr().err) and "false alarms" in said and "whitened" in said
 

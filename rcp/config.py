@@ -114,7 +114,7 @@ class Config:
         "b of Eq. 10; with 1 that would be 0; none where the bank is all patches, as r* has near-duplicates there [?]", least=2)
     weighting: Literal["patches", "none"] = option("scores", "patches", "Eq. 10's weight for every patch [P], or the plain distance")
     blur: float = option("scores", 4.0, "σ of the Gaussian on score maps, pixels of the crop [I]", least=0, most=2**10)
-    calibration_folds: int = option("scores", 2, "folds of held-out training scores (normal_threshold); 0: none; not the paper's", least=0)
+    calibration_folds: int = option("scores", 2, "folds of held-out training scores, which the threshold is of; 0: none [?]", least=0)
     seed: int = option("training", 0, "of initialisation, mini-batches, projection and random start", least=0, most=2**63 - 1)
     device: str = option(None, "auto", "auto, cpu, cuda, cuda:1, ...")
     # fmt: on

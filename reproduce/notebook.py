@@ -87,8 +87,9 @@ class Settings:
         require("categories", len({*self.categories}) == len(self.categories), "different names", self.categories)
         require("epochs", 0 < self.epochs < 2**31, "a number above 0, of 32 bits", self.epochs)
         resolve_device(self.device)
-        default = (defaults["backbone"], defaults["weights"])
-        if not self.render_only and (self.backbone, self.weights) != default:  # to look takes seconds
+        if not self.render_only and any(
+            getattr(self, n) != defaults[n] for n in ("backbone", "weights")
+        ):  # takes seconds
             backbone.check(self.backbone, self.weights)
         for name in ("data_root", "btad_root"):  # of both, before the first is computed
             if root := getattr(self, name):
@@ -108,9 +109,8 @@ class Settings:
         holds = {"mvtec": ("data_root", "bottle, cable, ..."), "btad": ("btad_root", "01, 02, 03")}
         argument, names = holds[self.dataset]
         if not (root := data_root() / self.dataset).is_dir():
-            fetch = f"python -m reproduce download {self.dataset}"
-            words = f"name the folder that holds {names}, or fetch it with: {fetch}"
-            raise FileNotFoundError(f"{argument}: no {root}; {words}")
+            fetch = f"fetch it with: python -m reproduce download {self.dataset}"
+            raise FileNotFoundError(f"{argument}: no {root}; name the folder that holds {names}, or {fetch}")
         return root
 
     @property
@@ -148,7 +148,8 @@ class Settings:
         of: the categories that an item is of; all of the data set where None.
         """
         if self.profile == "demo":
-            return ["the demo's drawn images, CNN, size and coreset"]
+            images = "drawn images, CNN, " * (Path(self.data_root).parent == runs_root())
+            return [f"the demo's {images}size and coreset"]
         btad = self.dataset == "btad"
         expected = PROFILES["paper"] | (ON_BTAD["paper"] if btad else {})
         own = {name: getattr(self, name) for name in ("backbone", "epochs")}

@@ -68,9 +68,9 @@ def _agrees(r: dict) -> bool:
 
 def _in_words(r: dict) -> str:
     spread = "" if np.isnan(r["spread"]) else f" ± {r['spread']:.2f}"
-    beside = "–" if np.isnan(r["published"]) else f"{r['published']:.2f}"
+    beside = "" if np.isnan(r["published"]) else f" (paper {r['published']:.2f})"
     of = f", {r['row']}" if r["kind"] == "category" else ""
-    return f"{METRICS[r['metric']]}, {r['setting']}{of}: {r['mean']:.2f}{spread} (paper {beside})"
+    return f"{METRICS[r['metric']]}, {r['setting']}{of}: {r['mean']:.2f}{spread}{beside}"
 
 
 def note(settings: Settings, item: str, words: str) -> str:

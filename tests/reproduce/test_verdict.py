@@ -63,7 +63,7 @@ def test_d_prime_is_judged_in_its_category_and_has_a_tolerance_of_its_own(settin
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"profile": "demo"}, "the demo's drawn images, CNN, size and coreset"),
+        ({"profile": "demo"}, "(the demo's size and coreset)"),
         ({"backbone": "resnet18"}, "backbone resnet18 instead of wide_resnet50_2"),
         ({"epochs": 10}, "epochs 10 instead of 120"),
         ({"weights": "random:0"}, "weights random:0 instead of IMAGENET1K_V1"),

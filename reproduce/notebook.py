@@ -106,8 +106,7 @@ class Settings:
     def _default_data(self) -> Path:
         if self.profile == "demo":  # the same drawn images stand in for BTAD
             return draw_demo(runs_root() / "demo-data")
-        holds = {"mvtec": ("data_root", "bottle, cable, ..."), "btad": ("btad_root", "01, 02, 03")}
-        argument, names = holds[self.dataset]
+        argument, names = ("btad_root", "01, 02, 03") if self.dataset == "btad" else ("data_root", "bottle, cable, ...")
         if not (root := data_root() / self.dataset).is_dir():
             fetch = f"fetch it with: python -m reproduce download {self.dataset}"
             raise FileNotFoundError(f"{argument}: no {root}; name the folder that holds {names}, or {fetch}")

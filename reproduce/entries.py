@@ -227,8 +227,7 @@ class Refined(OfAnEntry):
         return {"entry": self.entry.identity(), "refinement": self.refine.identity()}
 
     def compute(self, store: Store, log: Log) -> tuple[dict, dict]:
-        data = self.data()
-        textures = self.refine.load_textures(self.config.image_size)
+        data, textures = self.data(), self.refine.load_textures(self.config.image_size)
         images = load_images(data.train.paths, self.transform("train"))
         fitted, p = fit(self.entry, data, store, log, self.refine)
         checkpoint = store.folder("checkpoints", self.identity()).with_suffix(".safetensors")
@@ -236,7 +235,8 @@ class Refined(OfAnEntry):
         prediction = dataclasses.replace(fitted.predict_features(p), transform=self.transform("test"))
         info = about(self, data, fitted.timings_, fitted.device, metrics.evaluate(prediction, data.test))
         info |= {"refinement": self.refine.asdict(), "history": fitted.refinement_history_}
-        checkpoint.unlink(missing_ok=True)
+        for written in checkpoint.parent.glob(f"*{checkpoint.stem}*"):  # and what a killed process had half written
+            written.unlink()
         arrays = {"scores": prediction.scores, "labels": data.test.labels, "patch_scores": prediction.patch_scores}
         return info, arrays | {"log_odds": _log_odds(prediction.maps)}
 

@@ -6,6 +6,7 @@ An entry that several of them need is computed once: the store knows it by what 
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+from rcp.checks import check_names
 from rcp.data.perturb import Perturbation
 from rcp.refinement import RefinementConfig
 from reproduce.demo import CNN
@@ -255,11 +256,11 @@ def choose_without_labels(s: Settings, images: int = 100) -> list[Entry | HeldOu
     return [*entries, *(HeldOut(entry, images) for entry in entries)]
 
 
-def peers(s: Settings, methods: Sequence[str] = (), changes: Mapping = {}, **options) -> list[Peer]:
+def peers(s: Settings, methods: Sequence[str] = (), changes: Mapping = {}, epochs: Mapping = {}) -> list[Peer]:
     """Other methods on this run's images, ours beside them: PatchCore (D 1024; and with means) and ReConPatch (D 512).
 
     methods: names of :mod:`reproduce.peers`; all where empty (demo: SPADE and PaDiM). changes: of the config.
-    options: epochs, batch, lr of what anomalib trains.
+    epochs: of methods that anomalib trains, by name; the others have as many as they are published with.
     """
     s, small = _short(s), {"resize": 110, "image_size": 96} if s.profile == "demo" else {}
     base = {"calibration_folds": 0, **small, **changes}
@@ -269,5 +270,5 @@ def peers(s: Settings, methods: Sequence[str] = (), changes: Mapping = {}, **opt
     # anomalib has not the demo's CNN
     known = {"backbone": "resnet18", "weights": "random:0"} if s.backbone == CNN else {}
     found += [(patchcore | known if name in METHODS else patchcore, name) for name in methods or others]
-    entries = [(entry, name) for how, name in found for entry in s.entries([s.config(**how)])]
-    return [Peer(entry, name, **(options if name in METHODS else {})) for entry, name in entries]
+    check_names("epochs: anomalib has no method", epochs, METHODS)
+    return [Peer(entry, name, epochs.get(name, 0)) for how, name in found for entry in s.entries([s.config(**how)])]

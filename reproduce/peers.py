@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rcp import metrics
 from rcp.backbone import normalize
-from rcp.checks import check_names, require
+from rcp.checks import check_fields, check_names, limited, require
 from rcp.config import Config
 from rcp.data import load_images
 from rcp.detector import Prediction, ReConPatch, Timings, resolve_device
@@ -70,20 +70,22 @@ class Peer(OfAnEntry):
 
     entry: Entry
     name: str
-    epochs: int = 0
-    batch: int = 0
-    lr: float = 0.0
+    epochs: int = limited(0, least=0)
+    batch: int = limited(0, least=0)
+    lr: float = limited(0.0, least=0)
 
     def __post_init__(self):
+        check_fields(self)
         check_names("methods: there is none named", [self.name], [*LOCAL, *METHODS])
         cnn, words = self.config.backbone, f"one that {self.name} can use: {', '.join(CNNS)}"
         require("backbone", self.name in LOCAL or cnn in CNNS, words, cnn)
-        for name in ("epochs", "batch", "lr"):
-            require(name, getattr(self, name) >= 0, "0 for the published one, or more", getattr(self, name))
 
     @property
     def method(self) -> str:
-        return "PatchCore (mean)" if self.name in OURS and self.config.aggregation == "mean" else self.name
+        if self.name in OURS and self.config.aggregation == "mean":
+            return "PatchCore (mean)"
+        fewer = bool(self.training) and self.training["epochs"] != METHODS[self.name].epochs
+        return f"{self.name} ({self.epochs} of {METHODS[self.name].epochs} epochs)" if fewer else self.name
 
     @property
     def training(self) -> dict:
@@ -198,11 +200,8 @@ def _options(c: Config, published: Method, levels: int) -> dict:
         return {"dtd_dir": root}
     named = {"backbone": "wide_resnet50_2" if published.alias and c.backbone != "resnet18" else c.backbone}
     if published.of == "Patchcore":
-        named |= {
-            "layers": [f"layer{n}" for n in c.layers],
-            "coreset_sampling_ratio": c.coreset_ratio,
-            "num_neighbors": c.neighbours,
-        }
+        named |= {"layers": [f"layer{n}" for n in c.layers], "coreset_sampling_ratio": c.coreset_ratio}
+        named["num_neighbors"] = c.neighbours
     if published.of == "Cflow":  # published with levels 2 to 4
         named |= {"layers": [f"layer{n}" for n in range(levels - 2, levels + 1)]}
     return named

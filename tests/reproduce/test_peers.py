@@ -54,9 +54,8 @@ def test_spades_image_score_is_the_distance_to_the_nearest_images(settings):
 def test_a_peer_that_fails_is_named_and_the_others_go_on(settings, monkeypatch, tmp_path):
     monkeypatch.setitem(peers.METHODS, "PaDiM", Method("Padim"))
     monkeypatch.setattr(peers, "ANOMALIB", "0.0.1")
-    store, lines = Store(tmp_path), []
+    store, lines, failed = Store(tmp_path), [], {}
     tasks = [t for t in grids.peers(settings, ["PaDiM", "SPADE"]) if t.name != "ReConPatch"]
-    failed: dict[str, str] = {}
     grid = run_grid(tasks, store, log=lines.append, failed=failed)
     assert {t.method for t in grid.entries} == {"PatchCore", "PatchCore (mean)", "SPADE"}
     (name,) = failed
@@ -85,13 +84,18 @@ def test_a_method_is_trained_as_it_is_published_unless_told_otherwise(settings, 
     assert seen == [{"epochs": 30, "batch": 4, "lr": 1e-3}, {"epochs": 2, "batch": 4, "lr": 1e-3}, {}]
     ids = {key_of(task.identity()) for task in (*made, Peer(entry, "PaDiM"))}
     assert len(ids) == 3, "epochs tell two results apart where something is trained, and only there"
+    assert [task.method for task in made] == ["CFA", "CFA (2 of 30 epochs)", "PaDiM"], "said in every table"
+    assert [t.epochs for t in grids.peers(settings, ["CFA"], epochs={"CFA": 2}) if t.name == "CFA"][:1] == [2]
+    with pytest.raises(ValueError, match=r"epochs: anomalib has no method 'CfA'\. Did you mean 'CFA'\?"):
+        grids.peers(settings, epochs={"CfA": 2})
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ({"name": "PaDim"}, "Did you mean 'PaDiM'"),
-        ({"name": "CFA", "epochs": -1}, "epochs: expected 0 for the published one"),
+        ({"name": "CFA", "epochs": -1}, "epochs: expected 0 or more, got -1"),
+        ({"name": "CFA", "epochs": "5"}, "epochs: expected int, got '5'"),
         ({"name": "CFA", "backbone": "densenet121"}, "one that CFA can use: resnet18, resnet50, "),
     ],
 )

@@ -136,6 +136,6 @@ def test_a_results_file_of_anomalib_is_read(tmp_path):
 def test_anomalibs_methods_run(name, settings, tmp_path, monkeypatch, request):
     if name == "DRAEM":
         monkeypatch.setenv("RCP_DATA", str(request.getfixturevalue("shared_data")))
-    entry = Entry(settings.config(representation="none", image_size=128, resize=128), settings.data_root, "gear")
-    grid = run_grid([Peer(entry, name, epochs=1)], Store(tmp_path), log=len)
+    config = settings.config(representation="none", backbone="resnet18", weights="random:0")
+    grid = run_grid([Peer(Entry(config, settings.data_root, "gear"), name, epochs=1)], Store(tmp_path), log=len)
     assert np.isfinite(grid.results[0].scores).all()

@@ -4,7 +4,6 @@ import numpy as np
 from common import arguments, write
 
 from rcp import Config, ReConPatch
-from rcp.config import WHOLE
 from rcp.data import categories, load_dataset
 from rcp.decision import false_alarms
 from rcp.metrics import image_auroc
@@ -18,7 +17,7 @@ options = parser.parse_args()
 rows = []
 for name in options.categories or categories(options.data):
     data = load_dataset(options.data, category=name)
-    config = Config.for_inspection(backbone=options.backbone, weights=options.weights, **WHOLE)
+    config = Config.for_inspection(backbone=options.backbone, weights=options.weights)
     detector = ReConPatch.from_config(config).fit(data.train)
     detector.false_alarm_rate = options.rate
     out, labels = detector.predict(data.test, maps=False), data.test.labels

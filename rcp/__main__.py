@@ -14,7 +14,7 @@ from rcp.paths import require_writable
 from rcp.prediction import results_folder, tabulated
 from rcp.watch import watch
 
-PRESETS = {"inspection": WHOLE, "patchcore": {"representation": "none"} | WHOLE, "paper": {}}
+PRESETS = {"inspection": {}, "patchcore": {"representation": "none"} | WHOLE, "paper": {}}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -18,7 +18,7 @@ from rcp.prediction import results_folder
 from rcp.watch import watch
 
 HOW = [
-    "--backbone", "resnet18", "--weights", "random:0", "--set", "resize=64", "--set", "image_size=64", "--set", "dim=64",
+    "--backbone", "resnet18", "--weights", "random:0", "--set", "resize=64", "--set", "image_size=64", "--set", "patch_size=3",
 ]  # fmt: skip
 
 

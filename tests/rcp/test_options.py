@@ -192,7 +192,7 @@ def test_an_identity_holds_what_the_result_depends_on_and_no_more():
 @pytest.mark.parametrize(("backbone", "own"), [("resnet50", {}), ("resnet18", NARROW["resnet18"])])
 def test_the_preset_is_a_config_that_whitens_and_trains_nothing(backbone, own):
     preset = Config.for_inspection(backbone=backbone, weights="random:0")
-    assert preset == Config(**INSPECTION | own, backbone=backbone, weights="random:0") and preset.coreset_ratio == 0.01
+    assert preset == Config(**INSPECTION | own, backbone=backbone, weights="random:0") and preset.aspect == "squash"
     assert Config.for_inspection(backbone=backbone, whitening=2.0).whitening == 2.0, "each of its values can be changed"
     with pytest.raises(ValueError, match=r"unknown hyper-parameter 'whitenign'\. Did you mean 'whitening'"):
         Config.for_inspection(whitenign=1.0)

@@ -165,9 +165,11 @@ class Config:
     def for_inspection(cls, **changes) -> "Config":
         """The preset for own images: INSPECTION, and NARROW's of a small CNN: nothing cropped, whitened patches, no training of f.
 
-        ``changes`` as of :meth:`build`.
+        ``changes`` as of :meth:`build`; of ``resize`` and ``image_size`` one alone is meant for both.
         """
-        return cls.build(**INSPECTION | NARROW.get(changes.get("backbone"), {}) | changes)
+        side = changes.get("image_size", changes.get("resize", INSPECTION["resize"]))
+        own = NARROW.get(str(changes.get("backbone")), {}) | {"resize": side, "image_size": side}
+        return cls.build(**INSPECTION | own | changes)
 
     def replace(self, **values) -> "Config":
         return self.build(**(dataclasses.asdict(self) | values))

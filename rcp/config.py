@@ -46,9 +46,7 @@ WHOLE = {"aspect": "squash", "resize": 256, "image_size": 256}
 # For own images too. Mean image / pixel AUROC of four categories over PatchCore's with 1 %, D 512 and the paper's crop, three seeds:
 # ResNet-50 +1.59 / +1.73, at worst -0.24 (pill); ResNet-18 +1.37 / +2.90, nowhere below. Over D 1024 +0.07, with pill at -2.86, and +1.93
 # (benchmarks/results/preset_*.md). With a neighbourhood of 3, pill has 96.10 instead of 93.84, but transistor 97.54 instead of 99.75.
-INSPECTION = WHOLE | {
-    "patch_size": 5, "representation": "whitened", "whitening": 3.0, "dim": 1024, "coreset_projection": 128,
-}  # fmt: skip
+INSPECTION = WHOLE | {"representation": "whitened", "whitening": 3.0, "patch_size": 5, "dim": 1024, "coreset_projection": 128}  # fmt: skip
 # Of these CNNs the pooled chain averages a neighbourhood hardly at all (1,152 numbers to 1,024 with 3 a side).
 NARROW = {cnn: {"aggregation": "mean"} for cnn in ("resnet18", "resnet34")}
 
@@ -115,7 +113,7 @@ class Config:
         "b of Eq. 10; with 1 that would be 0; none where the bank is all patches, as r* has near-duplicates there [?]", least=2)
     weighting: Literal["patches", "none"] = option("scores", "patches", "Eq. 10's weight for every patch [P], or the plain distance")
     blur: float = option("scores", 4.0, "σ of the Gaussian on score maps, pixels of the crop [I]", least=0, most=2**10)
-    calibration_folds: int = option("scores", 2, "folds of held-out training scores, which the threshold is of; 0: none [?]", least=0)
+    calibration_folds: int = option("scores", 2, "folds of held-out training scores (normal_threshold); 0: none; not the paper's", least=0)
     seed: int = option("training", 0, "of initialisation, mini-batches, projection and random start", least=0, most=2**63 - 1)
     device: str = option(None, "auto", "auto, cpu, cuda, cuda:1, ...")
     # fmt: on
@@ -167,9 +165,8 @@ class Config:
 
         ``changes`` as of :meth:`build`; of ``resize`` and ``image_size`` one alone is meant for both.
         """
-        side = changes.get("image_size", changes.get("resize", INSPECTION["resize"]))
-        own = NARROW.get(str(changes.get("backbone")), {}) | {"resize": side, "image_size": side}
-        return cls.build(**INSPECTION | own | changes)
+        sides = dict.fromkeys(("resize", "image_size"), changes.get("image_size", changes.get("resize", 256)))
+        return cls.build(**INSPECTION | NARROW.get(str(changes.get("backbone")), {}) | sides | changes)
 
     def replace(self, **values) -> "Config":
         return self.build(**(dataclasses.asdict(self) | values))

@@ -66,9 +66,7 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(check_type("device", str, name))
         torch.empty(1, device=device).item()  # which a "meta" device does not have
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"device: expected auto, cpu or an available cuda device, got {name!r} ({error!s:.120})"
-        ) from None
+        raise ValueError(f"device: expected auto, cpu or an available cuda device, got {name!r} ({error})") from None
     return device
 
 
@@ -167,7 +165,7 @@ class ReConPatch:
     def decide(self, refined: bool = False) -> tuple[float | None, str]:
         """-> (threshold, "") or (None, why there is none)."""
         self._check_fitted()
-        if refined:  # a refined score of an image that the network was trained on would not be held out
+        if refined:
             return None, "held-out scores are of unrefined maps"
         if self.train_scores_ is None:
             return None, "no held-out scores (calibration_folds=0, or one image)"
@@ -421,8 +419,7 @@ class ReConPatch:
         """Scores n images, a few at a time. p_of: the features of some of them. about: further fields of the prediction."""
         c, batch = self.config, images_at_a_time(self.device, self.config.image_size)
         refined = refined and self.refine is not None
-        trained = "False: the training of the refinement did not end"
-        require("refined", not refined or self.refiner_ is not None, trained, refined)
+        require("refined", not refined or self.refiner_ is not None, "False: its training did not end", refined)
         scores, patches = np.empty(n, np.float32), []
         all_maps = np.empty((n, *self.transform.shape), np.float32) if maps else None
         for start in progress(range(0, n, batch), "scores"):
@@ -438,9 +435,11 @@ class ReConPatch:
                 patches.append(s.cpu().numpy())
                 if maps:
                     all_maps[part] = found
+        # held-out scores are unrefined: a refined one of an image that the network was trained on would not be held out
+        train_scores = None if refined else self.train_scores_
         about["threshold"], about["why"] = self.decide(refined)
         patches = np.concatenate(patches) if patches else np.empty((0, 0, 0), np.float32)
-        return Prediction(scores, all_maps, self.transform, patches, **about)
+        return Prediction(scores, all_maps, self.transform, train_scores, patches, **about)
 
     def _memorize(self, represented: Tensor, count: int, among: Tensor | None = None) -> MemoryBank:
         """(N, dim) -> the coreset of ``count`` patches as a memory bank; of all of them where the ratio is 1."""

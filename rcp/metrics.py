@@ -11,6 +11,7 @@ import numpy as np
 from scipy import ndimage
 
 from rcp.checks import check_type, require
+from rcp.maps import center_and_deviation
 
 
 class UndefinedMetric(ValueError):
@@ -61,6 +62,30 @@ def f1_threshold(labels: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
     Raises: as ``image_auroc``.
     """
     return _best_f1(_rank(*_checked(labels, scores, "labels", "scores")))
+
+
+def normal_threshold(train_scores: np.ndarray | None, z: float = 3.5, beta: float = 1.4826) -> float:
+    """median + z · beta · MAD of the scores of normal training images: Eq. 11's s̄ = z, solved for s.
+
+    It uses no test data. MAD is the median absolute deviation, to which the constant 1.4826 belongs (the paper's text
+    says mean); z = 3.5 is Iglewicz and Hoaglin's usual bound of the modified z-score.
+
+    Args:
+        train_scores: (n,) float, each image scored **without itself in the memory bank**: one that finds its own
+            patches there scores too low.
+    Returns: threshold in units of the score.
+    Raises:
+        UndefinedMetric: None, or fewer than two scores; no spread (MAD is 0), as of identical images.
+        ValueError: a score that is NaN or infinite.
+    """
+    scores = np.asarray(() if train_scores is None else train_scores, dtype=np.float64).ravel()
+    if len(scores) < 2:
+        raise UndefinedMetric(f"a spread of training scores needs at least two, found {len(scores)}")
+    _need_finite(scores, "train_scores")
+    median, mad = center_and_deviation(scores)
+    if not mad:
+        raise UndefinedMetric("no spread: half or more of the training scores are the same (MAD is 0)")
+    return float(median + z * beta * mad)
 
 
 def d_prime(scores_normal: np.ndarray, scores_defective: np.ndarray, *, ddof: int = 0) -> float:
@@ -137,13 +162,12 @@ def evaluate(prediction, split) -> dict[str, float | int | dict[str, str] | None
     """All metrics of a prediction on a test split, ready for JSON.
 
     Args:
-        prediction: what ``predict`` gives, or what has its attributes scores (n,), maps (n, S, S) or None, transform, threshold or None;
-            perhaps paths, which must be the split's, in its order, and why there is no threshold.
+        prediction: has scores (n,), maps (n, S, S) or None, transform, and train_scores (n_train,) or None: the
+            held-out scores of the training images; perhaps paths, which must be the split's, in its order.
         split: has paths, labels (n,), has_masks and load_masks(transform) -> (n, S, S) bool.
-    Returns: name -> float, int or None. Rates and areas are fractions; thresholds have the unit of the scores; ``f1`` and ``f1_pixel``
-        belong to the oracle thresholds, ``false_positive_rate`` and ``true_positive_rate`` to the prediction's own.
-        ``n_masks_cropped_away`` counts defective images with no defective pixel left after the crop: they stay in the image metrics,
-        and all their pixels count as normal.
+    Returns: name -> float, int or None. Rates and areas are fractions; thresholds have the unit of the scores; ``f1``
+        and ``f1_pixel`` belong to the oracle thresholds. ``n_masks_cropped_away`` counts defective images with no
+        defective pixel left after the crop: they stay in the image metrics, and all their pixels count as normal.
         ``undefined`` maps each name whose value is None to the reason.
     Raises:
         ValueError: numbers of scores or maps and of images differ, or their paths, a score or map with NaN or infinity (names the
@@ -157,9 +181,10 @@ def evaluate(prediction, split) -> dict[str, float | int | dict[str, str] | None
     _add(report, ["image_auroc"], image_auroc, labels, scores)
     _add(report, ["d_prime"], d_prime, scores[~labels], scores[labels])
     _add(report, ["f1_threshold", "f1"], f1_threshold, labels, scores)
-    _add(report, ["threshold"], _threshold_of, prediction)
-    for rate, kind in {"false_positive_rate": "normal", "true_positive_rate": "defective"}.items():
-        _add(report, [rate], _flagged, scores[labels == (kind == "defective")], report["threshold"], kind)
+    _add(report, ["normal_threshold"], normal_threshold, prediction.train_scores)
+    threshold = report["normal_threshold"]
+    _add(report, ["normal_threshold_false_positive_rate"], _flagged, scores[~labels], threshold, "normal")
+    _add(report, ["normal_threshold_true_positive_rate"], _flagged, scores[labels], threshold, "defective")
     of_pixels = ["pixel_auroc", "aupro", "f1_threshold_pixel", "f1_pixel"]
     if prediction.maps is None or not split.has_masks:
         reason = "the prediction has no maps" if prediction.maps is None else "the split has no masks"
@@ -192,16 +217,10 @@ def _leave_out(report: dict, names: list[str], reason: str) -> None:
     report["undefined"].update(dict.fromkeys(names, reason))
 
 
-def _threshold_of(prediction) -> float:
-    if prediction.threshold is None:
-        raise UndefinedMetric(getattr(prediction, "why", "") or "the prediction has no threshold")
-    return float(prediction.threshold)
-
-
 def _flagged(scores: np.ndarray, threshold: float | None, kind: str) -> float:
     """Share of the scores that the threshold calls defective."""
     if threshold is None:
-        raise UndefinedMetric("the prediction has no threshold")
+        raise UndefinedMetric("normal_threshold is undefined")
     if not len(scores):
         raise UndefinedMetric(f"one class only: there are no {kind} images")
     return float((scores >= threshold).mean())

@@ -38,6 +38,7 @@ class Prediction:
     scores: (n,) float32 image scores; higher is more anomalous, in units of feature distance; of a refined map, in [0, 1].
     maps: (n, S, S) float32 score maps at ``image_size``, or None; where refined, in [0, 1].
     transform: the resize and crop that were applied, for masks to go the same way.
+    train_scores: (n_train,) float32, each training image scored against a bank made of other images (None without folds).
     patch_scores: (n, h, w) float32, what scores and maps are made of (Eq. 10).
     paths: of each image, or "image 3" where it came as pixels. originals: their sizes before resize and crop.
     threshold: an image is defective where its score is this or more; None where there is none, ``why`` says why.
@@ -47,6 +48,7 @@ class Prediction:
     scores: np.ndarray
     maps: np.ndarray | None
     transform: Transform
+    train_scores: np.ndarray | None
     patch_scores: np.ndarray | None = None
     paths: tuple[Path | str, ...] = ()
     originals: tuple[Original, ...] = ()

@@ -292,7 +292,7 @@ class Ensemble(OfAnEntry):
         info = {
             "config": c.asdict(), "data": results[0].info["data"],
             "members": [r.info["config"]["backbone"] for r in results],
-            "metrics": metrics.evaluate(Prediction(scores, maps, self.transform("test")), data.test),
+            "metrics": metrics.evaluate(Prediction(scores, maps, self.transform("test"), None), data.test),
             "seconds": {"members": sum(sum(r.info["seconds"].values()) for r in results)},
             "device": results[0].info["device"],
         }  # fmt: skip

@@ -122,7 +122,7 @@ class Peer(OfAnEntry):
             predict = (anomalib if self.name in METHODS else ours)(self, train)
         with timings("predict"):
             scores, maps = predict(test)
-        peak, measured = peak_memory(device), metrics.evaluate(Prediction(scores, maps, of), data.test)
+        peak, measured = peak_memory(device), metrics.evaluate(Prediction(scores, maps, of, None), data.test)
         measured |= {"fit_seconds": timings["fit"], "inference_ms": 1e3 * timings["predict"] / len(test)}
         measured["peak_memory_mib"] = peak and peak / 2**20
         info = about(self, data, timings, device, measured) | {"training": self.training}

@@ -35,7 +35,7 @@ def test_predict_gives_scores_and_maps(fitted, data):
     assert out.maps.shape == (5, 64, 64) and out.maps.dtype == np.float32
     assert np.isfinite(out.maps).all() and (out.scores > 0).all()
     assert fitted.predict(data.test[:5], maps=False).maps is None
-    assert fitted.train_scores_.shape == (8,)
+    assert out.train_scores.shape == (8,)
     assert fitted.bank_.entries.shape == (int(0.1 * 8 * 64), 64)
 
 
@@ -53,8 +53,7 @@ def test_saved_and_loaded_scores_are_the_same(cls, data, tmp_path):
     before, after = detector.predict(data.test[:4]), loaded.predict(data.test[:4])
     np.testing.assert_allclose(after.scores, before.scores, atol=1e-5)
     np.testing.assert_allclose(after.maps, before.maps, atol=1e-5)
-    np.testing.assert_array_equal(loaded.train_scores_, detector.train_scores_)
-    assert after.threshold == before.threshold
+    np.testing.assert_array_equal(after.train_scores, before.train_scores)
     assert loaded.config == detector.config
     for copied in (copy.deepcopy(detector), pickle.loads(pickle.dumps(detector))):
         np.testing.assert_array_equal(copied.predict(data.test[:4]).scores, before.scores)
@@ -107,7 +106,7 @@ def test_training_scores_are_held_out(data):
     assert detector.train_scores_[3] == pytest.approx(by_hand[1], rel=1e-4)
     for without in ({"calibration_folds": 0}, {"calibration_folds": 1}):
         detector = PatchCore(**SMALL, **without).fit([a, b], log=len)
-        assert detector.train_scores_ is None and detector.predict([c]).threshold is None
+        assert detector.train_scores_ is None and detector.predict([c]).train_scores is None
     assert PatchCore(**SMALL).fit([a], log=len).train_scores_ is None
 
 

@@ -162,7 +162,7 @@ def bright(width, height, box, transform: Transform, orientation: int, folder, k
     seen, original = transform.read(path)
     scores = np.asarray(Image.fromarray(seen[..., 0]).resize((28, 28), Image.Resampling.BOX), np.float32)[None]
     return Prediction(
-        scores.max((1, 2)), seen[None, ..., 0].astype(np.float32), transform, scores, (path,), (original,), threshold=100.0
+        scores.max((1, 2)), seen[None, ..., 0].astype(np.float32), transform, None, scores, (path,), (original,), threshold=100.0
     )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from rcp.metrics import (
     evaluate,
     f1_threshold,
     image_auroc,
+    normal_threshold,
     paired_bootstrap,
     pixel_auroc,
 )
@@ -127,6 +128,13 @@ def test_f1_threshold_is_the_best_of_all_thresholds(case):
     assert threshold == min(t for f1, t in every if f1 == best)  # the lowest among equals
 
 
+def test_normal_threshold_solves_eq_11():
+    scores = np.array([1, 2, 3, 4, 100], np.float32)  # median 3, deviations 2 1 0 1 97: MAD 1, their mean 20.2
+    assert normal_threshold(scores) == pytest.approx(3 + 3.5 * 1.4826)
+    threshold = normal_threshold(scores, z=2, beta=1.25)
+    assert (threshold - 3) / (1.25 * 1) == pytest.approx(2)
+
+
 @thorough
 @given(small_scores())
 def test_d_prime_is_eq_12(case):
@@ -156,6 +164,7 @@ def test_d_prime_is_eq_12(case):
         (lambda: d_prime([], [1.0, 2.0]), "1 normal images, found 0"),
         (lambda: d_prime([1.0, 2.0], [3.0], ddof=1), "2 defective images, found 1"),
         (lambda: d_prime([0.1] * 3, [0.7] * 3), "spread"),
+        (lambda: normal_threshold([0.5]), "at least two, found 1"),
     ],
 )
 def test_what_is_undefined_says_why(compute, reason):
@@ -174,6 +183,7 @@ def test_what_is_undefined_says_why(compute, reason):
         (lambda: aupro(np.eye(2)[None] > 0, np.full((1, 2, 2), np.inf)), "maps: NaN or infinite at index 0"),
         (lambda: aupro(np.eye(2) > 0, np.ones((2, 2))), r"expected shape \(n, H, W\), got \(2, 2\)"),
         (lambda: aupro(np.eye(2)[None] > 0, np.ones((1, 2, 2)), limit=30), "limit: .* got 30"),
+        (lambda: normal_threshold([0.1, np.nan]), "train_scores: NaN or infinite at index 1"),
         (lambda: d_prime([0.1, 0.2], [np.inf]), "scores_defective: NaN or infinite at index 0"),
     ],
 )
@@ -188,7 +198,7 @@ def test_bad_input_is_refused_by_name(compute, message):
 SIZE = 12
 NAMES = {
     *("image_auroc", "pixel_auroc", "aupro", "d_prime", "f1_threshold", "f1", "f1_threshold_pixel", "f1_pixel"),
-    *("threshold", "false_positive_rate", "true_positive_rate"),
+    *("normal_threshold", "normal_threshold_false_positive_rate", "normal_threshold_true_positive_rate"),
     *("n_normal", "n_defective", "n_masks_cropped_away", "undefined"),
 }
 PIXEL_NAMES = {"pixel_auroc", "aupro", "f1_threshold_pixel", "f1_pixel"}
@@ -215,7 +225,8 @@ def case(rng):
 
     paths = tuple(Path(f"test/{'broken' if label else 'good'}/{i:03}.png") for i, label in enumerate(labels))
     split = SimpleNamespace(paths=paths, labels=labels, has_masks=True, load_masks=load_masks, asked=asked)
-    prediction = SimpleNamespace(scores=scores, maps=maps, transform="a transform", threshold=0.6)
+    train_scores = np.linspace(0, 0.5, 20, dtype=np.float32)
+    prediction = SimpleNamespace(scores=scores, maps=maps, transform="a transform", train_scores=train_scores)
     return prediction, split, masks
 
 
@@ -263,20 +274,27 @@ def test_evaluate_reports_each_metric_under_its_name(case):
     assert report["pixel_auroc"] == pixel_auroc(masks, maps)
     assert report["aupro"] == aupro(masks, maps, 0.3)
     assert (report["f1_threshold_pixel"], report["f1_pixel"]) == f1_threshold(masks, maps)
-    assert report["threshold"] == prediction.threshold
+    assert report["normal_threshold"] == normal_threshold(prediction.train_scores)
     assert (report["n_normal"], report["n_defective"], report["n_masks_cropped_away"]) == (5, 5, 0)
 
 
-def test_evaluate_rates_the_decision(case):
+def test_copies_of_one_training_image_give_no_threshold(case):
     prediction, split, _ = case
-    prediction.scores[split.labels == 0] = [0.1, 0.2, 0.3, 0.4, 0.5]  # at the threshold counts as defective
-    prediction.scores[split.labels == 1] = [0.9, 1.1, 1.2, 1.3, 0.1]
-    prediction.threshold = float(np.float32(0.5))
+    prediction.train_scores = np.array([0.0, 0, 0, 0, 1])
     report = evaluate(prediction, split)
-    assert report["threshold"] == prediction.threshold
-    assert report["false_positive_rate"] == pytest.approx(1 / 5) and report["true_positive_rate"] == pytest.approx(
-        4 / 5
-    )
+    assert report["normal_threshold"] is None and "no spread" in report["undefined"]["normal_threshold"]
+
+
+def test_evaluate_rates_the_normal_threshold(case):
+    prediction, split, _ = case
+    prediction.train_scores, prediction.scores = np.array([0.3, 0.4, 0.5]), prediction.scores.astype(np.float64)
+    threshold = normal_threshold(prediction.train_scores)
+    prediction.scores[split.labels == 0] = [0.1, 0.2, 0.3, 0.4, threshold]  # at the threshold counts as defective
+    prediction.scores[split.labels == 1] = [0.9, 1.1, 1.2, 1.3, 0.1]
+    report = evaluate(prediction, split)
+    assert report["normal_threshold"] == threshold == pytest.approx(0.4 + 3.5 * 1.4826 * 0.1)
+    assert report["normal_threshold_false_positive_rate"] == pytest.approx(1 / 5)
+    assert report["normal_threshold_true_positive_rate"] == pytest.approx(3 / 5)
 
 
 @pytest.mark.parametrize("only, missing, rate", [(0, "defective", "true"), (1, "normal", "false")])
@@ -284,10 +302,10 @@ def test_evaluate_one_class_only(case, only, missing, rate):
     prediction, split, masks = case
     split.labels = np.full(10, only)
     masks[:] = only
-    image_names = {"image_auroc", "d_prime", "f1_threshold", "f1", f"{rate}_positive_rate"}
+    image_names = {"image_auroc", "d_prime", "f1_threshold", "f1", f"normal_threshold_{rate}_positive_rate"}
     report = evaluate(prediction, split)
     assert_undefined(report, image_names | PIXEL_NAMES, f"{missing} ")
-    assert report["threshold"] is not None
+    assert report["normal_threshold"] is not None
 
 
 def test_evaluate_without_masks_keeps_the_image_metrics(case):
@@ -312,12 +330,14 @@ def test_evaluate_counts_masks_that_the_crop_removed(case):
     assert report["pixel_auroc"] == pixel_auroc(masks, prediction.maps)
 
 
-def test_evaluate_without_a_threshold_says_why_there_is_none(case):
+def test_evaluate_without_training_scores(case):
     prediction, split, _ = case
-    names, prediction.threshold = {"threshold", "false_positive_rate", "true_positive_rate"}, None
-    assert_undefined(evaluate(prediction, split), names, "no threshold")
-    prediction.why = "copies of one image"
-    assert evaluate(prediction, split)["undefined"]["threshold"] == "copies of one image"
+    names = {name for name in NAMES if name.startswith("normal_threshold")}
+    for train_scores in (None, np.zeros(0, np.float32)):
+        prediction.train_scores = train_scores
+        report = evaluate(prediction, split)
+        assert_undefined(report, names, "")
+        assert "training" in report["undefined"]["normal_threshold"]
 
 
 @pytest.mark.parametrize("what", ["scores", "maps"])

@@ -155,7 +155,7 @@ def test_each_option_fits_saves_and_loads_and_changes_the_scores(images, change,
 def test_one_training_image_is_enough(images):
     for change in ({"representation": "whitened"}, {"representation": "random", "coreset_ratio": 1.0}):
         out = ReConPatch(**SMALL | {"calibration_folds": 2} | change).fit(images[:1]).predict(images)
-        assert np.isfinite(out.scores).all() and out.threshold is None
+        assert np.isfinite(out.scores).all() and out.train_scores is None
 
 
 def test_what_does_not_fit_into_memory_is_refused_before_any_work(images, monkeypatch):

@@ -174,7 +174,7 @@ def test_an_ensemble_is_the_mean_of_its_members_in_units_of_the_training_scores(
     np.testing.assert_allclose(result.scores, np.mean(by_hand, 0), rtol=1e-5)
     np.testing.assert_allclose(result.maps(), np.mean(maps, 0), rtol=1e-4, atol=1e-4)
     transform = entry.transform("test")
-    prediction = Prediction(result.scores, np.mean(maps, 0).astype(np.float32), transform)
+    prediction = Prediction(result.scores, np.mean(maps, 0).astype(np.float32), transform, None)
     expected = evaluate(prediction, load_dataset(demo_root, category="fabric").test)
     assert result.metrics["pixel_auroc"] == pytest.approx(expected["pixel_auroc"], abs=1e-6)
     assert not run(Ensemble(members), store).computed
@@ -281,7 +281,7 @@ def test_a_test_set_of_one_class_says_what_is_undefined(demo_root, tmp_path):
     shutil.rmtree(tmp_path / "set" / "fabric" / "ground_truth")
     result = run(Entry(PATCHCORE, str(tmp_path / "set"), "fabric"), Store(tmp_path / "runs"))
     assert result.metrics["image_auroc"] is None and "image_auroc" in result.metrics["undefined"]
-    assert result.metrics["threshold"] > 0
+    assert result.metrics["normal_threshold"] > 0
 
 
 def test_on_each_demo_category_both_methods_tell_defects_apart():

@@ -39,7 +39,7 @@ KINDS = {
 def cycles(kind: str, folder: str, number: int) -> list[float]:
     """MiB that are resident after each cycle; an entry of a grid is of a new seed each."""
     backbone, cls, how = KINDS[kind]
-    data, store, seen = load_dataset(folder, category="gear"), Store(Path(tempfile.mkdtemp())), []
+    data, store, seen = load_dataset(folder, category="gear"), Store(Path(folder).parent / kind), []
     for i in range(number):
         cnn = SMALL | {"backbone": backbone, "weights": f"random:{i}"}
         if cls is None:

@@ -165,8 +165,8 @@ class Config:
 
         ``changes`` as of :meth:`build`; of ``resize`` and ``image_size`` one alone is meant for both.
         """
-        sides = dict.fromkeys(("resize", "image_size"), changes.get("image_size", changes.get("resize", 256)))
-        return cls.build(**INSPECTION | NARROW.get(str(changes.get("backbone")), {}) | sides | changes)
+        given = {"image_size": changes.get("resize", WHOLE["resize"])} | changes
+        return cls.build(**INSPECTION | NARROW.get(str(given.get("backbone")), {}) | {"resize": given["image_size"]} | given)  # fmt: skip
 
     def replace(self, **values) -> "Config":
         return self.build(**(dataclasses.asdict(self) | values))

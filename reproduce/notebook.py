@@ -87,9 +87,8 @@ class Settings:
         require("categories", len({*self.categories}) == len(self.categories), "different names", self.categories)
         require("epochs", 0 < self.epochs < 2**31, "a number above 0, of 32 bits", self.epochs)
         resolve_device(self.device)
-        if not self.render_only and any(
-            getattr(self, n) != defaults[n] for n in ("backbone", "weights")
-        ):  # takes seconds
+        default = (defaults["backbone"], defaults["weights"])
+        if not self.render_only and (self.backbone, self.weights) != default:  # to look takes seconds
             backbone.check(self.backbone, self.weights)
         for name in ("data_root", "btad_root"):  # of both, before the first is computed
             if root := getattr(self, name):

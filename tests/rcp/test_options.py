@@ -192,8 +192,10 @@ def test_an_identity_holds_what_the_result_depends_on_and_no_more():
 @pytest.mark.parametrize(("backbone", "own"), [("resnet50", {}), ("resnet18", NARROW["resnet18"])])
 def test_the_preset_is_a_config_that_whitens_and_trains_nothing(backbone, own):
     preset = Config.for_inspection(backbone=backbone, weights="random:0")
-    assert preset == Config(**INSPECTION | own, backbone=backbone, weights="random:0") and preset.aspect == "squash"
+    assert preset == Config(**INSPECTION | own, backbone=backbone, weights="random:0") and preset.coreset_ratio == 0.01
+    assert ReConPatch.from_config(preset).transform.window(300, 500) == (0, 0, 300, 500), "nothing is cropped"
     larger = Config.for_inspection(image_size=320, whitening=2.0), Config.for_inspection(resize=320, whitening=2.0)
     assert larger[0] == larger[1] and (larger[0].resize, larger[0].whitening) == (320, 2.0)
     with pytest.raises(ValueError, match=r"unknown hyper-parameter 'whitenign'\. Did you mean 'whitening'"):
         Config.for_inspection(whitenign=1.0)
+    assert ReConPatch.from_config(preset).config == preset

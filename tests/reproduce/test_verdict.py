@@ -76,6 +76,12 @@ def test_another_setting_is_never_called_reproduced(settings, demo_root, change,
     assert said.startswith("not run: in another setting (") and words in said and "99.50 (paper 99.56)" in said
 
 
+def test_only_the_demos_own_images_are_called_drawn(demo_root, monkeypatch):
+    monkeypatch.setenv("RCP_RUNS", str(demo_root.parent))
+    demo = Settings(data_root=str(demo_root))
+    assert demo.departures() == ["the demo's drawn images, CNN, size and coreset"] and "drawn images" in demo.label
+
+
 def test_with_entries_missing_nothing_is_judged(settings):
     said = verdict(settings, "table_1", rows(GOOD), missing=[1, 2])
     assert said.startswith("not run: 2 entries are missing; image AUROC, k 0: 99.50 (paper 99.56)")

@@ -28,7 +28,7 @@ UV = UV_PYTHON=$(PY) $(PY) -m uv --system-certs
 KNOWN := PROFILE DATA BTAD WEIGHTS BACKBONE CATEGORIES EPOCHS SEEDS DEVICE SHARD RENDER_ONLY PYTHON
 unexport $(KNOWN) # else make expands them for every command
 quoted = '$(subst ','\'',$(1))'
-option = $(if $(value $(2)),$(1) $(call quoted,$(value $(2))))
+option = $(if $(value $(2)),$(1)=$(call quoted,$(value $(2))))
 OPTIONS = $(call option,--profile,PROFILE) $(call option,--data-root,DATA) $(call option,--btad-root,BTAD) $(call option,--weights,WEIGHTS) \
 	$(call option,--backbone,BACKBONE) $(call option,--categories-words,CATEGORIES) $(call option,--epochs,EPOCHS) \
 	$(call option,--seeds-words,SEEDS) $(call option,--device,DEVICE) $(call option,--shard,SHARD) \

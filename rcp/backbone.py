@@ -184,8 +184,7 @@ def _tagged_weights(name: str, tag: str) -> dict[str, Tensor]:
     file = weights_root() / Path(published.url).name
     if file.is_file():  # torchvision checks what it fetches, not what lies there
         found, expected = file_hash(file, "sha256").hexdigest(), file.stem.rpartition("-")[2]
-        words = f"what torchvision publishes as {name} {tag} (sha256 {expected}...)"
-        advice = f"{words}; remove {file}, and it is fetched again"
+        advice = f"{name} {tag} as published (sha256 {expected}...); remove {file}, and it is fetched again"
         require("weights", found.startswith(expected), advice, f"a file of sha256 {found[:8]}...")
     try:
         how = {"progress": False, "check_hash": True, "weights_only": True, "map_location": "cpu"}
@@ -203,8 +202,7 @@ def _load_file(trunk: nn.Module, full_keys: set[str], path: Path, name: str) -> 
     except MemoryError:
         raise
     except Exception as error:  # whatever an unpickler meets in a damaged or foreign file
-        why = f"{type(error).__name__}: {error}"
-        raise ValueError(f"weights: {path} is not a plain file of tensors ({why})") from None
+        raise ValueError(f"weights: {path} is not a plain file of tensors ({type(error).__name__}: {error})") from None
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     named = isinstance(state, dict) and all(isinstance(n, str) and isinstance(t, Tensor) for n, t in state.items())
     require(f"weights: {path}", named, "a state dict (names with tensors)", type(state).__name__)

@@ -66,7 +66,8 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(check_type("device", str, name))
         torch.empty(1, device=device).item()  # which a "meta" device does not have
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device: expected auto, cpu or an available cuda device, got {name!r} ({error})") from None
+        words = f"{name!r} ({error!s:.99})"
+        raise ValueError(f"device: expected auto, cpu or an available cuda device, got {words}") from None
     return device
 
 

@@ -95,8 +95,7 @@ def export(detector, path: str | Path) -> Path:
 
 def _write_onnx(program, images: Tensor, path: Path, about: dict):
     """Writes the file; -> what runs it: onnxruntime where it is there, else the program that it was made from."""
-    names = {"input_names": ["images"], "output_names": list(OUTPUTS)}
-    made = torch.onnx.export(program, (images[:2],), **names, verbose=False)
+    made = torch.onnx.export(program, (images[:2],), input_names=["images"], output_names=OUTPUTS, verbose=False)
     made.model.metadata_props.update(about)
     made.save(path)
     if importlib.util.find_spec("onnxruntime") is None:

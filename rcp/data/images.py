@@ -129,6 +129,7 @@ def _defective(image: Image.Image) -> np.ndarray:
     Raises:
         ValueError: nowhere, or everywhere.
     """
+    cut = image.mode[0] != "I" and ";16" in str(image.tile)  # of 16 bits in colour Pillow keeps the upper 8
     lossless, mode, image = _lossless(image), image.mode, _upright(image)
     if image.has_transparency_data and np.ptp(alpha := np.asarray(_in(image, "RGBA").getchannel("A"))):
         levels = alpha
@@ -141,6 +142,7 @@ def _defective(image: Image.Image) -> np.ndarray:
         if colours and levels.min():  # none is black
             background = zip(bands, max(colours)[1], strict=True)
             levels = np.any([band != level for band, level in background], 0).astype(np.uint8)
+    require("levels", not cut or not set(np.unique(levels)) - {0, 255}, "black and white in 16 bits a colour", mode)
     found = levels > (0 if lossless and _classes(levels) else max(LABELS, levels.max() / 2 * (levels.min() <= LABELS)))
     if found.any() and not found.all():
         return found
@@ -220,7 +222,7 @@ class Transform:
         Classes (0/255, 0/1, class numbers, a palette: at most 32 values or colours, or more where they fill areas, in a file that was not
         compressed with loss): what is not 0 or black, or where nothing is black, not the commonest colour; so soft edges of few levels
         count as defective. JPEG, lossy WebP, JPEG's noise saved as PNG, and edges of many levels: above half of the greatest. A shape in
-        the alpha channel, where that is not the same everywhere: the same of alpha.
+        the alpha channel, where that is not the same everywhere: the same of alpha. Of colours with 16 bits, black and white alone.
         of: the image that the mask belongs to.
         Errors: as `image`; ValueError where the whole mask, before any crop, is empty or full.
         """

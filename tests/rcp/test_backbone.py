@@ -127,7 +127,7 @@ def test_weights_by_tag_come_from_the_weights_folder_and_are_not_unpickled(tmp_p
     torch.save(state, file)
     with pytest.raises(
         ValueError,
-        match=r"weights: expected what torchvision publishes as resnet18 IMAGENET1K_V1 .*; remove .*resnet18-",
+        match=r"weights: expected resnet18 IMAGENET1K_V1 as published .*; remove .*resnet18-",
     ):
         Backbone("resnet18", "IMAGENET1K_V1", (2,))
     found = SimpleNamespace(hexdigest=lambda: file.stem.rpartition("-")[2] * 8)  # as if it were the published file

@@ -3,7 +3,9 @@
 import os
 import re
 import shutil
+import struct
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -50,14 +52,9 @@ def tree(root: Path, *names: str) -> Path:
 def mvtec(tmp_path) -> Path:
     root = tmp_path / "mvtec"
     for category in ("cable", "bottle"):
-        images = (
-            "train/good/10.png", "train/good/9.png", "test/good/0.png", "test/cut/0.png", "test/cut/1.png",
-            "test/blob/0.png",
-        )  # fmt: skip
-        tree(
-            root / category, *images, "ground_truth/cut/0_mask.png", "ground_truth/cut/1_mask.png",
-            "ground_truth/blob/0_mask.png",
-        )  # fmt: skip
+        bad, good = ("cut/0", "cut/1", "blob/0"), ("train/good/10.png", "train/good/9.png", "test/good/0.png")
+        images = *good, *(f"test/{name}.png" for name in bad)
+        tree(root / category, *images, *(f"ground_truth/{name}_mask.png" for name in bad))
     (root / "license.txt").write_text("text")
     return root
 
@@ -109,13 +106,12 @@ def visa(root: Path) -> Path:
     """VisA as published: JPG images, masks of class numbers, a table of paths from the root."""
     lines = ["object,split,label,image,mask"]
     for category in ("candle", "pcb1"):
+        at = f"{category}/Data"
         for i, split in enumerate(("train", "train", "test")):
-            lines.append(f"{category},{split},normal,{category}/Data/Images/Normal/{i:04}.JPG,")
-            draw(root / category / f"Data/Images/Normal/{i:04}.JPG", format="JPEG")
-        lines.append(
-            f"{category},test,anomaly,{category}/Data/Images/Anomaly/000.JPG,{category}/Data/Masks/Anomaly/000.png"
-        )
-        draw(root / category / "Data/Images/Anomaly/000.JPG", format="JPEG")
+            lines.append(f"{category},{split},normal,{at}/Images/Normal/{i:04}.JPG,")
+            draw(root / at / f"Images/Normal/{i:04}.JPG", format="JPEG")
+        lines.append(f"{category},test,anomaly,{at}/Images/Anomaly/000.JPG,{at}/Masks/Anomaly/000.png")
+        draw(root / at / "Images/Anomaly/000.JPG", format="JPEG")
         classes = np.zeros((16, 20), np.uint8)
         classes[:8, :10], classes[8:, :10] = 1, 3
         (root / category / "Data/Masks/Anomaly").mkdir(parents=True)
@@ -384,21 +380,17 @@ def test_keep_is_torchvision(width, height, resize, crop):
     crop = min(crop, resize)
     image = Image.fromarray(np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8))
     transform = Transform(resize, crop)
-    expected = torchvision_pixels(image, resize, crop, transforms.InterpolationMode.BILINEAR)
-    assert np.array_equal(transform._crop(transform._resize(image, Image.Resampling.BILINEAR)), expected)
-    expected = torchvision_pixels(image, resize, crop, transforms.InterpolationMode.NEAREST)
-    assert np.array_equal(transform._crop(transform._resize(image, Image.Resampling.NEAREST)), expected)
+    for name in ("BILINEAR", "NEAREST"):
+        expected = torchvision_pixels(image, resize, crop, transforms.InterpolationMode[name])
+        assert np.array_equal(transform._crop(transform._resize(image, Image.Resampling[name])), expected)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"resize": 200}, r"image_size: expected 1 to resize=200 px, got 224"),
-        ({"resize": 0, "image_size": 0}, "image_size: expected 1 to resize=0 px, got 0"),
-        ({"image_size": 22.4}, "image_size: expected int, got 22.4"),
-        ({"aspect": "crop"}, "aspect: expected one of 'keep', 'squash', got 'crop'"),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "message"), [
+    ({"resize": 200}, r"image_size: expected 1 to resize=200 px, got 224"),
+    ({"resize": 0, "image_size": 0}, "image_size: expected 1 to resize=0 px, got 0"),
+    ({"image_size": 22.4}, "image_size: expected int, got 22.4"),
+    ({"aspect": "crop"}, "aspect: expected one of 'keep', 'squash', got 'crop'"),
+])  # fmt: skip
 def test_transform_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         Transform(**arguments)
@@ -497,11 +489,7 @@ def coded(name: str) -> Image.Image:
     palette = Image.fromarray(t.astype(np.uint8))
     if name.startswith("palette"):
         palette = palette.convert("P")
-        palette.putpalette(
-            {"palette, red on white": [255, 255, 255, 255, 0, 0], "palette, grey on black": [0, 0, 0, 100, 100, 100]}[
-                name
-            ]
-        )
+        palette.putpalette([*(255, 255, 255), *(255, 0, 0)] if "red" in name else [*(0, 0, 0), *(100, 100, 100)])
     white = np.full((48, 48, 4), 255, np.uint8)
     white[..., 3] = soft
     return {
@@ -523,6 +511,19 @@ def coded(name: str) -> Image.Image:
 def test_a_mask_is_read_however_it_is_coded(tmp_path, name):
     coded(name).save(tmp_path / "m.png")
     assert np.array_equal(Transform(48, 48).mask(tmp_path / "m.png"), TRUTH)
+
+
+def test_a_mask_in_colours_of_16_bits_is_black_and_white_or_refused(tmp_path):
+    for level in (65535, 300):
+        rows = np.where(TRUTH[..., None], [level] * 3, 0).astype(">u2")
+        parts = [(b"IHDR", struct.pack(">IIBBBBB", 48, 48, 16, 2, 0, 0, 0)), (b"IEND", b"")]
+        parts.insert(1, (b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))))
+        chunks = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in parts]
+        (tmp_path / "m.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+        if level == 65535:
+            assert np.array_equal(Transform(48, 48).mask(tmp_path / "m.png"), TRUTH)
+    with pytest.raises(ValueError, match=r"m\.png: .*black and white in 16 bits a colour"):
+        Transform(48, 48).mask(tmp_path / "m.png")
 
 
 @pytest.mark.parametrize("kind", ["jpg", "tif", "webp", "png"])

@@ -18,17 +18,14 @@ from rcp.backbone import Backbone, check, weights_identity
 from rcp.patches import aggregate, pool
 
 
-@pytest.mark.parametrize(
-    ("name", "channels"),
-    [
-        ("resnet18", (128, 256)),
-        ("wide_resnet50_2", (512, 1024)),
-        ("densenet121", (512, 1024)),
-        ("efficientnet_b0", (40, 112)),  # timm, as all that follow
-        ("resnetv2_50", (512, 1024)),
-        ("tf_efficientnet_lite0", (40, 112)),  # whose padding cannot be traced
-    ],
-)
+@pytest.mark.parametrize(("name", "channels"), [
+    ("resnet18", (128, 256)),
+    ("wide_resnet50_2", (512, 1024)),
+    ("densenet121", (512, 1024)),
+    ("efficientnet_b0", (40, 112)),  # timm, as all that follow
+    ("resnetv2_50", (512, 1024)),
+    ("tf_efficientnet_lite0", (40, 112)),  # whose padding cannot be traced
+])  # fmt: skip
 def test_levels_2_and_3_have_strides_8_and_16(name, channels):
     backbone = Backbone(name, "random:0", (2, 3))
     maps = backbone(torch.rand(1, 3, 96, 96))
@@ -85,22 +82,19 @@ def test_nothing_is_unpickled(tmp_path, monkeypatch):
     assert not (tmp_path / "owned").exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "weights", "error", "message"),
-    [
-        (
-            "resnet81",
-            "random:0",
-            ValueError,
-            "neither torchvision nor timm has a model 'resnet81'. Did you mean 'resnet18'?",
-        ),
-        ("vgg1", "random:0", ValueError, "Did you mean 'vgg19'? Of torchvision's, ResNets and DenseNets are taken."),
-        ("resnet18", "IMAGENET1K_V7", ValueError, "resnet18 has no weights 'IMAGENET1K_V7'; expected IMAGENET1K_V1"),
-        ("resnet18", "random:zero", ValueError, "weights: expected random:SEED with a whole number, got 'random:zero'"),
-        ("resnet18", "random:²", ValueError, "weights: expected random:SEED with a whole number, got 'random:²'"),
-        ("resnet18", "no/such.safetensors", FileNotFoundError, "weights: no file no/such.safetensors"),
-    ],
-)
+@pytest.mark.parametrize(("name", "weights", "error", "message"), [
+    (
+        "resnet81",
+        "random:0",
+        ValueError,
+        "neither torchvision nor timm has a model 'resnet81'. Did you mean 'resnet18'?",
+    ),
+    ("vgg1", "random:0", ValueError, "Did you mean 'vgg19'? Of torchvision's, ResNets and DenseNets are taken."),
+    ("resnet18", "IMAGENET1K_V7", ValueError, "resnet18 has no weights 'IMAGENET1K_V7'; expected IMAGENET1K_V1"),
+    ("resnet18", "random:zero", ValueError, "weights: expected random:SEED with a whole number, got 'random:zero'"),
+    ("resnet18", "random:²", ValueError, "weights: expected random:SEED with a whole number, got 'random:²'"),
+    ("resnet18", "no/such.safetensors", FileNotFoundError, "weights: no file no/such.safetensors"),
+])  # fmt: skip
 def test_wrong_names_are_refused_without_building_anything(name, weights, error, message):
     with pytest.raises(error, match=re.escape(message)):
         check(name, weights)
@@ -209,17 +203,14 @@ def test_a_cnn_that_is_no_longer_used_goes_when_the_next_is_built():
     assert gone() is None
 
 
-@pytest.mark.parametrize(
-    ("channels", "sides", "p", "dim"),
-    [
-        ((128, 256), (8, 4), 3, 1024),  # ResNet-18, levels 2+3
-        ((512, 1024), (6, 3), 3, 1024),  # WideResNet-50
-        ((64, 128, 256), (16, 8, 4), 5, 1024),  # levels 1+2+3, patch 5
-        ((512, 1792), (6, 3), 3, 1024),  # DenseNet-201
-        ((48, 96), (9, 5), 5, 384),  # nothing divides anything
-        ((32,), (7,), 1, 16),
-    ],
-)
+@pytest.mark.parametrize(("channels", "sides", "p", "dim"), [
+    ((128, 256), (8, 4), 3, 1024),  # ResNet-18, levels 2+3
+    ((512, 1024), (6, 3), 3, 1024),  # WideResNet-50
+    ((64, 128, 256), (16, 8, 4), 5, 1024),  # levels 1+2+3, patch 5
+    ((512, 1792), (6, 3), 3, 1024),  # DenseNet-201
+    ((48, 96), (9, 5), 5, 384),  # nothing divides anything
+    ((32,), (7,), 1, 16),
+])  # fmt: skip
 def test_aggregation_is_the_references_chain(channels, sides, p, dim):
     maps = [torch.randn(2, c, s, s) for c, s in zip(channels, sides, strict=True)]
     maps[0][1] = 3.0  # constant

@@ -26,33 +26,30 @@ def test_every_hyper_parameter_is_documented_with_its_provenance_and_in_the_sign
             assert signature[field.name].default == field.default
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"image_size": 300}, "image_size: expected at most resize=256 (the crop lies inside the image), got 300"),
-        ({"margin": -0.5}, "margin: expected 0 or more, got -0.5"),
-        ({"k": 64, "batch_size": 64}, "k: expected fewer than batch_size=64 patches, got 64"),
-        ({"k": 1}, "k: expected 2 or more"),
-        ({"coreset_ratio": 0.0}, "coreset_ratio: expected a number above 0, got 0.0"),
-        ({"coreset_ratio": 1.5}, "coreset_ratio: expected at most 1, got 1.5"),
-        ({"patch_size": 4}, "patch_size: expected an odd number, got 4"),
-        ({"alpha": 2}, "alpha: expected at most 1, got 2"),
-        ({"alpha": -1}, "alpha: expected 0 or more"),
-        ({"gamma": 1.5}, "gamma: expected at most 1, got 1.5"),
-        ({"projection": 0}, "projection: expected a number above 0"),
-        ({"layers": (0, 2)}, "layers: expected hierarchy levels from 1 such as (2, 3), got (0, 2)"),
-        ({"layers": "2,3"}, "layers: expected hierarchy levels"),
-        ({"epochs": "120"}, "epochs: expected int, got '120' (str)"),
-        ({"normalize_teacher": 1}, "normalize_teacher: expected bool, got 1 (int)"),
-        ({"lr": float("nan")}, "lr: expected a finite number, got nan"),
-        ({"coreset_start": "men"}, "coreset_start: expected one of 'mean', 'random', got 'men'. Did you mean 'mean'?"),
-        ({"margni": 1.0}, "unknown hyper-parameter 'margni'. Did you mean 'margin'?"),
-        ({"neighbours": 1}, "neighbours: expected 2 or more"),
-        ({"representation": "none", "dim": 2048}, "dim: expected at most patch_dim=1024"),
-        ({"aggregation": "mean", "patch_dim": 1024}, "patch_dim: expected None with aggregation='mean'"),
-        ({"representation": "whitened", "whitening": 0.0}, "whitening: expected a number above 0, got 0.0"),
-    ],
-)
+@pytest.mark.parametrize(("values", "message"), [
+    ({"image_size": 300}, "image_size: expected at most resize=256 (the crop lies inside the image), got 300"),
+    ({"margin": -0.5}, "margin: expected 0 or more, got -0.5"),
+    ({"k": 64, "batch_size": 64}, "k: expected fewer than batch_size=64 patches, got 64"),
+    ({"k": 1}, "k: expected 2 or more"),
+    ({"coreset_ratio": 0.0}, "coreset_ratio: expected a number above 0, got 0.0"),
+    ({"coreset_ratio": 1.5}, "coreset_ratio: expected at most 1, got 1.5"),
+    ({"patch_size": 4}, "patch_size: expected an odd number, got 4"),
+    ({"alpha": 2}, "alpha: expected at most 1, got 2"),
+    ({"alpha": -1}, "alpha: expected 0 or more"),
+    ({"gamma": 1.5}, "gamma: expected at most 1, got 1.5"),
+    ({"projection": 0}, "projection: expected a number above 0"),
+    ({"layers": (0, 2)}, "layers: expected hierarchy levels from 1 such as (2, 3), got (0, 2)"),
+    ({"layers": "2,3"}, "layers: expected hierarchy levels"),
+    ({"epochs": "120"}, "epochs: expected int, got '120' (str)"),
+    ({"normalize_teacher": 1}, "normalize_teacher: expected bool, got 1 (int)"),
+    ({"lr": float("nan")}, "lr: expected a finite number, got nan"),
+    ({"coreset_start": "men"}, "coreset_start: expected one of 'mean', 'random', got 'men'. Did you mean 'mean'?"),
+    ({"margni": 1.0}, "unknown hyper-parameter 'margni'. Did you mean 'margin'?"),
+    ({"neighbours": 1}, "neighbours: expected 2 or more"),
+    ({"representation": "none", "dim": 2048}, "dim: expected at most patch_dim=1024"),
+    ({"aggregation": "mean", "patch_dim": 1024}, "patch_dim: expected None with aggregation='mean'"),
+    ({"representation": "whitened", "whitening": 0.0}, "whitening: expected a number above 0, got 0.0"),
+])  # fmt: skip
 def test_a_wrong_value_is_named(values, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         Config.build(**values)

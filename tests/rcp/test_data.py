@@ -163,15 +163,12 @@ def test_visa_errors(tmp_path):
         load_dataset(tmp_path, "candle")
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"object,split,label,image,mask\ncandle,train,normal,caf\xe9.jpg,\n", "is no CSV in UTF-8"),
-        (b"object,split,label,image,mask\ncandle,train,normal,../../outside.jpg,\n", "expected paths inside"),
-        (b"object,split,label,image,mask\ncandle,train,normal,/etc/hostname,\n", "expected paths inside"),
-        (b"object,split,label,image,mask\ncandle,train\n", "expected paths inside"),
-    ],
-)
+@pytest.mark.parametrize(("content", "words"), [
+    (b"object,split,label,image,mask\ncandle,train,normal,caf\xe9.jpg,\n", "is no CSV in UTF-8"),
+    (b"object,split,label,image,mask\ncandle,train,normal,../../outside.jpg,\n", "expected paths inside"),
+    (b"object,split,label,image,mask\ncandle,train,normal,/etc/hostname,\n", "expected paths inside"),
+    (b"object,split,label,image,mask\ncandle,train\n", "expected paths inside"),
+])  # fmt: skip
 def test_a_visa_table_that_is_no_text_or_leads_elsewhere(tmp_path, content, words):
     table = visa(tmp_path) / "split_csv/1cls.csv"
     table.write_bytes(content)

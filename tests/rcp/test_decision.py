@@ -29,18 +29,15 @@ def test_the_literal_rank_and_ties():
     assert threshold(np.r_[scores, 19.0], 0.05) > 19, "equal scores are not flagged"
 
 
-@pytest.mark.parametrize(
-    ("scores", "rate", "words"),
-    [
-        (np.arange(60.0), 0.01, r"at least 1 / \(n \+ 1\) = 0.0164 with 60 images \(or 99 for"),
-        (np.arange(60.0), 1.5, "above 0 and below 1"),
-        (np.arange(60.0), 0, "above 0 and below 1"),
-        (np.arange(60.0), "much", "rate: expected float or None"),
-        (np.ones(60), 0.05, "normal images that differ"),
-        (np.r_[np.zeros(40), np.arange(20.0)], 0.05, "normal images that differ"),
-        (np.array([]), 0.05, "with 0 images"),
-    ],
-)
+@pytest.mark.parametrize(("scores", "rate", "words"), [
+    (np.arange(60.0), 0.01, r"at least 1 / \(n \+ 1\) = 0.0164 with 60 images \(or 99 for"),
+    (np.arange(60.0), 1.5, "above 0 and below 1"),
+    (np.arange(60.0), 0, "above 0 and below 1"),
+    (np.arange(60.0), "much", "rate: expected float or None"),
+    (np.ones(60), 0.05, "normal images that differ"),
+    (np.r_[np.zeros(40), np.arange(20.0)], 0.05, "normal images that differ"),
+    (np.array([]), 0.05, "with 0 images"),
+])  # fmt: skip
 def test_what_has_no_threshold(scores, rate, words):
     with pytest.raises(ValueError, match=words):
         threshold(scores, rate)

@@ -74,24 +74,21 @@ def test_a_generator_is_read_as_it_is_scored(detector, data):
     assert len(set(scores)) == 1 and len(asked) <= 8
 
 
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
-        (lambda f: f / "absent", "no such image or folder: .*absent"),
-        (lambda f: f / "*.tif", "images: expected a pattern that fits some image"),
-        (lambda f: f / "empty", r"no image in .*empty .*; it holds nothing"),
-        (lambda f: f / "above", r"it holds 1 of \.png; for its sub-folders: .*above/\*\*/\*"),
-        (lambda f: 3, "images: expected a path, a folder"),
-        (lambda f: {"a": 1}, "images: expected a path, a folder"),
-        (lambda f: np.zeros((4, 4), np.uint8), r"images: expected an array \(H, W, 3\)"),
-        (
-            lambda f: [np.zeros((4, 4, 3))],
-            r"unreadable image image 0: .*uint8, RGB, none masked, got .*float64 \(4, 4, 3\)",
-        ),
-        (lambda f: [3], "unreadable image image 0: expected a path, .*got int"),
-        (lambda f: f / "notes.txt", "unreadable image .*notes.txt"),
-    ],
-)
+@pytest.mark.parametrize(("given", "words"), [
+    (lambda f: f / "absent", "no such image or folder: .*absent"),
+    (lambda f: f / "*.tif", "images: expected a pattern that fits some image"),
+    (lambda f: f / "empty", r"no image in .*empty .*; it holds nothing"),
+    (lambda f: f / "above", r"it holds 1 of \.png; for its sub-folders: .*above/\*\*/\*"),
+    (lambda f: 3, "images: expected a path, a folder"),
+    (lambda f: {"a": 1}, "images: expected a path, a folder"),
+    (lambda f: np.zeros((4, 4), np.uint8), r"images: expected an array \(H, W, 3\)"),
+    (
+        lambda f: [np.zeros((4, 4, 3))],
+        r"unreadable image image 0: .*uint8, RGB, none masked, got .*float64 \(4, 4, 3\)",
+    ),
+    (lambda f: [3], "unreadable image image 0: expected a path, .*got int"),
+    (lambda f: f / "notes.txt", "unreadable image .*notes.txt"),
+])  # fmt: skip
 def test_what_is_no_image_is_named(detector, folder, given, words):
     (folder / "empty").mkdir()
     (folder / "above" / "below").mkdir(parents=True)

@@ -152,41 +152,35 @@ def test_d_prime_is_eq_12(case):
     assert d_prime(defective, normal) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(
-    "compute, reason",
-    [
-        (lambda: image_auroc([0, 0], [0.1, 0.2]), "no defective images"),
-        (lambda: image_auroc([1, 1], [0.1, 0.2]), "no normal images"),
-        (lambda: image_auroc([], []), "no defective images"),
-        (lambda: f1_threshold([1, 1], [0.1, 0.2]), "no normal images"),
-        (lambda: pixel_auroc(np.zeros((1, 2, 2), bool), np.ones((1, 2, 2))), "no defective pixels"),
-        (lambda: aupro(np.ones((1, 2, 2), bool), np.ones((1, 2, 2))), "no normal pixels"),
-        (lambda: d_prime([], [1.0, 2.0]), "1 normal images, found 0"),
-        (lambda: d_prime([1.0, 2.0], [3.0], ddof=1), "2 defective images, found 1"),
-        (lambda: d_prime([0.1] * 3, [0.7] * 3), "spread"),
-        (lambda: normal_threshold([0.5]), "at least two, found 1"),
-    ],
-)
+@pytest.mark.parametrize("compute, reason", [
+    (lambda: image_auroc([0, 0], [0.1, 0.2]), "no defective images"),
+    (lambda: image_auroc([1, 1], [0.1, 0.2]), "no normal images"),
+    (lambda: image_auroc([], []), "no defective images"),
+    (lambda: f1_threshold([1, 1], [0.1, 0.2]), "no normal images"),
+    (lambda: pixel_auroc(np.zeros((1, 2, 2), bool), np.ones((1, 2, 2))), "no defective pixels"),
+    (lambda: aupro(np.ones((1, 2, 2), bool), np.ones((1, 2, 2))), "no normal pixels"),
+    (lambda: d_prime([], [1.0, 2.0]), "1 normal images, found 0"),
+    (lambda: d_prime([1.0, 2.0], [3.0], ddof=1), "2 defective images, found 1"),
+    (lambda: d_prime([0.1] * 3, [0.7] * 3), "spread"),
+    (lambda: normal_threshold([0.5]), "at least two, found 1"),
+])  # fmt: skip
 def test_what_is_undefined_says_why(compute, reason):
     with pytest.raises(UndefinedMetric, match=reason):
         compute()
 
 
-@pytest.mark.parametrize(
-    "compute, message",
-    [
-        (lambda: image_auroc([0, 1, 1], [0.1, 0.2]), r"scores: expected the shape of labels \(3,\), got \(2,\)"),
-        (lambda: image_auroc([0, 2], [0.1, 0.2]), "labels: expected 0 .* and 1 .*, got .2"),
-        (lambda: image_auroc([0, 1, 1], [0.1, 0.2, np.nan]), "scores: NaN or infinite at index 2"),
-        (lambda: pixel_auroc(np.eye(2)[None] > 0, np.ones((1, 3, 3))), r"maps: .* \(1, 2, 2\), got \(1, 3, 3\)"),
-        (lambda: pixel_auroc(255 * np.eye(2, dtype=np.uint8)[None], np.ones((1, 2, 2))), "masks: .*got .255"),
-        (lambda: aupro(np.eye(2)[None] > 0, np.full((1, 2, 2), np.inf)), "maps: NaN or infinite at index 0"),
-        (lambda: aupro(np.eye(2) > 0, np.ones((2, 2))), r"expected shape \(n, H, W\), got \(2, 2\)"),
-        (lambda: aupro(np.eye(2)[None] > 0, np.ones((1, 2, 2)), limit=30), "limit: .* got 30"),
-        (lambda: normal_threshold([0.1, np.nan]), "train_scores: NaN or infinite at index 1"),
-        (lambda: d_prime([0.1, 0.2], [np.inf]), "scores_defective: NaN or infinite at index 0"),
-    ],
-)
+@pytest.mark.parametrize("compute, message", [
+    (lambda: image_auroc([0, 1, 1], [0.1, 0.2]), r"scores: expected the shape of labels \(3,\), got \(2,\)"),
+    (lambda: image_auroc([0, 2], [0.1, 0.2]), "labels: expected 0 .* and 1 .*, got .2"),
+    (lambda: image_auroc([0, 1, 1], [0.1, 0.2, np.nan]), "scores: NaN or infinite at index 2"),
+    (lambda: pixel_auroc(np.eye(2)[None] > 0, np.ones((1, 3, 3))), r"maps: .* \(1, 2, 2\), got \(1, 3, 3\)"),
+    (lambda: pixel_auroc(255 * np.eye(2, dtype=np.uint8)[None], np.ones((1, 2, 2))), "masks: .*got .255"),
+    (lambda: aupro(np.eye(2)[None] > 0, np.full((1, 2, 2), np.inf)), "maps: NaN or infinite at index 0"),
+    (lambda: aupro(np.eye(2) > 0, np.ones((2, 2))), r"expected shape \(n, H, W\), got \(2, 2\)"),
+    (lambda: aupro(np.eye(2)[None] > 0, np.ones((1, 2, 2)), limit=30), "limit: .* got 30"),
+    (lambda: normal_threshold([0.1, np.nan]), "train_scores: NaN or infinite at index 1"),
+    (lambda: d_prime([0.1, 0.2], [np.inf]), "scores_defective: NaN or infinite at index 0"),
+])  # fmt: skip
 def test_bad_input_is_refused_by_name(compute, message):
     with pytest.raises(ValueError, match=message) as caught:
         compute()

@@ -84,15 +84,12 @@ def test_draws_follow_seed_and_name_and_nothing_else(demo_root, tmp_path):
     ).all()
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"rotation": 200.0}, "rotation: expected at most 180, got 200.0"),
-        ({"blur": -1.0}, "blur: expected 0 or more, got -1.0"),
-        ({"brightness": "much"}, "brightness: expected float, got 'much'"),
-        ({"border": "edges"}, "border: expected one of 'edge', 'black', got 'edges'. Did you mean 'edge'?"),
-    ],
-)
+@pytest.mark.parametrize(("given", "message"), [
+    ({"rotation": 200.0}, "rotation: expected at most 180, got 200.0"),
+    ({"blur": -1.0}, "blur: expected 0 or more, got -1.0"),
+    ({"brightness": "much"}, "brightness: expected float, got 'much'"),
+    ({"border": "edges"}, "border: expected one of 'edge', 'black', got 'edges'. Did you mean 'edge'?"),
+])  # fmt: skip
 def test_bad_ranges_are_named(given, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         Perturbation(**given)

@@ -176,18 +176,15 @@ def test_options_survive_a_round_trip_and_reach_the_simulation():
     assert Refinement().simulation.kind == "structure", "the paper's choice"
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"epoch": 3}, "refine: unknown option 'epoch'. Did you mean 'epochs'?"),
-        ({"kind": "textures"}, "kind: expected one of 'texture', 'structure', 'mixture', got 'textures'"),
-        ({"epochs": 0}, "epochs: expected a number above 0, got 0"),
-        ({"stride": 3}, "stride: expected a power of two, got 3"),
-        ({"rates": ()}, "rates: expected rates from 1"),
-        ({"momentum": 1.0}, "momentum: expected a momentum from 0 and below 1, got 1.0"),
-        ({"lr_head": "0.1"}, "lr_head: expected float, got '0.1' (str)"),
-    ],
-)
+@pytest.mark.parametrize(("given", "message"), [
+    ({"epoch": 3}, "refine: unknown option 'epoch'. Did you mean 'epochs'?"),
+    ({"kind": "textures"}, "kind: expected one of 'texture', 'structure', 'mixture', got 'textures'"),
+    ({"epochs": 0}, "epochs: expected a number above 0, got 0"),
+    ({"stride": 3}, "stride: expected a power of two, got 3"),
+    ({"rates": ()}, "rates: expected rates from 1"),
+    ({"momentum": 1.0}, "momentum: expected a momentum from 0 and below 1, got 1.0"),
+    ({"lr_head": "0.1"}, "lr_head: expected float, got '0.1' (str)"),
+])  # fmt: skip
 def test_bad_options_are_named(given, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         RefinementConfig.build(**given)

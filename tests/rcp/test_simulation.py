@@ -109,32 +109,29 @@ def test_textures_are_read_from_a_folder_or_drawn(tmp_path, shared_data):
     assert drawn.shape == (5, 64, 64, 3) and len({t.tobytes() for t in drawn}) == 5 and drawn.std() > 20
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (
-            lambda p: simulate(p, Simulation(kind="texture")),
-            "textures: expected images of textures (DTD) for kind='texture', got None",
-        ),
-        (
-            lambda p: simulate(p, Simulation(), TEXTURES[:, :32]),
-            "textures: expected images of the shape (64, 64, 3) of uint8, got ((32, 64, 3)",
-        ),
-        (
-            lambda p: simulate(p[:, :6, :6], Simulation(kind="structure")),
-            "images: expected at least 8 px a side for a grid of 8 cells, got 6",
-        ),
-        (
-            lambda _: Simulation(kind="textures"),
-            "kind: expected one of 'texture', 'structure', 'mixture', got 'textures'",
-        ),
-        (
-            lambda _: Simulation(opacity=(0.5, 0.2)),
-            "opacity: expected (least, most), above 0 and up to 1, got (0.5, 0.2)",
-        ),
-        (lambda _: Simulation(finest=20), "finest: expected a power of two, got 20"),
-    ],
-)
+@pytest.mark.parametrize(("make", "message"), [
+    (
+        lambda p: simulate(p, Simulation(kind="texture")),
+        "textures: expected images of textures (DTD) for kind='texture', got None",
+    ),
+    (
+        lambda p: simulate(p, Simulation(), TEXTURES[:, :32]),
+        "textures: expected images of the shape (64, 64, 3) of uint8, got ((32, 64, 3)",
+    ),
+    (
+        lambda p: simulate(p[:, :6, :6], Simulation(kind="structure")),
+        "images: expected at least 8 px a side for a grid of 8 cells, got 6",
+    ),
+    (
+        lambda _: Simulation(kind="textures"),
+        "kind: expected one of 'texture', 'structure', 'mixture', got 'textures'",
+    ),
+    (
+        lambda _: Simulation(opacity=(0.5, 0.2)),
+        "opacity: expected (least, most), above 0 and up to 1, got (0.5, 0.2)",
+    ),
+    (lambda _: Simulation(finest=20), "finest: expected a power of two, got 20"),
+])  # fmt: skip
 def test_bad_input_is_named(images, make, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         make(images)

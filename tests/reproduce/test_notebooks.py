@@ -51,17 +51,14 @@ def test_the_paper_profile_is_the_papers(small_demo, monkeypatch, tmp_path):
         Settings(profile="paper")
 
 
-@pytest.mark.parametrize(
-    ("injected", "message"),
-    [
-        ("epoch = 3", "unknown parameter 'epoch'. Did you mean 'epochs'?"),
-        ("render_only = 'false'", "render_only: expected bool, got 'false' (str)"),
-        ("epochs = '3'", "epochs: expected int, got '3' (str)"),
-        ("seeds = ['0']", "seeds: expected a list of int, got ('0',)"),
-        ("profile = 'papre'", "profile: expected one of 'demo', 'paper', got 'papre'. Did you mean 'paper'?"),
-        ("data_root = 'no/such/folder'", "data_root: expected a folder, got 'no/such/folder'"),
-    ],
-)
+@pytest.mark.parametrize(("injected", "message"), [
+    ("epoch = 3", "unknown parameter 'epoch'. Did you mean 'epochs'?"),
+    ("render_only = 'false'", "render_only: expected bool, got 'false' (str)"),
+    ("epochs = '3'", "epochs: expected int, got '3' (str)"),
+    ("seeds = ['0']", "seeds: expected a list of int, got ('0',)"),
+    ("profile = 'papre'", "profile: expected one of 'demo', 'paper', got 'papre'. Did you mean 'paper'?"),
+    ("data_root = 'no/such/folder'", "data_root: expected a folder, got 'no/such/folder'"),
+])  # fmt: skip
 def test_what_papermill_injects_is_checked(injected, message):
     with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)):
         settings(after(DECLARED, "# Parameters\n" + injected))
@@ -183,18 +180,15 @@ def test_a_notebook_draws_what_the_store_has(path, there, request, small_demo, m
     assert list(names["settings"].out("").glob(f"{path.stem}*.verdict.json"))
 
 
-@pytest.mark.parametrize(
-    ("stem", "given", "words"),
-    [
-        ("table_4", {"perturbed": "test"}, "perturbed test instead of both"),
-        ("table_4", {"ranges": {"blur": 2.0}}, "ranges Perturbation(rotation=10.0"),
-        ("table_6", {"level": "patch"}, "level patch instead of image"),
-        ("table_6", {"image_sizes": [128]}, "image_sizes [128] instead of [320, 480]"),
-        ("table_6", {"members": {"resnet18": "random:0"}}, "members {'resnet18': 'random:0'} instead of"),
-        ("table_7", {"aspect": "squash"}, "aspect squash instead of keep"),
-        ("table_s6", {"batch": 2}, "batch 2 instead of 1"),
-    ],
-)
+@pytest.mark.parametrize(("stem", "given", "words"), [
+    ("table_4", {"perturbed": "test"}, "perturbed test instead of both"),
+    ("table_4", {"ranges": {"blur": 2.0}}, "ranges Perturbation(rotation=10.0"),
+    ("table_6", {"level": "patch"}, "level patch instead of image"),
+    ("table_6", {"image_sizes": [128]}, "image_sizes [128] instead of [320, 480]"),
+    ("table_6", {"members": {"resnet18": "random:0"}}, "members {'resnet18': 'random:0'} instead of"),
+    ("table_7", {"aspect": "squash"}, "aspect squash instead of keep"),
+    ("table_s6", {"batch": 2}, "batch 2 instead of 1"),
+])  # fmt: skip
 def test_an_own_parameter_of_another_value_is_in_the_verdict(stem, given, words, small_demo, capsys):
     roots = {"data_root": str(small_demo), "btad_root": str(small_demo)}
     executed(NOTEBOOKS[0].with_name(f"{stem}.ipynb"), render_only=True, **roots, **PARAMETERS, **given)

@@ -61,25 +61,22 @@ def test_numbers_of_the_prose_are_in_the_prose(paper_lines):
         assert re.search(rf"(?<![\d.]){re.escape(number)}(?![\d]|\.\d)", prose), number
 
 
-@pytest.mark.parametrize(
-    ("name", "where", "value"),
-    [
-        (2, {"method": "PatchCore", "dim": 64}, 97.75),
-        ("3", {"layers": "2+3", "patch_size": 5, "metric": "image_auroc"}, 98.84),
-        ("4", {"method": "PatchCore", "augmentation": "difference", "category": "object"}, 9.94),
-        ("5", {"method": "PNI", "category": "tile", "metric": "pixel_auroc"}, 98.4),
-        ("5", {"method": "CFLOW-AD", "category": "screw", "metric": "image_auroc"}, 91.89),
-        ("5", {**OURS, "image_size": 224, "metric": "pixel_auroc"}, 98.18),
-        ("5", {"method": "ReConPatch", "image_size": 480, "category": "pill", "metric": "image_auroc"}, 96.21),
-        ("6", {"method": "PatchCore", "image_size": 320, "metric": "image_auroc"}, 99.6),
-        ("7", {"method": "RD++", "category": "02", "metric": "image_auroc"}, 90.1),
-        ("S1", {"k": 20, "metric": "image_auroc"}, 99.49),
-        ("S4", {"projection_layer": "without"}, 99.42),
-        ("S5", {"method": "ReConPatch", "augmentation": "with", "category": "screw"}, 89.96),
-        ("S6", {"method": "ReConPatch"}, 38.09),
-        ("S8", {"image_size": 320, "refinement": "with", "metric": "pixel_auroc"}, 98.96),
-    ],
-)
+@pytest.mark.parametrize(("name", "where", "value"), [
+    (2, {"method": "PatchCore", "dim": 64}, 97.75),
+    ("3", {"layers": "2+3", "patch_size": 5, "metric": "image_auroc"}, 98.84),
+    ("4", {"method": "PatchCore", "augmentation": "difference", "category": "object"}, 9.94),
+    ("5", {"method": "PNI", "category": "tile", "metric": "pixel_auroc"}, 98.4),
+    ("5", {"method": "CFLOW-AD", "category": "screw", "metric": "image_auroc"}, 91.89),
+    ("5", {**OURS, "image_size": 224, "metric": "pixel_auroc"}, 98.18),
+    ("5", {"method": "ReConPatch", "image_size": 480, "category": "pill", "metric": "image_auroc"}, 96.21),
+    ("6", {"method": "PatchCore", "image_size": 320, "metric": "image_auroc"}, 99.6),
+    ("7", {"method": "RD++", "category": "02", "metric": "image_auroc"}, 90.1),
+    ("S1", {"k": 20, "metric": "image_auroc"}, 99.49),
+    ("S4", {"projection_layer": "without"}, 99.42),
+    ("S5", {"method": "ReConPatch", "augmentation": "with", "category": "screw"}, 89.96),
+    ("S6", {"method": "ReConPatch"}, 38.09),
+    ("S8", {"image_size": 320, "refinement": "with", "metric": "pixel_auroc"}, 98.96),
+])  # fmt: skip
 def test_spot_checks(name, where, value):
     assert published(name, **where) == value
 
@@ -102,18 +99,15 @@ def test_each_number_has_its_own_setting():
 # --- one number, or a message --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "where", "says"),
-    [
-        ("9", {}, r"no table '9'.* Valid: 1, 2, .*S8, F4, text"),
-        ("5", {"methd": "CFA"}, r"no column 'methd'. Did you mean 'method'"),
-        ("5", {"method": "Patchcore"}, r"no method 'Patchcore'. Did you mean 'PatchCore'\? Valid: PNI, "),
-        ("2", {"method": "PatchCore", "dim": 500}, r"no dim 500. Valid: 1024, 512, 256, 128, 64"),
-        ("5", {"method": "CFA", "category": "metal nut"}, r"Did you mean 'metal_nut'"),
-        ("2", {"method": "PatchCore"}, r"5 rows match .*, expected one"),
-        ("S7", {"metric": "image_auroc"}, r"lost the numbers of Table S7"),
-    ],
-)
+@pytest.mark.parametrize(("name", "where", "says"), [
+    ("9", {}, r"no table '9'.* Valid: 1, 2, .*S8, F4, text"),
+    ("5", {"methd": "CFA"}, r"no column 'methd'. Did you mean 'method'"),
+    ("5", {"method": "Patchcore"}, r"no method 'Patchcore'. Did you mean 'PatchCore'\? Valid: PNI, "),
+    ("2", {"method": "PatchCore", "dim": 500}, r"no dim 500. Valid: 1024, 512, 256, 128, 64"),
+    ("5", {"method": "CFA", "category": "metal nut"}, r"Did you mean 'metal_nut'"),
+    ("2", {"method": "PatchCore"}, r"5 rows match .*, expected one"),
+    ("S7", {"metric": "image_auroc"}, r"lost the numbers of Table S7"),
+])  # fmt: skip
 def test_published_names_what_would_be_right(name, where, says):
     with pytest.raises(ValueError, match=says):
         published(name, **where)
@@ -152,25 +146,22 @@ def test_the_list_is_exactly_the_known_one(found):
     assert set(items) == KNOWN
 
 
-@pytest.mark.parametrize(
-    ("name", "item", "printed", "recomputed", "note"),
-    [
-        ("S5", f"PatchCore, dim=1024, {WITH}", 95.48, 95.27, "mean of the object and the texture mean"),
-        ("S5", f"ReConPatch, {WITH}", 98.56, 98.26, "mean of the object and the texture mean"),
-        ("4", f"PatchCore, dim=1024, {DROP}", 3.62, 3.83, "printed averages"),
-        ("4", f"ReConPatch, {DROP}", 1.0, 1.30, "printed averages"),
-        ("4", "PatchCore, dim=1024, augmentation=difference: object image_auroc", 9.94, 4.31, "same table"),
-        (
-            "5",
-            "ReConPatch WRN-50 224: (image, pixel) average is not one model's",
-            99.56,
-            98.7,
-            "layers 1\\+2\\+3, patch 5",
-        ),
-        ("text", "CFA: average image_auroc", 99.3, 99.2, "Table 5 prints 99.2"),
-        ("text", "constant β of Eq. 11", 1.4826, 1.2533, "median"),
-    ],
-)
+@pytest.mark.parametrize(("name", "item", "printed", "recomputed", "note"), [
+    ("S5", f"PatchCore, dim=1024, {WITH}", 95.48, 95.27, "mean of the object and the texture mean"),
+    ("S5", f"ReConPatch, {WITH}", 98.56, 98.26, "mean of the object and the texture mean"),
+    ("4", f"PatchCore, dim=1024, {DROP}", 3.62, 3.83, "printed averages"),
+    ("4", f"ReConPatch, {DROP}", 1.0, 1.30, "printed averages"),
+    ("4", "PatchCore, dim=1024, augmentation=difference: object image_auroc", 9.94, 4.31, "same table"),
+    (
+        "5",
+        "ReConPatch WRN-50 224: (image, pixel) average is not one model's",
+        99.56,
+        98.7,
+        "layers 1\\+2\\+3, patch 5",
+    ),
+    ("text", "CFA: average image_auroc", 99.3, 99.2, "Table 5 prints 99.2"),
+    ("text", "constant β of Eq. 11", 1.4826, 1.2533, "median"),
+])  # fmt: skip
 def test_contradictions_in_numbers(found, name, item, printed, recomputed, note):
     (row,) = found[(found["table"] == name) & (found["item"] == item)].itertuples()
     assert row.printed == printed

@@ -90,15 +90,12 @@ def test_a_method_is_trained_as_it_is_published_unless_told_otherwise(settings, 
         grids.peers(settings, epochs={"CfA": 2})
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"name": "PaDim"}, "Did you mean 'PaDiM'"),
-        ({"name": "CFA", "epochs": -1}, "epochs: expected 0 or more, got -1"),
-        ({"name": "CFA", "epochs": "5"}, "epochs: expected int, got '5'"),
-        ({"name": "CFA", "backbone": "densenet121"}, "one that CFA can use: resnet18, resnet50, "),
-    ],
-)
+@pytest.mark.parametrize(("given", "message"), [
+    ({"name": "PaDim"}, "Did you mean 'PaDiM'"),
+    ({"name": "CFA", "epochs": -1}, "epochs: expected 0 or more, got -1"),
+    ({"name": "CFA", "epochs": "5"}, "epochs: expected int, got '5'"),
+    ({"name": "CFA", "backbone": "densenet121"}, "one that CFA can use: resnet18, resnet50, "),
+])  # fmt: skip
 def test_what_no_peer_can_be_is_refused_before_any_work(given, message, settings):
     config = settings.config(backbone=given.pop("backbone", "resnet18"), weights="random:0")
     with pytest.raises(ValueError, match=message):

@@ -32,20 +32,17 @@ def rows(*means: tuple[float, float], published=99.56, **columns) -> pd.DataFram
 GOOD, NEAR, BAD = (99.5, np.nan), (99.2, 0.2), (98.0, 0.1)
 
 
-@pytest.mark.parametrize(
-    ("table", "state"),
-    [
-        (rows(GOOD, NEAR), "reproduced"),
-        (rows(GOOD, BAD), "partly"),
-        (rows(BAD), "not"),
-        (rows(), "not run"),
-        (None, "computed"),
-        (rows(GOOD, published=np.nan), "not run"),
-        (rows(GOOD, left_out="carpet"), "not run"),  # a mean over 14 categories is not judged by one over 15
-        (rows(GOOD, kind="groups"), "not run"),
-        (rows(GOOD, kind="category", row="bottle"), "not run"),
-    ],
-)
+@pytest.mark.parametrize(("table", "state"), [
+    (rows(GOOD, NEAR), "reproduced"),
+    (rows(GOOD, BAD), "partly"),
+    (rows(BAD), "not"),
+    (rows(), "not run"),
+    (None, "computed"),
+    (rows(GOOD, published=np.nan), "not run"),
+    (rows(GOOD, left_out="carpet"), "not run"),  # a mean over 14 categories is not judged by one over 15
+    (rows(GOOD, kind="groups"), "not run"),
+    (rows(GOOD, kind="category", row="bottle"), "not run"),
+])  # fmt: skip
 def test_states_follow_the_numbers(settings, table, state):
     assert settings.departures() == []
     assert verdict(settings, "table_1", table).startswith(f"{state}: ")
@@ -60,16 +57,13 @@ def test_d_prime_is_judged_in_its_category_and_has_a_tolerance_of_its_own(settin
     assert verdict(settings, "figure_4", rows((4.6, np.nan), **(d_prime | {"kind": "all"}))).startswith("not run")
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"profile": "demo"}, "(the demo's size and coreset)"),
-        ({"backbone": "resnet18"}, "backbone resnet18 instead of wide_resnet50_2"),
-        ({"epochs": 10}, "epochs 10 instead of 120"),
-        ({"weights": "random:0"}, "weights random:0 instead of IMAGENET1K_V1"),
-        ({"categories": ("bottle", "carpet")}, "2 categories instead of the 15"),
-    ],
-)
+@pytest.mark.parametrize(("change", "words"), [
+    ({"profile": "demo"}, "(the demo's size and coreset)"),
+    ({"backbone": "resnet18"}, "backbone resnet18 instead of wide_resnet50_2"),
+    ({"epochs": 10}, "epochs 10 instead of 120"),
+    ({"weights": "random:0"}, "weights random:0 instead of IMAGENET1K_V1"),
+    ({"categories": ("bottle", "carpet")}, "2 categories instead of the 15"),
+])  # fmt: skip
 def test_another_setting_is_never_called_reproduced(settings, demo_root, change, words):
     other = Settings(**{"profile": "paper", "data_root": str(demo_root)} | change)
     said = verdict(other, "table_1", rows(GOOD))

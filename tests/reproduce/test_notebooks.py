@@ -1,7 +1,10 @@
 """Notebooks keep to their form, refuse bad parameters before any work, and draw what the store has."""
 
 import ast
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -110,7 +113,7 @@ def test_what_is_not_there_or_twice_is_named_with_what_is():
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_form_of_a_notebook(path):
     nb = nbformat.read(path, as_version=4)
-    code = [c for c in nb.cells if c.cell_type == "code"]
+    code = [c for c in nb.cells if c.cell_type == "code" and c.id != "colab"]
     assert "parameters" in code[0].metadata.get("tags", []), "the first code cell holds the parameters"
     typed = r"\w+: \w+ = .+  # .+"
     assert all(re.match(typed, line) for line in code[0].source.splitlines()), "typed, one a line, with help"
@@ -121,6 +124,24 @@ def test_form_of_a_notebook(path):
     assert not any(c.outputs for c in code if c not in checked), "no other cell has outputs"
     assert any(re.search(r"\d", str(c.outputs)) for c in checked), "a number that another score would change"
     assert not batch.stale(path), "run: make notebooks"
+
+
+def test_on_colab_the_first_cell_fetches_the_project(tmp_path):
+    cells = [nbformat.read(path, 4).cells[1] for path in NOTEBOOKS if path.stem in ("00_start_here", "02_your_images")]
+    assert [cell.id for cell in cells] == ["colab", "colab"] and cells[0].source == cells[1].source
+    commit = "git -c user.name=a -c user.email=a@b commit -qm a"
+    subprocess.run(
+        f"git init -q from && cd from && touch a && git add a && {commit}", shell=True, cwd=tmp_path, check=True
+    )
+    pip = tmp_path / "pip"
+    pip.write_text('#!/bin/sh\necho "$@" > pip.said')
+    pip.chmod(0o755)
+    run = "from IPython.core.interactiveshell import InteractiveShell as S; import builtins, sys; sys.modules['reproduce'] = None\n"
+    run += f"builtins.input = lambda _: {str(tmp_path / 'from')!r}; S.instance().run_cell({cells[0].source!r}).raise_error()"
+    paths = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "IPYTHONDIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", run], cwd=tmp_path, env=os.environ | paths, check=True)
+    assert (tmp_path / "pip.said").read_text() == "install --quiet --editable rcp-project[notebooks]\n"
+    assert (tmp_path / "rcp-project/a").is_file()
 
 
 # ---- on a store that has nothing, or only a part ----

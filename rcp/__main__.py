@@ -59,7 +59,7 @@ def _predict(o: argparse.Namespace) -> int:
                 rows.append(found)
                 one.save_overlay(o.out, 0, number)
     finally:  # also what was scored before one that cannot be read
-        if rows:
+        if o.out:
             tabulated(rows).to_csv(o.out / "predictions.csv", index=False, errors="surrogateescape")
         for name, reason in skipped or ():
             _say(f"left out, {name}: {reason}")

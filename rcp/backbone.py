@@ -87,11 +87,11 @@ def check(name: str, weights: str) -> None:
         FileNotFoundError: no such weights file.
     """
     require("weights", bool(weights), 'a tag such as IMAGENET1K_V1, a file, or "random:SEED"', weights)
-    models, tag = torchvision_models(), _tag_of(weights)
+    models, tag = imported("torchvision.models"), _tag_of(weights)
     if name in (known := models.list_models(models, OF_TORCHVISION)):
         tags = [w.name for w in models.get_model_weights(name)]
     else:
-        timm = import_timm()
+        timm = imported("timm")
         if not timm.is_model(name):
             near = f"{nearest(name, known + timm.list_models())} Of torchvision's, ResNets and DenseNets are taken."
             raise ValueError(f"backbone: neither torchvision nor timm has a model {name!r}.{near}")
@@ -104,18 +104,8 @@ def check(name: str, weights: str) -> None:
         raise FileNotFoundError(f"weights: no file {weights} ({expected})")
 
 
-def torchvision_models() -> ModuleType:
-    """``torchvision.models``, imported when first needed, without torch's compiler."""
-    return _imported("torchvision.models")
-
-
-def import_timm() -> ModuleType:
-    """``timm``, likewise."""
-    return _imported("timm")
-
-
-def _imported(package: str) -> ModuleType:
-    """The package without ``torch._dynamo``, which takes 2.2 s of the 8 s until a saved detector's first score.
+def imported(package: str) -> ModuleType:
+    """torchvision.models or timm without ``torch._dynamo``, which takes 2.2 s of the 8 s until a saved detector's first score.
 
     An operator of torchvision and some functions of timm that no CNN here has name it: a stand-in leaves it to their first use.
     """
@@ -155,7 +145,7 @@ def _file_hash(path: Path, _mtime: int) -> str:
 
 def _build(name: str, weights: str, levels: tuple[int, ...]) -> tuple[nn.Module, set[str]]:
     """-> (module that yields the levels' maps, keys of the whole model's state dict)."""
-    models, tag = torchvision_models(), _tag_of(weights)
+    models, tag = imported("torchvision.models"), _tag_of(weights)
     if name in models.list_models(models, OF_TORCHVISION):
         model = models.get_model(name, weights=None).eval()
         if tag:
@@ -165,7 +155,7 @@ def _build(name: str, weights: str, levels: tuple[int, ...]) -> tuple[nn.Module,
         block = "features.denseblock" if hasattr(model, "features") else "layer"
         there = {level: f"{block}{level}" for level in range(1, 5)}
     else:
-        timm = import_timm()
+        timm = imported("timm")
         from timm.models import create_feature_extractor  # it knows timm's layers that cannot be traced
 
         named = f"{name}.{tag}" if tag and tag not in DEFAULT_TAGS else name
@@ -174,13 +164,12 @@ def _build(name: str, weights: str, levels: tuple[int, ...]) -> tuple[nn.Module,
     if unknown := [n for n in levels if n not in there]:
         known = sorted(n for n in there if n > 0)
         raise ValueError(f"layers: {name} has no level {unknown[0]} (stride {2 ** (unknown[0] + 1)}); it has {known}")
-    trunk = create_feature_extractor(model, return_nodes={there[n]: str(n) for n in levels})
-    return trunk, set(model.state_dict())
+    return create_feature_extractor(model, return_nodes={there[n]: str(n) for n in levels}), set(model.state_dict())
 
 
 def _tagged_weights(name: str, tag: str) -> dict[str, Tensor]:
     """torchvision's published weights, from ``paths.weights_root()`` or fetched into it and hash-checked."""
-    published = torchvision_models().get_model_weights(name)[tag]
+    published = imported("torchvision.models").get_model_weights(name)[tag]
     file = weights_root() / Path(published.url).name
     if file.is_file():  # torchvision checks what it fetches, not what lies there
         found, expected = file_hash(file, "sha256").hexdigest(), file.stem.rpartition("-")[2]

@@ -63,8 +63,7 @@ def greedy_k_center(
     fits = features.ndim == 2 and features.numel() > 0 and features.dtype != torch.bool
     require("features", fits, "patches (N, D)", tuple(features.shape))
     n, dim = features.shape
-    fits = among is None or (among.shape == (n,) and among.dtype == torch.bool)
-    require("among", fits, f"({n},) of bool", among)
+    require("among", among is None or (among.shape == (n,) and among.dtype == torch.bool), f"({n},) of bool", among)
     allowed = n if among is None else int(among.sum())
     require("count", 1 <= count <= allowed, f"1 to {allowed} (the number of patches)", count)
     generator = torch.Generator().manual_seed(seed)

@@ -65,9 +65,8 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(check_type("device", str, name))
         torch.empty(1, device=device).item()  # which a "meta" device does not have
-    except (RuntimeError, AssertionError) as error:
-        words = f"{name!r} ({error!s:.99})"
-        raise ValueError(f"device: expected auto, cpu or an available cuda device, got {words}") from None
+    except (RuntimeError, AssertionError, ImportError) as e:
+        raise ValueError(f"device: expected auto, cpu or an available cuda device, got {name!r} ({e!s:.99})") from None
     return device
 
 
@@ -232,11 +231,11 @@ class ReConPatch:
         """Names, pixels (n, S, S, 3) uint8 in a temporary file that goes with the array, and sizes of all images."""
         names, originals = [], []
         with tempfile.TemporaryFile() as file:
-            for batch in progress(batches(images, self.transform, 64, skipped), "images"):
-                require_disk(tempfile.gettempdir(), batch.pixels.nbytes, "decoded images")
-                file.write(batch.pixels)
-                names += batch.names
-                originals += batch.originals
+            for some, read, sizes in progress(batches(images, self.transform, 64, skipped), "images"):
+                require_disk(tempfile.gettempdir(), read.nbytes, "decoded images")
+                file.write(read)
+                names += some
+                originals += sizes
             file.flush()
             pixels = np.memmap(file, np.uint8, "r+", shape=(len(names), *self.transform.shape, 3)) if names else None
         return names, pixels, originals
@@ -401,10 +400,9 @@ class ReConPatch:
         """
         self._check_fitted()
         at_a_time = batch or images_at_a_time(self.device, self.config.image_size)
-        for some in batches(images_of(images), self.transform, at_a_time, skipped):
-            p = self.extractor(some.pixels, names=some.names)
-            about = {"paths": tuple(some.names), "originals": tuple(some.originals)}
-            yield from self._predict(len(some.names), p.__getitem__, maps, refined, **about)
+        for names, pixels, originals in batches(images_of(images), self.transform, at_a_time, skipped):
+            p, about = self.extractor(pixels, names=names), {"paths": tuple(names), "originals": tuple(originals)}
+            yield from self._predict(len(names), p.__getitem__, maps, refined, **about)
 
     def predict_features(self, p: np.ndarray, maps: bool = True, refined: bool = True) -> Prediction:
         """``predict`` from features that are there already: p (n, h · w, D) as :class:`PatchExtractor` makes them."""

@@ -32,9 +32,10 @@ def axis_operator(side: int, size: int, blur: float) -> Tensor:
     return torch.from_numpy(gaussian_filter1d(linear, blur, axis=0) if blur else linear)
 
 
-def center_and_deviation(
-    train_scores: np.ndarray, deviation: Literal["median", "mean"] = "median"
-) -> tuple[float, float]:
+Deviation = Literal["median", "mean"]
+
+
+def center_and_deviation(train_scores: np.ndarray, deviation: Deviation = "median") -> tuple[float, float]:
     """median and MAD of Eq. 11, over scores of the training set: any shape -> (units of the score, the same).
 
     deviation: MAD is the "median" or the "mean" absolute deviation from the median. The paper's words say mean; its β = 1.4826

@@ -153,13 +153,13 @@ class Prediction:
         folder = results_folder(Path(folder), self.paths)
         self.table().to_csv(folder / "predictions.csv", index=False, errors="surrogateescape")
         # an image may be gone since: the table is there then
-        for i in range(len(self) if self.maps is not None else 0):
+        for i in range(len(self.originals) if self.maps is not None else 0):
             self.save_overlay(folder, i, i + 1)
         return folder
 
     def save_overlay(self, folder: Path, i: int, number: int) -> None:
-        """Writes FOLDER/NUMBER_NAME.jpg, of the name no more than fits beside a number: 60 characters of up to 4 bytes, of 255."""
-        self.overlay(i).save(folder / f"{number:04d}_{Path(self.paths[i]).stem[:60].replace(' ', '_')}.jpg", quality=90)
+        """Writes FOLDER/NUMBER_NAME.jpg."""
+        self.overlay(i).save(_picture(folder, self.paths[i], number), quality=90)
 
     def __repr__(self) -> str:
         if self.threshold is None:
@@ -179,7 +179,8 @@ class Prediction:
             cells = shown, html.escape("/".join(Path(self.paths[i]).parts[-2:])), f"{self.scores[i]:.4g}", decision
             rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
         head = "<tr><th></th><th>image</th><th>score</th><th>decision</th></tr>" if rows else ""
-        return f'<p>{html.escape(repr(self))}</p><table class="tex2jax_ignore mathjax_ignore">{head}{"".join(rows)}</table>'
+        shown = f'<p>{html.escape(repr(self))}</p><table class="tex2jax_ignore mathjax_ignore">{head}{"".join(rows)}</table>'
+        return shown.encode(errors="backslashreplace").decode()  # a name need not be text
 
     def _check(self, i: int) -> None:
         require("i", 0 <= i < len(self.originals), f"an image from 0 to {len(self.originals) - 1} of predict()", i)
@@ -194,8 +195,18 @@ def results_folder(folder: Path, images: Iterable) -> Path:
     ours = table.exists() or not any(map(named_as_image, folder.iterdir()))
     require("out", ours, "a new folder, or one of results, with no other images", str(folder))
     require_writable(table, "write {} in", b"path,score,defective,threshold")
-    table.touch()  # a run that is killed leaves a folder that the next one knows
+    if table.exists() and table.stat().st_size:  # of an earlier run: its pictures go, and none else
+        import pandas as pd
+
+        for number, path in enumerate(pd.read_csv(table, encoding_errors="surrogateescape")["path"], 1):
+            _picture(folder, path, number).unlink(missing_ok=True)
+    table.write_text("")  # a run that is killed leaves a folder that the next one knows
     return folder
+
+
+def _picture(folder: Path, path: Path | str, number: int) -> Path:
+    """FOLDER/NUMBER_NAME.jpg, of the name no more than fits beside a number: 60 characters of up to 4 bytes, of 255."""
+    return folder / f"{number:04d}_{Path(path).stem[:60].replace(' ', '_')}.jpg"
 
 
 def tabulated(records: Iterable[dict]):
@@ -211,5 +222,4 @@ def tabulated(records: Iterable[dict]):
 
 def _stored(upright: np.ndarray, orientation: int) -> np.ndarray:
     transposed, mirrored, flipped = _STORED[orientation]
-    array = upright.T if transposed else upright
-    return np.ascontiguousarray(array[:: -1 if flipped else 1, :: -1 if mirrored else 1])
+    return np.ascontiguousarray((upright.T if transposed else upright)[:: 1 - 2 * flipped, :: 1 - 2 * mirrored])

@@ -21,7 +21,7 @@ from jinja2 import Environment
 from nbformat import NotebookNode
 
 from rcp import backbone
-from rcp.checks import check_names, require
+from rcp.checks import check_names, check_type, require
 from rcp.data import categories, load_dataset
 from rcp.detector import resolve_device
 from rcp.files import file_hash
@@ -29,7 +29,7 @@ from rcp.paths import PROJECT, data_root
 from reproduce import grids, tables
 from reproduce.notebook import Settings, assigned, environment, plain
 from reproduce.provenance import ROOT, code_of
-from reproduce.verdict import RULE
+from reproduce.verdict import RULE, read
 
 CHECKED = "nbval-check-output"  # tag of a cell whose stored output nbval compares
 # What notebooks import: its code, and all that it imports, is what their outputs come from.
@@ -70,10 +70,12 @@ def reproduce(
     sources = [_read(file) for file in files]
     declared = [_declared(source) for source in sources]
     check_names("unknown parameter", parameters, sorted(set().union(*declared)))
+    for name, kind in (pair for kinds in declared for pair in kinds.items() if pair[0] in parameters):
+        check_type(name, kind, parameters[name])
     parameters = _absolute(parameters)
     require("epochs", parameters.get("epochs") != 0, "a number above 0", 0)  # of a notebook, 0 is the profile's
     for named in parameters.get("members", {}).items():
-        backbone.check(*named)
+        backbone.check(*(check_type("members", str, name) for name in named))
     settings = Settings(**{n: plain(v) for n, v in parameters.items() if n in Settings.__dataclass_fields__})
     if parameters.get("weights") and not settings.render_only and Path(settings.weights).is_file():
         # weights that are none would fail once per notebook
@@ -107,7 +109,7 @@ def reproduce(
 def _read(file: Path) -> NotebookNode:
     try:
         return nbformat.read(file, as_version=4)
-    except (ValueError, AttributeError, nbformat.ValidationError) as error:
+    except (ValueError, AttributeError, TypeError, RecursionError, nbformat.ValidationError) as error:
         raise ValueError(f"{file} is no notebook: {error!s:.200}") from None
 
 
@@ -144,10 +146,10 @@ def _joined(words: Sequence[str], there: Sequence[str]) -> list[str]:
     return found
 
 
-def _declared(source: NotebookNode) -> set[str]:
-    """The parameters of a notebook."""
+def _declared(source: NotebookNode) -> dict:
+    """The parameters of a notebook, and what each may be."""
     cells = (c.source for c in source.cells if "parameters" in c.metadata.get("tags", []))
-    return {name for cell in cells for name in assigned(cell)}
+    return {name: kind for cell in cells for name, kind in assigned(cell).items()}
 
 
 def _alone(settings: Settings) -> contextlib.AbstractContextManager:
@@ -165,7 +167,9 @@ def _kernels_of(workers: int) -> contextlib.AbstractContextManager:
     return mock.patch.dict(os.environ, threads | {"TQDM_DISABLE": "1", "RCP_BATCH": str(os.getpid())} | os.environ)
 
 
-def _run(file: Path, source: NotebookNode, declared: set, parameters: dict, settings, force: bool, log, say) -> Outcome:
+def _run(
+    file: Path, source: NotebookNode, declared: dict, parameters: dict, settings, force: bool, log, say
+) -> Outcome:
     import papermill
 
     done = Outcome(file.stem, _title(source, file))
@@ -222,12 +226,12 @@ def _title(source: NotebookNode, file: Path) -> str:
     return next((line.lstrip("# ") for line in lines if line.startswith("# ")), file.stem)
 
 
-def _version(source: NotebookNode, declared: set, parameters: dict, settings: Settings) -> dict:
+def _version(source: NotebookNode, declared: dict, parameters: dict, settings: Settings) -> dict:
     """What an executed notebook depends on: its cells, its parameters, code, and the content of data and weights."""
     digest = hashlib.blake2b((cells_hash(source) + code_of(*MODULES)).encode(), digest_size=12)
     for file in sorted(f for kind in ("csv", "mplstyle") for f in (ROOT / "reproduce").glob(f"*/*.{kind}")):
         digest.update(file.read_bytes())
-    for root in sorted(declared & {"data_root", "btad_root"}):
+    for root in sorted(declared.keys() & {"data_root", "btad_root"}):
         with contextlib.suppress(OSError, ValueError):  # the notebook itself says what is missing
             on_btad = {"dataset": "btad", "categories": (), "data_root": ""} if root == "btad_root" else {}
             about = dataclasses.replace(settings, **on_btad)
@@ -317,12 +321,20 @@ def _index(outcomes: Sequence[Outcome], settings: Settings) -> str:
 
 
 def _item(o: Outcome, settings: Settings) -> dict:
-    """What the index shows of a notebook: of its files none where it failed, for they may be of an earlier run."""
+    """What the index shows of a notebook; where a file that it wrote cannot be read, that it failed."""
+    try:
+        return _described(o, settings)
+    except (ValueError, OSError) as error:
+        return _described(dataclasses.replace(o, error=str(error)), settings)
+
+
+def _described(o: Outcome, settings: Settings) -> dict:
+    """Of a notebook's files none where it failed, for they may be of an earlier run."""
     csv, png, pdf = ([] if o.error else _written(settings, o.name, kind) for kind in ("csv", "png", "pdf"))
     page = f"{o.name}.html" if settings.out(f"{o.name}.html").exists() else ""
     file = settings.out(f"{o.name}.verdict.json")
-    found = json.loads(file.read_text()) if file.exists() else {"state": "–", "words": ""}
-    verdict, words = ("not run", o.error) if o.error else (found["state"], found["words"])
+    there = file.exists() and not o.error
+    _, verdict, words = read(file) if there else ("", "not run" if o.error else "–", o.error)
     # what is no comparison, or of no entries, is linked alone
     frames = [tables.read(file) for file in csv if file.read_text().strip()]
     if verdict == "not run" and frames and "in another setting (" in words:

@@ -28,6 +28,7 @@ from rcp.checks import require
 from rcp.config import Config
 from rcp.data import Dataset, Split, Transform
 from rcp.detector import Timings
+from rcp.files import file_hash
 from reproduce.entries import Entry, features, representation
 from reproduce.provenance import ROOT, code_upto, commit
 from reproduce.run import load, run
@@ -37,19 +38,11 @@ LIMIT = 50 * 2**20  # bytes of a bundle
 _longest = 0.0  # seconds of a task or a training in this process
 SCRIPT = '''"""Computes the tasks until the time is up: python run.py [--minutes 9] [--out results.zip]; goes on where it was."""
 
-import importlib
 import sys
-import types
 from pathlib import Path
 
 here = Path(__file__).resolve().parent
 sys.path.insert(0, str(here / "code"))
-for name in ("pooch", "requests"):  # of downloads, of which there are none
-    try:
-        importlib.import_module(name)
-    except ImportError:
-        sys.modules[name] = types.ModuleType(name)
-
 from reproduce.bundle import compute
 
 if __name__ == "__main__":  # the processes that it starts read it, too
@@ -146,7 +139,15 @@ def write(folder: Path, tasks: Sequence[Entry]) -> tuple[int, list[Entry]]:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         beyond |= set(new)
         left.append(task)
+    (folder / "DIGEST").write_text(_digest(folder))
     return _size(folder), left
+
+
+def _digest(folder: Path) -> str:
+    """Of a bundle's tasks, images, masks and labels; its code and weights are in the tasks' identities."""
+    files = [folder / "tasks.json", *sorted((folder / "data").rglob("*.*"))]
+    hashes = [f"{f.relative_to(folder).as_posix()} {file_hash(f).hexdigest()}" for f in files if f.is_file()]
+    return hashlib.blake2b("\n".join(hashes).encode(), digest_size=16).hexdigest()
 
 
 def require_new(folder: Path) -> None:
@@ -260,8 +261,10 @@ def tasks_of(folder: Path) -> list[Bundled]:
     """The tasks of a bundle, in order.
 
     Raises:
-        ValueError: its weights or its code are not what it was made with.
+        ValueError: its tasks, images, weights or code are not what it was made with.
     """
+    sound = (folder / "DIGEST").read_text() == _digest(folder)
+    require("bundle", sound, "tasks, images and masks as they were written", f"damage in {folder}: copy it again")
     tasks = []
     for line in json.loads((folder / "tasks.json").read_text()):
         config = Config.build(**line["config"] | {"weights": str(folder / "weights" / line["config"]["weights"])})
@@ -269,8 +272,8 @@ def tasks_of(folder: Path) -> list[Bundled]:
         require("weights", weights == expected["config"]["weights"], expected["config"]["weights"], weights)
         code = code_upto("scores", folder / "code")
         require("code", code == expected["code"], f"the code of {expected['code']}", code)
-        named = json.dumps(expected)
-        tasks.append(Bundled(config, str(folder / "data" / line["images"]), line["category"], named=named))
+        images = str(folder / "data" / line["images"])
+        tasks.append(Bundled(config, images, line["category"], named=json.dumps(expected)))
     return tasks
 
 

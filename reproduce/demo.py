@@ -20,7 +20,7 @@ from filelock import FileLock
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from rcp.backbone import IMAGENET_MEAN, IMAGENET_STD, import_timm
+from rcp.backbone import IMAGENET_MEAN, IMAGENET_STD, imported
 from rcp.checks import require
 from rcp.files import file_hash, write_tensors
 from rcp.paths import weights_root
@@ -175,8 +175,7 @@ def _fabric(rng, flaw, kind, severity):
         f = 2 * (across - thread) - 1
         yarn = np.sqrt(np.clip(1 - (f / (0.97 * thick)) ** 2, 0, 1))
         twist = np.cos(2 * np.pi * (along * 2.2 + f * 0.55))
-        over = np.cos(np.pi / 2 * (along - thread - (n + 1)))
-        height = 1.5 * yarn + 1.1 * over + 0.1 * twist - 1.5 * (yarn == 0)
+        height = 1.5 * yarn + 1.1 * np.cos(np.pi / 2 * (along - thread - (n + 1))) + 0.1 * twist - 1.5 * (yarn == 0)
         shade = (0.93 + 0.05 * twist + 0.6 * (thick - 1)) * (0.55 + 0.45 * yarn)
         if kind == "missing_thread" and n == 1:
             start, row = flaw.uniform(-95, 5), round(flaw.uniform(-75, 75) / 6.4) + 42
@@ -317,7 +316,7 @@ def demo_weights(folder: str | Path | None = None) -> Path:
     require("weights", file_hash(published, "sha256").hexdigest() == PUBLISHED, "the published file", str(published))
     state = torch.load(published, map_location="cpu", weights_only=True)
     with torch.device("meta"):  # of timm's only the names, which are in the same order
-        state = dict(zip(import_timm().create_model(CNN).state_dict(), state.values(), strict=True))
+        state = dict(zip(imported("timm").create_model(CNN).state_dict(), state.values(), strict=True))
     # It was trained on (image - 0.5) / 0.5.
     mean, std, stem = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD), state["conv_stem.weight"].double()
     state["bn1.running_mean"] -= (stem.sum((2, 3)) @ (2 * mean.double() - 1)).float()

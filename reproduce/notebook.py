@@ -101,6 +101,8 @@ class Settings:
         there = categories(self.data_root)
         check_names(f"categories: {self.data_root} has no", self.categories, there)
         object.__setattr__(self, "categories", tuple(self.categories) or tuple(there))
+        text = all(n == n.encode(errors="ignore").decode() for n in self.categories)
+        require("categories", text, "names in UTF-8, as tables and notebooks are", self.categories)
 
     def _default_data(self) -> Path:
         if self.profile == "demo":  # the same drawn images stand in for BTAD

@@ -120,8 +120,7 @@ class Grid:
         """The tasks, there or missing, whose columns have one of the values named: ``simulation={"structure"}``."""
 
         def wanted(task) -> bool:
-            own = task.columns()
-            return all(own[name] in of for name, of in columns.items())
+            return all(task.columns()[name] in of for name, of in columns.items())
 
         pairs = [(task, result) for task, result in self.pairs() if wanted(task)]
         return Grid([t for t, _ in pairs], [r for _, r in pairs], [t for t in self.missing if wanted(t)])

@@ -327,8 +327,7 @@ def _line(r: Mapping) -> str:
 
 def _ours(r: Mapping, digits: int = 2) -> str:
     if np.isnan(r["mean"]):
-        undefined = f"undefined: {r['why']}" if r["why"] else "undefined"
-        return undefined if r["left_out"] and r["n"] == 0 else "–"
+        return f"undefined: {r['why'] or ''}".removesuffix(": ") if r["left_out"] and r["n"] == 0 else "–"
     spread = "" if np.isnan(r["spread"]) else f" ± {r['spread']:.{digits}f}"
     return f"{r['mean']:.{digits}f}{spread}" + (f" ({r['seeds']} of {r['of']} seeds)" if r["seeds"] < r["of"] else "")
 

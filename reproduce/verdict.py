@@ -94,11 +94,13 @@ def check(folder: str | Path) -> list[str]:
     files = sorted(Path(folder).glob("*.verdict.json"))
     if not files:
         raise FileNotFoundError(f"folder: expected *.verdict.json of a finished run, found none in {folder}")
-    found = []
-    for file in files:
-        try:
-            read = json.loads(file.read_text())
-            found.append([read[name] for name in ("item", "state", "words")])
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{file} is no verdict, or half of one ({type(error).__name__}: {error})") from None
-    return [f"{item}: {state}: {words}" for item, state, words in found if state in ("partly", "not")]
+    return [f"{item}: {state}: {words}" for item, state, words in map(read, files) if state in ("partly", "not")]
+
+
+def read(file: Path) -> list[str]:
+    """Item, state and words of a verdict. Raises ValueError for a file that is none, or half of one; names it."""
+    try:
+        found = json.loads(file.read_text())
+        return [found[name] for name in ("item", "state", "words")]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{file} is no verdict, or half of one ({type(error).__name__}: {error})") from None

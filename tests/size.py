@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMITS = {"rcp": 3341, "reproduce": 3492, "tests": 5970}
+LIMITS = {"rcp": 3341, "reproduce": 3492, "tests": 6000}
 
 
 def code_lines(file: Path) -> int:

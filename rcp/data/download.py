@@ -11,9 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import pooch
-import requests
-
 from rcp.checks import check_names, require
 from rcp.paths import data_root, require_disk
 
@@ -51,6 +48,8 @@ def download(name: str, root: str | Path | None = None, registry: Mapping[str, S
         ConnectionError: the download failed (names page, url, hash, and how to place the archive by hand).
         OSError: a full disk (needed and free).
     """
+    import requests  # of those who download alone, as is pooch
+
     check_names("unknown data set", [name], registry)
     source, root = registry[name], data_root(root)
     folder, archive = root / name, root / source.archive
@@ -76,6 +75,9 @@ def download(name: str, root: str | Path | None = None, registry: Mapping[str, S
 
 
 def _retrieve(source: Source, archive: Path) -> None:
+    import pooch
+    import requests
+
     if archive.exists():  # pooch would fetch another one in its place
         algorithm, expected = source.known_hash.split(":")
         if (found := pooch.file_hash(str(archive), alg=algorithm)) != expected:

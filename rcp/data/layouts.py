@@ -22,6 +22,7 @@ from rcp.files import file_hash
 
 # Of files that are no images.
 BESIDE = (".txt", ".md", ".csv", ".json", ".jsonl", ".xml", ".html", ".pdf", ".db", ".ini", ".rcp")
+VISA_TABLE = "split_csv/1cls.csv"
 NORMAL = ("good", "ok", "normal")  # names of folders of normal images; a Split calls them all "good"
 
 
@@ -169,10 +170,13 @@ def composed(name: str) -> str:
     return normalize("NFC", name)
 
 
-def say_what_is_left_out(folder: Path, used: Iterable[Path]) -> None:
-    """Warns, once, of files that are not used: in folders that mean nothing here, masks of no image, or of a kind that is not read."""
-    used = set(used)
-    left = [p.relative_to(folder) for p in _files_below(folder) if p not in used and p.suffix.lower() not in BESIDE]
+def say_what_is_left_out(folder: Path, used: Iterable[Path], there: Iterable[Path] = ()) -> None:
+    """Warns, once, of files that are not used: in folders that mean nothing here, masks of no image, or of a kind that is not read.
+
+    there: the files that are meant; all below the folder where it is empty.
+    """
+    used, there = set(used), list(there) or _files_below(folder)
+    left = [p.relative_to(folder) for p in there if p not in used and p.suffix.lower() not in BESIDE]
     if places := Counter(f"{p.parent.as_posix()}/*{p.suffix.lower()}" for p in left):
         listed = ", ".join(f"{n} of {place}" for place, n in sorted(places.items(), key=lambda p: (-p[1], p[0]))[:8])
         more = f" and {len(places) - 8} more places" if len(places) > 8 else ""
@@ -255,7 +259,10 @@ def _read_tree(folder: Path) -> tuple[Split, Split]:
         if kind.name.lower() in NORMAL:
             test += [(path, "good", None) for path in images_in(kind)]
             continue
-        masks = _masks_of(truths.get(composed(kind.name), truth / kind.name), images_in(kind))
+        of_kind = truths.get(composed(kind.name), truth / kind.name)
+        nested = not images_in(of_kind) and any(map(_images_below, _folders(of_kind)))
+        require("ground_truth", not nested, "no folder for each image (MVTec LOCO's layout is not known)", str(of_kind))
+        masks = _masks_of(of_kind, images_in(kind))
         for path in images_in(kind):
             looked_for = truth / kind.name / f"{path.stem}_mask.png" if truth_exists else None
             test.append((path, kind.name, masks.get(path, looked_for)))
@@ -265,13 +272,10 @@ def _read_tree(folder: Path) -> tuple[Split, Split]:
     return _split(train), _split(test)
 
 
-def _visa_table(folder: Path) -> Path:
-    return folder.parent / "split_csv" / "1cls.csv"
-
-
 def _read_visa(folder: Path) -> tuple[Split, Split]:
     """The 1-class split of VisA; its CSV gives paths relative to the root."""
-    table = _visa_table(folder)
+    table = folder.parent / VISA_TABLE
+    require("split", table.is_file(), "a table that is a file", str(table))  # a pipe would be waited for
     try:
         with open(table, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, skipinitialspace=True)
@@ -302,7 +306,7 @@ def _read_visa(folder: Path) -> tuple[Split, Split]:
 
 # What a category's folder holds (``/``: a folder), and how that is said; detection takes the first that fits.
 LAYOUTS = {
-    "visa": (("Data/Images/", "../split_csv/1cls.csv"), "split_csv/1cls.csv beside CATEGORY/Data/Images"),
+    "visa": (("Data/Images/", f"../{VISA_TABLE}"), f"{VISA_TABLE} beside CATEGORY/Data/Images"),
     "mvtec": (("train/good/", "test/"), "CATEGORY/train/good and CATEGORY/test"),
     "btad": (("train/ok/", "test/[ok][ko]/"), "CATEGORY/train/ok and CATEGORY/test/ok or ko"),
     "own": (("train/",), "train (images in it, or in train/good, ok, normal), or CATEGORY/train, or images themselves"),
@@ -376,7 +380,7 @@ def load_dataset(root: str | Path, category: str | None = None, layout: str = "a
     folder = folders[category]
     train, test = (_read_visa if name == "visa" else _read_tree)(folder)
     if not train:
-        where = _visa_table(folder) if name == "visa" else folder / "train"
+        where = folder.parent / VISA_TABLE if name == "visa" else folder / "train"
         looked_for = f"{', '.join(IMAGE_SUFFIXES)}, directly or in {', '.join(NORMAL)}"
         raise ValueError(f"no training images of {category!r} in {where}: looked for {looked_for}")
     _check_masks(test)

@@ -36,7 +36,7 @@ class Perturbation:
     contrast: float = limited(0.2, least=0, most=1)
     blur: float = limited(1.0, least=0, most=100)
     border: Literal["edge", "black"] = "edge"
-    seed: int = 0
+    seed: int = limited(0, least=0)
 
     def __post_init__(self):
         check_fields(self)
@@ -80,8 +80,7 @@ class PerturbedTransform(Transform):
         margin = 0
         if self.perturbation.border == "edge" and not background:
             margin = int(np.ceil(np.hypot(width, height) * (0.5 + self.perturbation.translation)))
-            around = (margin, margin), (margin, margin), (0, 0)
-            image = Image.fromarray(np.pad(np.asarray(image), around, mode="edge"))
+            image = Image.fromarray(np.pad(np.asarray(image), [(margin, margin)] * 2 + [(0, 0)], mode="edge"))
         shift = (round(drawn["dx"] * width), round(drawn["dy"] * height))
         centre = (image.size[0] / 2, image.size[1] / 2)
         image = image.rotate(drawn["rotation"], resample, center=centre, translate=shift)

@@ -4,7 +4,6 @@ import glob
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -14,18 +13,6 @@ from PIL import Image
 from rcp.checks import check_type, require
 from rcp.data.images import IMAGE_SUFFIXES, Original, Transform, named_as_image, threaded
 from rcp.data.layouts import Dataset, images_in, load_dataset, say_what_is_left_out
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """A few images as a detector sees them.
-
-    names: each one's path, or "image 3" where it came as pixels. pixels: (n, S, S, 3) uint8. originals: their sizes before resize and crop.
-    """
-
-    names: list[Path | str]
-    pixels: np.ndarray
-    originals: list[Original]
 
 
 def images_of(given, *, train: bool = False) -> Iterable:
@@ -66,18 +53,20 @@ def _at(path: Path, train: bool) -> Iterable[Path]:
         raise ValueError(f"no image in {path} (of {', '.join(IMAGE_SUFFIXES)}); it holds {there}{hint}")
     if not path.exists() and glob.has_magic(str(path)):
         base = next(p for p in path.parents if p.is_dir())  # brackets in its name are no pattern
-        below = glob.glob(str(path.relative_to(base)), root_dir=base, recursive=True)
-        found = sorted(filter(named_as_image, map(base.joinpath, below)))
+        there = [base / n for n in glob.glob(str(path.relative_to(base)), root_dir=base, recursive=True)]
+        found = sorted(filter(named_as_image, there))
         require("images", bool(found), "a pattern that fits some image", str(path))
+        say_what_is_left_out(base, found, filter(Path.is_file, there))
         return found
     if not path.exists():
         raise FileNotFoundError(f"no such image or folder: {path}")
     return [path]
 
 
-def batches(images: Iterable, transform: Transform, at_a_time: int, skipped: list | None = None) -> Iterator[Batch]:
+def batches(images: Iterable, transform: Transform, at_a_time: int, skipped: list | None = None) -> Iterator[tuple]:
     """Reads images as :func:`images_of` gives them, so many at a time, on all cores.
 
+    Yields what a detector sees: each one's path, or "image 3" where it came as pixels; (n, S, S, 3) uint8; their sizes before the crop.
     skipped: receives (name, reason) of each unreadable one, which is left out; where None, it raises.
     """
 
@@ -99,4 +88,4 @@ def batches(images: Iterable, transform: Transform, at_a_time: int, skipped: lis
         good = [(n, *f) for n, f in zip(names, found, strict=True) if not isinstance(f, Exception)]
         if good:
             names, pixels, originals = zip(*good, strict=True)
-            yield Batch(list(names), np.stack(pixels), list(originals))
+            yield list(names), np.stack(pixels), list(originals)

@@ -43,7 +43,7 @@ class RefinementConfig:
     textures: str = ""
     texture_count: int = limited(512, above=0)
     stride: int = 8
-    channels: int = limited(32, above=0)
+    channels: int = limited(32, above=0, most=2**12)
     rates: tuple[int, ...] = (6, 12, 18)
     beta: float = limited(1.4826, above=0)
     outlier: float = limited(3.5, above=0)

@@ -46,7 +46,7 @@ class Simulation:
     opacity: tuple[float, ...] = (0.15, 1.0)
     grid: int = limited(8, least=2)
     anomalous: float = limited(1.0, least=0, most=1)
-    seed: int = 0
+    seed: int = limited(0, least=0)
 
     def __post_init__(self):
         check_fields(self)
@@ -106,8 +106,7 @@ def simulate(
 
 def check_side(side: int, simulation: Simulation) -> None:
     """Raises ValueError where images of ``side`` pixels are smaller than the grid of "structure"."""
-    cells = simulation.grid
-    require("images", side >= cells, f"at least {cells} px a side for a grid of {cells} cells", side)
+    require("images", side >= simulation.grid, f"at least {simulation.grid} px a side for as many cells", side)
 
 
 def perlin(side: int, rows: int, columns: int, rng: np.random.Generator) -> np.ndarray:
@@ -199,8 +198,9 @@ def texture_files(root: str | Path) -> list[Path]:
         ValueError: a folder without images.
     """
     if not Path(root).is_dir():
-        fetch = "name DTD's, or fetch it: python -m reproduce download dtd"
-        raise FileNotFoundError(f"textures: no folder {root}; {fetch}")
+        raise FileNotFoundError(
+            f"textures: no folder {root}; name DTD's, or fetch it: python -m reproduce download dtd"
+        )
     found = sorted(filter(named_as_image, Path(root).rglob("*")))
     require(f"textures: no images in {root}", len(found) > 0, f"{', '.join(IMAGE_SUFFIXES)} in it or below", found)
     return found

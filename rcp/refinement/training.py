@@ -1,6 +1,7 @@
 """Training of the refinement network on simulated anomalies only (Appendix D); it resumes from a checkpoint."""
 
 import dataclasses
+import hashlib
 import json
 import logging
 import math
@@ -60,7 +61,8 @@ def train(
     optimizer = torch.optim.SGD(net.parameter_groups(), momentum=how.momentum, weight_decay=how.weight_decay)
     batches = -(-len(images) // how.batch_size)
     full = [group["lr"] for group in optimizer.param_groups]
-    rows = _resume(checkpoint, net, optimizer, how)
+    about = json.dumps(how.identity() | {"normal": normal, "images": hashlib.blake2b(images.tobytes()).hexdigest()})
+    rows = _resume(checkpoint, net, optimizer, about)
     for epoch in range(len(rows), how.epochs):
         order = np.random.default_rng([how.seed, epoch]).permutation(len(images))
         losses, anomalous, started = [], 0, time.perf_counter()
@@ -80,11 +82,12 @@ def train(
         if not math.isfinite(mean):
             raise FloatingPointError(f"loss of the refinement is {mean} at epoch {epoch + 1}; {LIKELY}")
         rows.append({"epoch": epoch + 1, "loss": mean, "anomalous": anomalous / len(images), "seconds": seconds})
-        _save(checkpoint, net, optimizer, how, rows)
+        _save(checkpoint, net, optimizer, about, rows)
         log(f"refinement epoch {epoch + 1:>3}/{how.epochs}  loss {mean:.5f}  {seconds:.1f} s")
-    if not all(p.isfinite().all() for p in net.parameters()):  # the last step has no loss after it
+    net.eval().requires_grad_(False)
+    if not np.isfinite(net.refine(see(images[:1], np.arange(1)))).all():  # the last step has no loss after it
         raise FloatingPointError(f"the refinement diverged in its last step; {LIKELY}")
-    return net.eval().requires_grad_(False), rows
+    return net, rows
 
 
 def _say_without_object(images: np.ndarray, simulation, names: Sequence[str | Path] | None) -> None:
@@ -99,19 +102,19 @@ def _say_without_object(images: np.ndarray, simulation, names: Sequence[str | Pa
         )  # fmt: skip
 
 
-def _save(checkpoint, net: RefinementNet, optimizer: torch.optim.Optimizer, how: RefinementConfig, rows: list) -> None:
+def _save(checkpoint, net: RefinementNet, optimizer: torch.optim.Optimizer, about: str, rows: list) -> None:
     """Everything that the next epoch depends on, under a temporary name first."""
     if checkpoint is None:
         return
     tensors = {f"network.{name}": value for name, value in net.state_dict().items()}
     tensors |= {f"momentum.{i}": optimizer.state[p]["momentum_buffer"] for i, p in enumerate(net.parameters())}
-    header = {"format": "rcp-refinement-checkpoint-2", "how": json.dumps(how.identity()), "rows": json.dumps(rows)}
+    header = {"format": "rcp-refinement-checkpoint-2", "how": about, "rows": json.dumps(rows)}
     checkpoint = Path(checkpoint)
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     write_tensors(checkpoint, tensors, header)
 
 
-def _resume(checkpoint, net: RefinementNet, optimizer: torch.optim.Optimizer, how: RefinementConfig) -> list[dict]:
+def _resume(checkpoint, net: RefinementNet, optimizer: torch.optim.Optimizer, about: str) -> list[dict]:
     """Puts the state of a checkpoint into network and optimiser; -> its rows, or [] where there is none."""
     if checkpoint is None or not Path(checkpoint).exists():
         return []
@@ -122,8 +125,8 @@ def _resume(checkpoint, net: RefinementNet, optimizer: torch.optim.Optimizer, ho
         os.replace(checkpoint, aside)
         logger.warning("checkpoint: %s; it is set aside as %s, and the training starts anew", error, aside.name)
         return []
-    same = header.get("how") == json.dumps(how.identity())
-    require("checkpoint", same, f"one of the training {how}; remove it to start anew", str(checkpoint))
+    words = f"one of these options, images and normal scores: {about}; remove it to start anew"
+    require("checkpoint", header.get("how") == about, words, str(checkpoint))
     net.load_state_dict({n.removeprefix("network."): v for n, v in tensors.items() if n.startswith("network.")})
     for i, parameter in enumerate(net.parameters()):
         optimizer.state[parameter]["momentum_buffer"] = tensors[f"momentum.{i}"].to(parameter)

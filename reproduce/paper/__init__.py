@@ -4,13 +4,4 @@
 """
 
 from reproduce.paper.checks import averages, inconsistencies, pixel_column_evidence  # noqa: F401
-from reproduce.paper.facts import (  # noqa: F401
-    CATEGORIES,
-    NOT_AVAILABLE,
-    OBJECTS,
-    TEXTURES,
-    abbreviated,
-    published,
-    table,
-    tables,
-)  # fmt: skip
+from reproduce.paper.facts import CATEGORIES, NOT_AVAILABLE, OBJECTS, TEXTURES, abbreviated, published, table, tables  # noqa: F401

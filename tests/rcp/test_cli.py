@@ -46,6 +46,11 @@ def test_loose_jpegs_without_labels_to_decisions(data, part, tmp_path, capsys):
     assert len(list(out.glob("*.jpg"))) == 4 and len((out / "predictions.csv").read_text().splitlines()) == 5
     shutil.copy(next(out.glob("*.jpg")), results_folder(tmp_path / "killed", []))
     assert results_folder(tmp_path / "killed", []), "what a killed run has left is taken"
+    (tmp_path / "text.jpg").write_text("text")
+    for name, left in (("1.jpg", ["0001_1.jpg"]), ("text.jpg", [])):
+        assert main(["predict", str(part), str(tmp_path / name), "--skip-unreadable", "--out", str(out)]) == 0
+        assert [p.name for p in out.glob("*.jpg")] == left, "of the run before nothing is left"
+        assert len((out / "predictions.csv").read_text().splitlines()) == 1 + len(left)
     assert main(["info", str(part)]) == 0
     assert "memory bank" in (said := capsys.readouterr().err) and "false alarms" in said and "whitened" in said
 

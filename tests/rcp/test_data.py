@@ -312,6 +312,15 @@ def test_two_masks_for_one_image(mvtec):
         load_dataset(mvtec, "bottle")
 
 
+def test_masks_in_a_folder_for_each_image_are_refused_by_name(mvtec):
+    mask(mvtec / "bottle/ground_truth/cut/0/0.png")
+    assert load_dataset(mvtec, "bottle").test.has_masks, "there are others"
+    for name in ("0", "1"):
+        (mvtec / f"bottle/ground_truth/cut/{name}_mask.png").unlink()
+    with pytest.raises(ValueError, match=r"ground_truth: .*LOCO's layout .*got '.*/bottle/ground_truth/cut'"):
+        load_dataset(mvtec, "bottle")
+
+
 def test_mask_of_another_size(mvtec):
     mask(mvtec / "bottle/ground_truth/cut/1_mask.png", size=(16, 20))
     with pytest.raises(ValueError, match=r"cut/1_mask.png is 16 x 20, .*test/cut/1.png is 20 x 16"):
@@ -448,12 +457,16 @@ def test_exif_rotation(tmp_path, name, orientation):
     }[orientation]  # fmt: skip
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    Image.fromarray(stored).save(
-        tmp_path / name, exif=exif, **({"quality": 95} if name == "a.jpg" else {"lossless": True})
-    )
+    how = {"quality": 95} if name == "a.jpg" else {"lossless": True}
+    Image.fromarray(stored).save(tmp_path / name, exif=exif, **how)
     expected = EXACT._crop(EXACT._resize(Image.fromarray(np.ascontiguousarray(upright)), Image.Resampling.BILINEAR))
     assert np.abs(EXACT.image(tmp_path / name).astype(int) - np.asarray(expected)).mean() < 12
     assert image_size(tmp_path / name) == upright.shape[1::-1]
+    Image.fromarray(stored[..., 1]).save(
+        tmp_path / f"g{name}", exif=exif, **how
+    )  # Pillow may map a file of one channel
+    seen, turned = Transform(16, 16, "squash").mask(tmp_path / f"g{name}"), Image.fromarray(upright[..., 1] > 99)
+    assert np.array_equal(seen, np.asarray(turned.resize((16, 16), Image.Resampling.NEAREST)))
     text = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x02\0\0\x006\0\0\0\0\0\0\0"
     Image.fromarray(stored).save(tmp_path / "text.jpg", exif=text)
     assert image_size(tmp_path / "text.jpg") == (16, 8), "an orientation that is no number"
@@ -497,13 +510,15 @@ def coded(name: str) -> Image.Image:
         "alpha": Image.fromarray(white), "alpha, all the same": Image.fromarray(soft).convert("RGBA"),
         "instances of 2 x 2 px": Image.fromarray((t * np.kron(np.arange(1, 577).reshape(24, 24), np.ones((2, 2)))).astype(np.uint16)),
         "80 instances": Image.fromarray(np.kron(t * (1 + steps * 9 + steps[:, None]), np.ones((9, 9))).astype(np.uint16)),
+        "classes 1, 254, 255": Image.fromarray(t * np.choose(steps % 3, [1, 254, 255]).astype(np.uint8)),
         "soft edges": Image.fromarray(np.clip(soft.astype(int) + np.arange(48)[None] - 47, 0, 255).astype(np.uint8)),
     }.get(name, palette)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [
     "0/255", "1 bit", "0/100", "16 bits, 0/255", "16 bits, 0/65535", "classes 1 and 40", "colour", "blue on grey", "alpha",
-    "alpha, all the same", "80 instances", "instances of 2 x 2 px", "soft edges", "palette, red on white", "palette, grey on black",
+    "alpha, all the same", "80 instances", "classes 1, 254, 255", "instances of 2 x 2 px", "soft edges",
+    "palette, red on white", "palette, grey on black",
 ])  # fmt: skip
 def test_a_mask_is_read_however_it_is_coded(tmp_path, name):
     coded(name).save(tmp_path / "m.png")

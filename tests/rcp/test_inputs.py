@@ -56,6 +56,14 @@ def test_the_same_images_in_any_form_have_the_same_scores(detector, folder):
     assert streamed[2].table().path[0] == str(paths[2])
 
 
+def test_what_a_pattern_fits_and_is_not_read_is_named(folder, recwarn):
+    (folder / "b.jfif").touch()
+    (folder / "notes.txt").touch()
+    assert len(list(images_of(f"{folder}/*.png"))) == 3 and not len(recwarn)
+    with pytest.warns(UserWarning, match=r"files left out of .*: 1 of \./\*\.jfif$"):
+        assert len(list(images_of(f"{folder}/*"))) == 3
+
+
 def test_fit_takes_a_folder_or_a_generator_and_keeps_no_more_than_the_files(data, detector):
     for form in (str(data.folder), (np.asarray(Image.open(p).convert("RGB")) for p in data.train)):
         same = PatchCore(**SMALL).fit(form, log=len)

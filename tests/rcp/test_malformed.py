@@ -103,7 +103,7 @@ def calls(detector, folder):
         ("path", detector.export, (*PATHS, folder, "x.txt", folder / "notes.pt2")),
         ("path", ReConPatch.load, PATHS),
         ("epochs", lambda v: setattr(detector, "epochs", v), (3, None)),
-        ("device", lambda v: load(folder / "a.rcp", device=v), (3, [], {}, "", "gpu", "mps", "cuda:99", "meta", True)),
+        ("device", lambda v: load(folder / "a.rcp", device=v), (3, [], {}, "", "gpu", "mps", "hpu", "cuda:99", "meta", True)),
         ("weights", lambda v: load(folder / "a.rcp", weights=v), (3, [], {}, "random:1", "random:x", f"random:{10**30}", "no.pth", True)),
         *(("i", getattr(out, name), (None, "x", 1.5, [], -1, 99, True)) for name in ("boxes", "maps_on_original", "overlay")),
         ("i", out.__getitem__, (None, "x", 1.5, [], -9, 99, slice(0, 2))),

@@ -86,6 +86,7 @@ def test_draws_follow_seed_and_name_and_nothing_else(demo_root, tmp_path):
 
 @pytest.mark.parametrize(("given", "message"), [
     ({"rotation": 200.0}, "rotation: expected at most 180, got 200.0"),
+    ({"seed": -1}, "seed: expected 0 or more, got -1"),
     ({"blur": -1.0}, "blur: expected 0 or more, got -1.0"),
     ({"brightness": "much"}, "brightness: expected float, got 'much'"),
     ({"border": "edges"}, "border: expected one of 'edge', 'black', got 'edges'. Did you mean 'edge'?"),

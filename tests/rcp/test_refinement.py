@@ -116,7 +116,7 @@ def test_a_resumed_training_ends_where_an_uninterrupted_one_does(images, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         trained(images, log=cut_off, checkpoint=file)
     resumed, again = trained(images, eye=(eye := Eye(images)), checkpoint=file)
-    assert len(eye.asked) == 2 * 3, "the first epoch is not trained again"
+    assert len(eye.asked) == 2 * 3 + 1, "the first epoch is not trained again; the last look is whether it diverged"
     for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b)
     assert [row["loss"] for row in again] == [row["loss"] for row in rows]
@@ -126,8 +126,9 @@ def test_a_resumed_training_ends_where_an_uninterrupted_one_does(images, tmp_pat
 def test_a_checkpoint_of_another_training_is_refused_and_a_damaged_one_set_aside(images, tmp_path, caplog):
     file = tmp_path / "checkpoint.safetensors"
     trained(images, quick(epochs=1), checkpoint=file)
-    with pytest.raises(ValueError, match=r"checkpoint: expected one of the training .*; remove it to start anew"):
-        trained(images, quick(epochs=2), checkpoint=file)
+    for other, how in ((images, quick(epochs=2)), (images[::-1], quick(epochs=1))):
+        with pytest.raises(ValueError, match=r"checkpoint: expected one of these options, .*; remove it to start anew"):
+            trained(other, how, checkpoint=file)
     file.write_bytes(file.read_bytes()[:50])
     _, rows = trained(images, quick(epochs=1), checkpoint=file)
     assert "is damaged" in caplog.text and file.with_suffix(".damaged").stat().st_size == 50 and len(rows) == 1
@@ -163,6 +164,9 @@ def test_a_last_step_that_diverges_is_noticed_too(images, monkeypatch):
     monkeypatch.setattr(torch.optim.SGD, "step", diverging)
     with pytest.raises(FloatingPointError, match="diverged in its last step"):
         trained(images[:2], quick(epochs=1, batch_size=2))
+    monkeypatch.undo()
+    with pytest.raises(FloatingPointError, match="diverged in its last step"):  # finite, but what it gives is not
+        trained(images, quick(epochs=1, batch_size=16, lr_blocks=1e9, lr_head=1e9))
 
 
 # ---- its options, and bad input ----
@@ -200,7 +204,7 @@ def test_missing_textures_and_images_that_are_too_small_are_said_before_any_work
         quick(kind="mixture", textures=str(tmp_path)).load_textures(SIDE)
     with pytest.raises(ValueError, match="textures: expected images of textures"):
         trained(images, quick(kind="texture"), never)
-    with pytest.raises(ValueError, match="images: expected at least 80 px a side for a grid of 80 cells, got 64"):
+    with pytest.raises(ValueError, match="images: expected at least 80 px a side for as many cells, got 64"):
         trained(images, quick(grid=80), never)
     how = quick(kind="texture", textures="drawn", epochs=1)
     assert isinstance(trained(images, how, textures=how.load_textures(SIDE))[0], RefinementNet)

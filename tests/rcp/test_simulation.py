@@ -120,7 +120,7 @@ def test_textures_are_read_from_a_folder_or_drawn(tmp_path, shared_data):
     ),
     (
         lambda p: simulate(p[:, :6, :6], Simulation(kind="structure")),
-        "images: expected at least 8 px a side for a grid of 8 cells, got 6",
+        "images: expected at least 8 px a side for as many cells, got 6",
     ),
     (
         lambda _: Simulation(kind="textures"),

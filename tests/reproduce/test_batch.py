@@ -64,7 +64,8 @@ def test_a_batch_goes_on_after_a_failure_resumes_and_indexes(tmp_path, small_dem
     assert all(shown in index for shown in ("<h3>main</h3>", "01", "99.00", "98.00", "+1.00"))
     first, second = re.findall(r"<tr><td>.*?</tr>", index)
     assert "A title for table_1 &amp; others" in first and "99.00 &amp; more" in first
-    assert 'href="table_1.html"' in first and 'href="table_1_extra.csv"' in first and (folder / "table_1.html").exists()
+    assert 'href="./table_1.html"' in first and 'href="./table_1_extra.csv"' in first
+    assert (folder / "table_1.html").exists()
     assert ">demo<" in first and re.search(r"\d{4}-\d\d-\d\d \d\d:\d\d; commit \w+", index), "when, and of which code"
     assert "not run" in second and "ValueError: the &lt;reason&gt;" in second
     changed, _ = batch.reproduce(given | {"seeds": [0]}, files, say=said.append)
@@ -124,6 +125,9 @@ def test_rendering_computes_nothing(tmp_path, small_demo, folder):
     assert only.seconds is None and not only.error and "[1/2] only: left as it is" in said
     assert drawn.seconds and not drawn.error and "True" in (folder / "drawn.ipynb").read_text()
     assert not list(folder.glob(".*.json")), "what is only drawn is not ticked off"
+    (folder / "only.verdict.json").write_text('{"state": "repro')
+    batch.reproduce({"data_root": str(small_demo), "render_only": True}, files)
+    assert "only.verdict.json is no verdict, or half of one" in (folder / "index.html").read_text()
 
 
 def test_papermill_alone_refuses_a_mistyped_parameter(tmp_path, small_demo):
@@ -143,6 +147,8 @@ def test_unknown_parameters_are_refused_before_any_work(tmp_path, monkeypatch):
         *(({"epochs": n}, f"epochs: expected a number above 0.* got {n}$") for n in (-1, 0, 2**31)),
         ({"weights": str(tmp_path / "text.pth")}, "weights: .*text.pth is not a plain file of tensors"),
         ({"device": "gpu"}, "device: expected auto, cpu"), ({"seeds": [0, 10**20]}, "seeds: expected different numbers from 0"),
+        ({"weights": 3}, "weights: expected str, got 3"), ({"members": ["a"]}, "members: expected dict"),
+        ({"members": {"a": 1}}, "members: expected str"),
         ({"btad_root": "no"}, "btad_root: expected a folder, got .*no"), ({"members": mistyped}, "has a model 'resnet81'"),
     ):  # fmt: skip
         with pytest.raises((ValueError, FileNotFoundError), match=words):

@@ -121,6 +121,10 @@ def test_other_weights_or_other_code_are_refused(made, tmp_path):
     save_file({name: value + 1 for name, value in state.items()}, file)
     with pytest.raises(ValueError, match="weights: expected resnet18/blake2b:"):
         bundle.tasks_of(fresh)
+    image = next((fresh / "data").rglob("*.webp"))
+    image.write_bytes(image.read_bytes()[:-1] + b"x")
+    with pytest.raises(ValueError, match=r"bundle: expected tasks, images and masks as they were .*: copy it again"):
+        bundle.tasks_of(fresh)
 
 
 def test_bad_bundles_are_refused_before_work(tasks, tmp_path, monkeypatch):

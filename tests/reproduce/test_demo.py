@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rcp.backbone import Backbone, import_timm, normalize
+from rcp.backbone import Backbone, imported, normalize
 from reproduce import demo
 from reproduce.demo import draw_demo
 
@@ -107,7 +107,7 @@ def test_its_cnn_sees_through_imagenet_weights_as_they_were_trained(tmp_path):
     file = demo.demo_weights(tmp_path)
     assert file == demo.demo_weights(tmp_path) and demo.file_hash(file, "sha256").hexdigest() == demo.CONVERTED
     published = torch.load(next(_package().glob("models/*.pth")), weights_only=True)
-    plain = import_timm().create_model(demo.CNN).eval()
+    plain = imported("timm").create_model(demo.CNN).eval()
     plain.load_state_dict(dict(zip(plain.state_dict(), published.values(), strict=True)))
     image = torch.randint(0, 256, (1, 128, 128, 3), dtype=torch.uint8)
     with torch.inference_mode():

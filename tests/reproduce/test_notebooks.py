@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -96,11 +97,13 @@ def test_names_of_other_cells_are_no_parameters():
     assert settings(after(DECLARED, "# Parameters\nepochs = 2", "frame = 3")).epochs == 2
 
 
-def test_what_is_not_there_or_twice_is_named_with_what_is():
+def test_what_is_not_there_or_twice_is_named_with_what_is(tmp_path, small_demo):
+    shutil.copytree(small_demo / "gear", (odd := tmp_path / "odd") / "caf\udce9")
     for given, words in (
         ({"categories": ("gaer",)}, r"has no 'gaer'. Did you mean 'gear'\? Valid: "),
         ({"categories": ("gear", "gear")}, "categories: expected different names, got .*gear"),
         ({"shard": "0/4"}, "shard: expected 'i/n'"),
+        ({"data_root": str(odd)}, "categories: expected names in UTF-8, .*got .*udce9"),
         ({"backbone": "resnet81"}, "neither torchvision nor timm has a model 'resnet81'"),
     ):
         with pytest.raises(ValueError, match=words):

@@ -19,7 +19,7 @@ OF = {
     "stored features": (store, "_crc_of"),
     "results": (store, "_checksum"),
     "the detector's file": (files, "_digest"),
-    "images and masks (which data it was, not damage)": (layouts, "_content_hash"),
+    "images and masks (which data it was, not damage)": (layouts, "content_hash"),
 }
 DAMAGE = [*OF][:3]
 

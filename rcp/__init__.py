@@ -20,7 +20,7 @@ from rcp.refinement import simulation
 for _owner, _names in (
     (coreset, "coreset_size random_selection greedy_k_center"),
     (data, "categories download load_dataset load_images"),
-    (decision, "threshold false_alarms rate_of"),
+    (decision, "threshold false_alarms"),
     (maps, "score_maps center_and_deviation modified_z_score"),
     (metrics, "image_auroc pixel_auroc aupro f1_threshold normal_threshold d_prime paired_bootstrap"),
     (model, "train"),

@@ -67,7 +67,7 @@ def greedy_k_center(
     allowed = n if among is None else int(among.sum())
     require("count", 1 <= count <= allowed, f"1 to {allowed} (the number of patches)", count)
     generator = torch.Generator().manual_seed(seed)
-    x = features
+    x = features.float()
     if projection is not None:
         x = x @ (torch.randn(dim, projection, generator=generator) / projection**0.5).to(x)
     if start == "mean":

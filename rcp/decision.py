@@ -63,4 +63,4 @@ def false_alarms(n: int, rate: float | None, m: int, confidence: float = 0.95) -
 
 
 def _rank(n: int, rate: float) -> int:
-    return math.ceil((n + 1) * (1 - rate) - 1e-9)
+    return max(1, math.ceil((n + 1) * (1 - rate) - 1e-9))

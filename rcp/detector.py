@@ -121,6 +121,7 @@ class ReConPatch:
         self.transform = Transform(c.resize, c.image_size, c.aspect, c.tiles, c.tile_overlap)
         self.device = resolve_device(c.device)
         backbone.check(c.backbone, c.weights)
+        self._weights: str | None = None  # their identity
         self.f_: nn.Linear | None = None
         self.bank_: MemoryBank | None = None
         self.fold_banks_: tuple[MemoryBank, ...] = ()
@@ -143,6 +144,9 @@ class ReConPatch:
     @cached_property
     def extractor(self) -> PatchExtractor:
         """Frozen CNN and aggregation, built when first needed."""
+        found = backbone.weights_identity(self.config.backbone, self.config.weights)
+        require("weights", self._weights in (None, found), f"those of the fit, {self._weights}", found)
+        self._weights = found
         return PatchExtractor(self.config, self.device)
 
     @property
@@ -488,7 +492,7 @@ class ReConPatch:
         require_writable(path, "save {} in", b"rcp-detector")
         tensors, c = {"bank": self.bank_.entries}, self.config
         header = {"format": "rcp-detector-2", "config": json.dumps(c.asdict())}
-        header["backbone"] = backbone.weights_identity(c.backbone, c.weights)
+        header["backbone"] = self._weights or backbone.weights_identity(c.backbone, c.weights)
         header["false_alarm_rate"] = json.dumps(self.false_alarm_rate)
         if self.train_scores_ is not None:
             tensors["train_scores"] = torch.from_numpy(self.train_scores_)
@@ -539,6 +543,7 @@ class ReConPatch:
         if (identity := backbone.weights_identity(c.backbone, c.weights)) != expected:
             words = f"weights: {c.weights} are not the weights {path} was fitted with"
             raise ValueError(f"{words} ({identity}, expected {expected})")
+        detector._weights = expected
         return detector
 
     def _restore(self, tensors: dict[str, Tensor]) -> None:

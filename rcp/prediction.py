@@ -1,5 +1,6 @@
 """What ``predict`` returns: scores, maps, decisions, and where on the original image they are."""
 
+import csv
 import html
 import os
 from base64 import b64encode
@@ -125,14 +126,15 @@ class Prediction:
         path, (width, height, _) = self.paths[i], self.originals[i]
         known = isinstance(path, Path)  # what came as pixels is not kept
         grey = open_rgb(path).convert("L").convert("RGB") if known else Image.new("RGB", (width, height), "#808080")
+        require(str(path), grey.size == (width, height), f"the image that was scored, {width} x {height} px", grey.size)
         whole, low, high = self.maps_on_original(i, upright=True), float(self.maps[i].min()), float(self.maps[i].max())
         if self.threshold is not None:  # from grey to red around it
             low, high = 0.5 * self.threshold, 1.5 * self.threshold
         heat = np.nan_to_num(np.clip((whole - low) / max(high - low, 1e-12), 0, 1))
         grey.paste(Image.new("RGB", grey.size, "#d62728"), mask=Image.fromarray((170 * heat).astype(np.uint8)))
-        draw = ImageDraw.Draw(grey)
+        draw, thick = ImageDraw.Draw(grey), max(1, min(side, *grey.size) // 200)
         for box in self.boxes(i, upright=True):
-            draw.rectangle([*box[:2], box.right - 1, box.bottom - 1], outline="#ffd92f", width=max(1, side // 200))
+            draw.rectangle([*box[:2], box.right - 1, box.bottom - 1], outline="#ffd92f", width=thick)
         grey.thumbnail((side, side))
         return grey
 
@@ -195,11 +197,10 @@ def results_folder(folder: Path, images: Iterable) -> Path:
     ours = table.exists() or not any(map(named_as_image, folder.iterdir()))
     require("out", ours, "a new folder, or one of results, with no other images", str(folder))
     require_writable(table, "write {} in", b"path,score,defective,threshold")
-    if table.exists() and table.stat().st_size:  # of an earlier run: its pictures go, and none else
-        import pandas as pd
-
-        for number, path in enumerate(pd.read_csv(table, encoding_errors="surrogateescape")["path"], 1):
-            _picture(folder, path, number).unlink(missing_ok=True)
+    table.touch()
+    with table.open(newline="", errors="surrogateescape") as file:  # of an earlier run: its pictures go, and none else
+        for number, row in enumerate(csv.reader(file)):
+            _picture(folder, "".join(row[:1]), number).unlink(missing_ok=True)
     table.write_text("")  # a run that is killed leaves a folder that the next one knows
     return folder
 

@@ -87,10 +87,11 @@ def _done(log: Path) -> dict[str, None]:
     done, whole = {}, 0
     for number, line in enumerate(log.open("rb") if log.exists() else (), 1):
         try:
+            require("log", line.endswith(b"\n"), "whole lines", line)
             done[json.loads(line)["key"]] = None
             whole += len(line)
         except (ValueError, TypeError, KeyError, RecursionError):
-            cut = not line.endswith(b"\n") and (whole or line.startswith(b"{"))
+            cut = not line.endswith(b"\n") and (whole or b'{"path"'.startswith(line[:7]))
             require("log", cut, "lines of JSON that watch wrote", f"{log}, line {number}")
             os.truncate(log, whole)
     return done

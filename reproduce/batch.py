@@ -25,7 +25,7 @@ from rcp.checks import check_names, check_type, require
 from rcp.data import categories, load_dataset
 from rcp.detector import resolve_device
 from rcp.files import file_hash
-from rcp.paths import PROJECT, data_root
+from rcp.paths import PROJECT, data_root, require_writable
 from reproduce import grids, tables
 from reproduce.notebook import Settings, assigned, environment, plain
 from reproduce.provenance import ROOT, code_of
@@ -244,6 +244,8 @@ def _version(source: NotebookNode, declared: dict, parameters: dict, settings: S
     with contextlib.suppress(OSError):  # likewise
         for named in weights:
             digest.update(backbone.weights_identity(*named).encode())
+        for file in (f for f in parameters.values() if isinstance(f, str) and Path(f).is_file()):
+            digest.update(file_hash(file).digest())
     return {"content": digest.hexdigest(), "parameters": parameters}
 
 
@@ -292,6 +294,7 @@ def publish(run: Path, folder: Path) -> dict[str, str]:
     """
     found, files = {}, sorted(run.glob("*.ipynb"))
     require("folder", len(files) > 0, "one of a finished run, with notebooks", str(run))
+    require("into", folder.resolve() != PROJECT / "notebooks", "another folder than the notebooks' own", str(folder))
     folder.mkdir(parents=True, exist_ok=True)
     for file in files:
         executed = _read(file)
@@ -300,11 +303,13 @@ def publish(run: Path, folder: Path) -> dict[str, str]:
         found[file.stem] = next((o.evalue for o in outputs if o.output_type == "error"), "")
         for cell in executed.cells:
             cell.metadata = NotebookNode(tags=cell.metadata.get("tags", []))
+        executed.metadata.setdefault("rcp", {})
         text = nbformat.writes(executed)
         paths = re.findall(r'"(/[^"]+)"', json.dumps([given, str(PROJECT)]))  # escaped, as they stand in the text
         for path in sorted(paths, key=len, reverse=True):
             text = text.replace(path, Path(path).name)
         if not found[file.stem]:
+            require_writable(folder / file.name, "publish {} in", b'"rcp": {')
             (folder / file.name).write_text(text, encoding="utf-8")
     return found
 

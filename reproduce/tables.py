@@ -73,7 +73,7 @@ def compare(
         methods = max(f["method"].nunique() for f in (frame, printed) if f is not None)
         reasons, seeds = _reasons(frame, name), frame["seed"].nunique()
         parts = _parts(list(dict.fromkeys(frame["category"])), groups, set(reasons))
-        for key, part in frame.groupby(by, sort=False):
+        for key, part in frame.groupby(by, sort=False, dropna=False):
             where = dict(zip(by, key, strict=True))
             named = by if methods > 1 or len(by) == 1 else by[1:]
             about = {"metric": name, "setting": setting_name({column: where[column] for column in named}), "of": seeds}
@@ -439,7 +439,8 @@ def of_store(store, csv: Path) -> int:
 
 def gather(run: Path, csv: Path) -> Path:
     """Writes the rows of all notebooks of a run's folder into one CSV, with a first column ``item``, and returns the file."""
-    files = {file.stem: read(file) for file in sorted(run.glob("*.csv")) if not file.stem.endswith("_entries")}
+    there = (f for f in sorted(run.glob("*.csv")) if not f.stem.endswith("_entries") and f.resolve() != csv.resolve())
+    files = {file.stem: read(file) for file in there}
     require("folder", len(files) > 0, "one of a finished run, with CSV files", str(run))
     require_writable(csv, "write {} in", b"item,table,")
     pd.concat([rows.assign(item=item) for item, rows in files.items()]).set_index("item").to_csv(csv)
@@ -463,10 +464,11 @@ def views(csv: Path, folder: Path) -> list[Path]:
     files, found = [], read(csv)
     require(str(csv), {"item", "table", *COLUMNS} <= set(found), "the columns that `gather` writes", list(found)[:9])
     for item, rows in found.groupby("item", sort=False):
-        require(f"{csv}: item", Path(item).name == item, "the name of a notebook", item)
+        require(f"{csv}: item", item and Path(item).name == item, "the name of a notebook", item)
         parts = [f"# {item}\n"]
         for (table, label), part in rows.groupby(["table", "label"], sort=False):
             parts.append("\n".join(filter(None, (f"## {table}\n", f"*{label}*\n" * bool(label), markdown(part)))))
         files.append(folder / f"{item}.md")
+        require_writable(files[-1], "write {} in", f"# {item}\n".encode())
         files[-1].write_text("\n".join(parts))
     return files

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMITS = {"rcp": 3341, "reproduce": 3492, "tests": 6000}
+LIMITS = {"rcp": 3347, "reproduce": 3499, "tests": 6040}
 
 
 def code_lines(file: Path) -> int:

@@ -117,7 +117,7 @@ def _lossless(image: Image.Image) -> bool:
 def _classes(levels: np.ndarray) -> bool:
     """Whether levels are class numbers: no two with JPEG's noise around both, and few, or areas of 2 x 2 pixels or more, no edges."""
     few, top = len(np.unique(levels)) <= LABELS, levels.max()
-    between = (levels > 0) & (levels < top)
+    between = (levels > 0) & (levels < top) & (levels != np.bincount(levels.ravel()).argmax())  # JPEG's black may be 3
     low, high = levels[between] < top / 16, levels[between] > top - top / 16
     noise = top > 2 * LABELS and low.any() and high.any() and (few or (low | high).mean() > 0.5)
     if few and not noise:

@@ -53,7 +53,7 @@ def _at(path: Path, train: bool) -> Iterable[Path]:
         raise ValueError(f"no image in {path} (of {', '.join(IMAGE_SUFFIXES)}); it holds {there}{hint}")
     if not path.exists() and glob.has_magic(str(path)):
         base = next(p for p in path.parents if p.is_dir())  # brackets in its name are no pattern
-        there = [base / n for n in glob.glob(str(path.relative_to(base)), root_dir=base, recursive=True)]
+        there = [base / n for n in {*glob.glob(str(path.relative_to(base)), root_dir=base, recursive=True)}]
         found = sorted(filter(named_as_image, there))
         require("images", bool(found), "a pattern that fits some image", str(path))
         say_what_is_left_out(base, found, filter(Path.is_file, there))

@@ -1,13 +1,13 @@
 """Hyper-parameters of the refinement network and of its training (Appendix D.1)."""
 
 import dataclasses
-import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from rcp.checks import check_fields, check_names, check_type, limited, require
+from rcp.data.layouts import content_hash
 from rcp.paths import data_root
 from rcp.refinement.simulation import DRAWN, Simulation, check_side, draw_textures, load_textures, texture_files
 
@@ -95,12 +95,11 @@ class RefinementConfig:
         return dataclasses.asdict(self)
 
     def identity(self) -> dict:
-        """What a training depends on: the options, and the textures by their names and sizes, not by where they lie."""
+        """What a training depends on: the options, and the textures by their names and content, not by where they lie."""
         textures = None if self.simulation.kind == "structure" else self.textures
         if textures not in (None, "drawn"):
-            files = texture_files(self._textures_root())
-            listed = "\n".join(f"{file.parent.name}/{file.name} {file.stat().st_size}" for file in files)
-            textures = hashlib.blake2b(listed.encode(), digest_size=12).hexdigest()
+            files = ((f"{f.parent.name}/{f.name}", f, f.stat()) for f in texture_files(self._textures_root()))
+            textures = content_hash(tuple((name, f, s.st_size, s.st_mtime_ns) for name, f, s in files))
         return self.asdict() | {"textures": textures}
 
     def _textures_root(self) -> Path:

@@ -119,6 +119,8 @@ def test_watch_scores_each_image_once_whatever_happens(data, part, tmp_path, cap
     assert [os.path.basename(row["path"]) for row in look()] == ["half.png"], "a renamed one is no new one"
     log.write_bytes(log.read_bytes() + b'{"path": "cut of')
     assert look() == [] and len(log.read_text().splitlines()) == 2, "a restart goes on; what a kill cut is removed"
+    log.write_bytes(log.read_bytes()[:-1])
+    assert len(look()) == 1 and len(log.read_text().splitlines()) == 2, "a line without its end was not written whole"
     (folder / "c.png").write_bytes(whole[2])
     assert len(look()) == 1, "written anew it is a new image"
     (folder / "d.png").symlink_to(folder / "absent")
@@ -127,14 +129,14 @@ def test_watch_scores_each_image_once_whatever_happens(data, part, tmp_path, cap
     assert look() == []
     (folder / "bad.png").write_bytes(b"never an image")
     assert "error" in look(15)[0] and look(15) == [], "reported once"
-    (tmp_path / "notes.txt").write_text("no log")
+    (tmp_path / "notes.txt").write_text('{"no": "log"}')
     for wrong, words in (
         (tmp_path / "notes.txt", "lines of JSON that watch wrote, got '.*notes.txt, line 1"),
         (log, "2 or more"),
     ):
         with pytest.raises(ValueError, match=words):
             list(watch(detector, folder, wrong, 0, 1 if wrong == log else 3))
-    assert (tmp_path / "notes.txt").read_text() == "no log"
+    assert (tmp_path / "notes.txt").read_text() == '{"no": "log"}'
     shutil.rmtree(folder)
     with pytest.raises(ValueError, match="folder: expected a folder that is there"):
         look()

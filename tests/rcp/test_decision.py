@@ -27,6 +27,7 @@ def test_the_literal_rank_and_ties():
     scores = np.arange(1.0, 20.0)  # 19 images: rank 19 of 19 at 0.05
     assert threshold(scores, 0.05) > 19 and threshold(scores, 0.1) > 18 and threshold(scores, 0.1) < 19
     assert threshold(np.r_[scores, 19.0], 0.05) > 19, "equal scores are not flagged"
+    assert threshold(scores, 1 - 1e-12) < 2, "at least the lowest score is held out"
 
 
 @pytest.mark.parametrize(("scores", "rate", "words"), [

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save
 
-from rcp import PatchCore, ReConPatch
+from rcp import PatchCore, ReConPatch, backbone
 from rcp.data import load_dataset
 from rcp.detector import resolve_device
 
@@ -201,7 +202,7 @@ def test_features_of_another_width_are_refused(fitted, data):
     np.testing.assert_array_equal(turned[::-1], fitted.predict_features(p).scores)
 
 
-def test_what_load_refuses(fitted, tmp_path):
+def test_what_load_refuses(fitted, data, tmp_path):
     with pytest.raises(FileNotFoundError, match="no detector file"):
         ReConPatch.load(tmp_path / "absent.rcp")
     (tmp_path / "text.rcp").write_text("not a detector")
@@ -212,6 +213,19 @@ def test_what_load_refuses(fitted, tmp_path):
         PatchCore.load(tmp_path / "ok.rcp")
     with pytest.raises(ValueError, match=r"are not the weights .* was fitted with"):
         ReConPatch.load(tmp_path / "ok.rcp", weights="random:1")
+    states = (backbone.Backbone("resnet18", f"random:{i}", (2, 3)).trunk.state_dict() for i in (0, 1))
+    first, second = (save({n: t.contiguous() for n, t in state.items()}) for state in states)
+    (file := tmp_path / "w.safetensors").write_bytes(first)
+    detector = PatchCore(**SMALL | {"weights": str(file)}).fit(data.train[:2], log=len)
+    file.write_bytes(second)
+    detector.save(tmp_path / "first.rcp")
+    with pytest.raises(ValueError, match=r"are not the weights .*first.rcp was fitted with"):
+        ReConPatch.load(tmp_path / "first.rcp")
+    file.write_bytes(first)
+    loaded = ReConPatch.load(tmp_path / "first.rcp")
+    file.write_bytes(second)
+    with pytest.raises(ValueError, match="weights: expected those of the fit, resnet18/blake2b:"):
+        loaded.predict(data.test[0])
 
 
 def test_device_that_is_not_there():

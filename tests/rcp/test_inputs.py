@@ -62,6 +62,7 @@ def test_what_a_pattern_fits_and_is_not_read_is_named(folder, recwarn):
     assert len(list(images_of(f"{folder}/*.png"))) == 3 and not len(recwarn)
     with pytest.warns(UserWarning, match=r"files left out of .*: 1 of \./\*\.jfif$"):
         assert len(list(images_of(f"{folder}/*"))) == 3
+    assert len(list(images_of(f"{folder}/**/**/*.png"))) == 3, "each once"
 
 
 def test_fit_takes_a_folder_or_a_generator_and_keeps_no_more_than_the_files(data, detector):
@@ -230,6 +231,9 @@ def test_a_prediction_is_saved_as_a_table_and_overlays(detector, data, tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no such image: .*gone\.png"):
         dataclasses.replace(out, paths=(tmp_path / "gone.png", *out.paths[1:])).save(tmp_path / "gone")
     assert len((tmp_path / "gone/predictions.csv").read_text().splitlines()) == 4
+    Image.new("RGB", (9, 5)).save(tmp_path / "gone.png")
+    with pytest.raises(ValueError, match=r"gone\.png: expected the image that was scored, 256 x 256 px, got \(9, 5\)"):
+        dataclasses.replace(out, paths=(tmp_path / "gone.png", *out.paths[1:])).overlay(0)
     page = dataclasses.replace(out, paths=("a<b>.png", *out.paths[1:]))._repr_html_()
     assert page.count("<img") == 3 and 'class="tex2jax_ignore' in page
     assert "a&lt;b&gt;.png" in page and "<b>.png" not in page

@@ -43,6 +43,7 @@ def test_coreset_random_start_and_projection_follow_the_seed():
     assert picks[0] == picks[1] != picks[2]
     first, second = (greedy_k_center(x, 20, seed=s).tolist() for s in (1, 2))
     assert first == second, "the default draws nothing"
+    assert greedy_k_center((300 * x).half(), 9).tolist() == greedy_k_center((300 * x).half().float(), 9).tolist()
     started = greedy_k_center(x, 20, start="random", seed=3).tolist()
     assert started == literal.greedy_k_center(x.numpy(), 20, started[0])
 

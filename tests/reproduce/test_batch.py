@@ -82,6 +82,11 @@ def test_what_was_cut_deleted_or_half_written_is_made_again(tmp_path, small_demo
         (outcome,) = batch.reproduce({"data_root": str(small_demo)}, [file], say=len)
         assert outcome.seconds and not outcome.error, name
     assert batch.reproduce({"data_root": str(small_demo)}, [file], say=len)[0].seconds is None
+    of_file = tiny(tmp_path, "named", "print(open(anomalib_results).read())", DECLARED + '\nanomalib_results: str = ""')
+    for content in ("one", "other"):
+        (tmp_path / "an.csv").write_text(content)
+        given = {"data_root": str(small_demo), "anomalib_results": str(tmp_path / "an.csv")}
+        assert batch.reproduce(given, [of_file], say=len)[0].seconds, "a file that a parameter names has changed"
 
 
 def test_two_batches_do_not_write_into_one_folder(tmp_path, small_demo, folder):
@@ -202,6 +207,11 @@ def test_what_is_published_names_no_machine_and_leaves_out_what_failed(tmp_path,
     text, name = file.read_text(), small_demo.name
     assert str(small_demo.parent) not in text and str(batch.PROJECT) not in text and "start_time" not in text
     assert f"{name} ['{name}/gear'] 2" in text, "what is published keeps its outputs"
+    assert cli.main(["publish", str(folder), "--into", str(into)]) == 0, "again"
+    file.write_text("mine")
+    for to in (into, batch.PROJECT / "notebooks"):
+        assert cli.main(["publish", str(folder), "--into", str(to)]) == 1
+    assert file.read_text() == "mine"
 
 
 def test_doctor_names_what_is_missing_and_how_to_get_it(capsys, monkeypatch, tmp_path):

@@ -63,7 +63,7 @@ def test_identity_of_a_refined_entry(entry, tmp_path):
         (tmp_path / folder / "dotted").mkdir(parents=True)
         Image.new("RGB", (80, 80), "red").save(tmp_path / folder / "dotted" / "1.png")
     assert key() == key() and key(**textures["a"]) == key(**textures["b"]), "where the same textures lie is no matter"
-    Image.new("RGB", (80, 80), "blue").save(tmp_path / "b" / "dotted" / "2.png")
+    Image.new("RGB", (80, 80), "blue").save(tmp_path / "b" / "dotted" / "1.png")  # of the same size
     others = [key(seed=1), key(epochs=3), key(opacity=(0.5, 1.0)), key(**textures["a"]), key(**textures["b"])]
     assert len({key(), *others}) == 6
 

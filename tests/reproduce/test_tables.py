@@ -337,7 +337,13 @@ def test_what_is_written_can_be_read_gathered_and_viewed(tmp_path):
     assert tables.in_words(back[back["table"] == "image AUROC"].drop(columns=["low", "high"])) == tables.in_words(rows)
     (tmp_path / "table_5_entries.csv").write_text("method,dim\nPatchCore,64\n")
     tables.write({"Table 1": rows.iloc[:0]}, tmp_path / "table_1.csv")
-    tables.gather(tmp_path, tmp_path / "published.csv")
+    for _ in range(2):  # its own file is none of the run's
+        tables.gather(tmp_path, tmp_path / "published.csv")
+    assert len(tables.read(tmp_path / "published.csv")) == len(back)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/table_7.md").write_text("mine")
+    with pytest.raises(OSError, match=r"table_7\.md is an image, or not what rcp writes there"):
+        tables.views(tmp_path / "published.csv", tmp_path / "mine")
     (view,) = tables.views(tmp_path / "published.csv", tmp_path)
     text = view.read_text()
     assert view.name == "table_7.md" and text.startswith("# table_7\n\n## image AUROC\n\n*btad; 10 epochs*\n\n|")

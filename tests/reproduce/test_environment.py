@@ -163,7 +163,7 @@ def test_make_hands_values_to_python_as_one_argument_each(capsys):
     environment = {"PATH": os.environ["PATH"]}
     printed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
     (line,) = re.findall(r"-m reproduce reproduce\s+(.*?)\s*\|\|", printed)
-    assert shlex.split(line) == ["--data-root", "my data", "--categories-words", "a b", "--epochs", "2"]
+    assert shlex.split(line) == ["--data-root=my data", "--categories-words=a b", "--epochs=2"]
     given = _parser().parse_args(["reproduce", "--categories-words", "'a b' 01", "--seeds-words", "0 1"])
     assert given.categories == ["a b", "01"] and given.seeds == [0, 1]
     with pytest.raises(SystemExit):

@@ -43,7 +43,7 @@ def _fit(o: argparse.Namespace) -> None:
 
 
 def _predict(o: argparse.Namespace) -> int:
-    detector, rows, skipped, defective = _loaded(o), [], [] if o.skip_unreadable else None, []
+    detector, skipped, defective = _loaded(o), [] if o.skip_unreadable else None, []
     given = [images_of(image) for image in o.images]  # what is misspelt is said before any is scored
     threshold, why = detector.decide(detector.refiner_ is not None)
     if threshold is None:
@@ -56,11 +56,10 @@ def _predict(o: argparse.Namespace) -> int:
             print(json.dumps(found) if o.json else _line(found), flush=True)
             defective.append(found["defective"])
             if o.out:
-                rows.append(found)
+                how = {"mode": "a", "header": False, "index": False, "errors": "surrogateescape"}
+                tabulated([found]).to_csv(o.out / "predictions.csv", **how)  # a run that is killed leaves what it has
                 one.save_overlay(o.out, 0, number)
-    finally:  # also what was scored before one that cannot be read
-        if o.out:
-            tabulated(rows).to_csv(o.out / "predictions.csv", index=False, errors="surrogateescape")
+    finally:
         for name, reason in skipped or ():
             _say(f"left out, {name}: {reason}")
     return (int(any(defective)) if threshold is not None and defective else 2) if o.fail else 0

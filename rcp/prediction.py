@@ -22,6 +22,9 @@ from rcp.paths import require_writable
 _STORED = {1: (0, 0, 0), 2: (0, 1, 0), 3: (0, 1, 1), 4: (0, 0, 1), 5: (1, 0, 0), 6: (1, 0, 1), 7: (1, 1, 1), 8: (1, 1, 0)}  # fmt: skip
 
 
+COLUMNS = ("path", "score", "defective", "threshold", "regions", "left", "top", "right", "bottom")  # of the table
+
+
 class Box(NamedTuple):
     """A region in which patches reach the threshold: pixels of the original image, right and bottom outside it; its highest score."""
 
@@ -201,7 +204,7 @@ def results_folder(folder: Path, images: Iterable) -> Path:
     with table.open(newline="", errors="surrogateescape") as file:  # of an earlier run: its pictures go, and none else
         for number, row in enumerate(csv.reader(file)):
             _picture(folder, "".join(row[:1]), number).unlink(missing_ok=True)
-    table.write_text("")  # a run that is killed leaves a folder that the next one knows
+    table.write_text(f"{','.join(COLUMNS)}\n")  # a run that is killed leaves a folder that the next one knows
     return folder
 
 
@@ -214,10 +217,9 @@ def tabulated(records: Iterable[dict]):
     """DataFrame of path, score, defective (missing without a threshold), the number of regions, and the box of the highest."""
     import pandas as pd
 
-    sides = ("left", "top", "right", "bottom")
-    of = ((r, r["boxes"]) for r in records)
+    sides, of = COLUMNS[5:], ((r, r["boxes"]) for r in records)
     rows = [r | {"regions": len(b)} | {s: b[0][s] if b else None for s in sides} for r, b in of]
-    table = pd.DataFrame(rows, columns=["path", "score", "defective", "threshold", "regions", *sides])
+    table = pd.DataFrame(rows, columns=COLUMNS)
     return table.astype({"defective": "boolean", **dict.fromkeys(sides, "Int64")})
 
 

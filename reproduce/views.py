@@ -84,7 +84,10 @@ def anomalib_results(csv: str | Path) -> pd.DataFrame:
         ValueError: no such table; names the file and the columns that it lacks.
     """
     require("anomalib_results", Path(csv).is_file(), "a results.csv of anomalib's benchmark", str(csv))
-    found = pd.read_csv(csv, dtype=str, keep_default_na=False)
+    try:
+        found = pd.read_csv(csv, dtype=str, keep_default_na=False)
+    except ValueError as error:  # pandas' own are of its kind, too
+        raise ValueError(f"anomalib_results: {csv} is no table: {error}") from None
     endings = {
         "method": "model.class_path", "category": "category", "image_auroc": "image_AUROC", "pixel_auroc": "pixel_AUROC",
     }  # fmt: skip
@@ -93,7 +96,10 @@ def anomalib_results(csv: str | Path) -> pd.DataFrame:
         raise ValueError(f"anomalib_results: {csv} has no column {', '.join(missing)}; it has {', '.join(found)}")
     frame = pd.DataFrame({name: found[there[0]] for name, there in columns.items()}).assign(seed=0)
     frame["method"] = frame["method"].str.rpartition(".")[2] + " (anomalib's own run)"
-    return frame.astype(dict.fromkeys(("image_auroc", "pixel_auroc"), float))
+    rates = frame[["image_auroc", "pixel_auroc"]].apply(pd.to_numeric, errors="coerce")
+    fits = bool(((rates >= 0) & (rates <= 1)).to_numpy().all()) and not frame.duplicated(["method", "category"]).any()
+    require(f"anomalib_results: {csv}", fits, "one row for each method and category, AUROCs from 0 to 1", len(frame))
+    return frame.assign(**rates)
 
 
 # ---- what figures show ----

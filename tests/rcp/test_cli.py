@@ -14,7 +14,7 @@ from PIL import Image
 from rcp.__main__ import main
 from rcp.data import load_dataset
 from rcp.detector import load
-from rcp.prediction import results_folder
+from rcp.prediction import Prediction, results_folder
 from rcp.watch import watch
 
 HOW = [
@@ -46,6 +46,10 @@ def test_loose_jpegs_without_labels_to_decisions(data, part, tmp_path, capsys):
     assert len(list(out.glob("*.jpg"))) == 4 and len((out / "predictions.csv").read_text().splitlines()) == 5
     shutil.copy(next(out.glob("*.jpg")), results_folder(tmp_path / "killed", []))
     assert results_folder(tmp_path / "killed", []), "what a killed run has left is taken"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Prediction, "save_overlay", lambda _self, _folder, _i, number: 1 // (3 - number))
+        assert main(["predict", str(part), str(tmp_path), "--out", str(out)]) == 2
+    assert len((out / "predictions.csv").read_text().splitlines()) == 4, "rows are written as they come"
     (tmp_path / "text.jpg").write_text("text")
     for name, left in (("1.jpg", ["0001_1.jpg"]), ("text.jpg", [])):
         assert main(["predict", str(part), str(tmp_path / name), "--skip-unreadable", "--out", str(out)]) == 0

@@ -116,7 +116,12 @@ def test_one_training_image_is_refused(settings, tmp_path):
 def test_a_results_file_of_anomalib_is_read(tmp_path):
     file = tmp_path / "results.csv"
     head = "accelerator,model.class_path,data.class_path,data.init_args.category,image_AUROC,pixel_AUROC\n"
-    file.write_text(head + "cpu,anomalib.models.Padim,anomalib.data.MVTecAD,bottle,0.99,0.97\n")
+    row = "cpu,anomalib.models.Padim,anomalib.data.MVTecAD,bottle,0.99,0.97\n"
+    for wrong in (head + row.replace("0.97", "97.1"), head + 2 * row, head + row.replace("0.97", ""), ""):
+        file.write_text(wrong)
+        with pytest.raises(ValueError, match=r"anomalib_results: .*results\.csv"):
+            views.anomalib_results(file)
+    file.write_text(head + row)
     (row,) = views.anomalib_results(file).to_dict("records")
     assert list(row) == ["method", "category", "image_auroc", "pixel_auroc", "seed"]
     assert list(row.values()) == ["Padim (anomalib's own run)", "bottle", 0.99, 0.97, 0]

@@ -424,7 +424,7 @@ def of_store(store, csv: Path) -> int:
         identity, measured = info["identity"], info["metrics"]
         kind = next((name for key, name in kinds.items() if key in identity), "entry")
         of = {"task": identity.get("study", kind), "category": info.get("data", {}).get("category", "")}
-        of |= info["config"] | {"weights": Path(info["config"]["weights"]).name}
+        of |= info["config"] | {"weights": Path(info["config"]["weights"]).name, "peer": identity.get("name")}
         of["perturbed"] = any((identity.get("perturbation") or {}).values())
         of |= {n: v for n, v in measured.items() if isinstance(v, int | float)}
         seconds = sum(info["seconds"].values())

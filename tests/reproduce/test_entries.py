@@ -155,7 +155,8 @@ def test_what_is_published_keeps_its_identity():
     for info in found:
         of = info["identity"].get("entry", info["identity"])["config"]  # a study's is of its entry
         own = json.loads(json.dumps(Config.build(**info["config"]).upto("scores")))
-        assert own | {"weights": of["weights"]} == of
+        foreign = info["identity"].get("name") not in (None, "PatchCore", "ReConPatch")  # a peer, of a few of them
+        assert foreign or own | {"weights": of["weights"]} == of
     assert len(found) > 200
 
 

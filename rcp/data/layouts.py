@@ -113,12 +113,17 @@ class Dataset:
             for path, defect, mask in zip(split.paths, split.defects, split.masks, strict=True):
                 files += [(f"{role}\0{defect}", path)] + ([(f"mask\0{defect}", mask)] if mask else [])
         named = [(f"{kind}\0{Path(os.path.relpath(path, self.folder)).as_posix()}", path) for kind, path in files]
-        stamped = ((name, path, path.stat()) for name, path in sorted(named))
-        return content_hash(tuple((name, path, s.st_size, s.st_mtime_ns) for name, path, s in stamped))
+        return content_hash(sorted(named))
+
+
+def content_hash(named: Sequence[tuple[str, Path]]) -> str:
+    """32 hex digits of names and content; files are read once by a process, and again where a size or time has changed."""
+    stamped = ((name, path, path.stat()) for name, path in named)
+    return _content_hash(tuple((name, path, s.st_size, s.st_mtime_ns) for name, path, s in stamped))
 
 
 @lru_cache(maxsize=64)
-def content_hash(files: tuple[tuple[str, Path, int, int], ...]) -> str:
+def _content_hash(files: tuple[tuple[str, Path, int, int], ...]) -> str:
     total = hashlib.blake2b(digest_size=16)
     for (name, *_), digest in zip(files, threaded(lambda file: file_hash(file[1]).digest(), files), strict=True):
         total.update(hashlib.blake2b(name.encode("utf-8", "surrogateescape")).digest() + digest)

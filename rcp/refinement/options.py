@@ -98,8 +98,7 @@ class RefinementConfig:
         """What a training depends on: the options, and the textures by their names and content, not by where they lie."""
         textures = None if self.simulation.kind == "structure" else self.textures
         if textures not in (None, "drawn"):
-            files = ((f"{f.parent.name}/{f.name}", f, f.stat()) for f in texture_files(self._textures_root()))
-            textures = content_hash(tuple((name, f, s.st_size, s.st_mtime_ns) for name, f, s in files))
+            textures = content_hash([(f"{f.parent.name}/{f.name}", f) for f in texture_files(self._textures_root())])
         return self.asdict() | {"textures": textures}
 
     def _textures_root(self) -> Path:

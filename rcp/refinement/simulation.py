@@ -198,9 +198,8 @@ def texture_files(root: str | Path) -> list[Path]:
         ValueError: a folder without images.
     """
     if not Path(root).is_dir():
-        raise FileNotFoundError(
-            f"textures: no folder {root}; name DTD's, or fetch it: python -m reproduce download dtd"
-        )
+        fetch = "name DTD's, or fetch it: python -m reproduce download dtd"
+        raise FileNotFoundError(f"textures: no folder {root}; {fetch}")
     found = sorted(filter(named_as_image, Path(root).rglob("*")))
     require(f"textures: no images in {root}", len(found) > 0, f"{', '.join(IMAGE_SUFFIXES)} in it or below", found)
     return found

@@ -65,7 +65,8 @@ def bank_memory(table: pd.DataFrame) -> Figure:
         for method, colour in (("PatchCore", NORMAL), ("ReConPatch", DEFECTIVE)):
             rows = part[part["method"] == method].set_index("megabytes")
             _ours_and_published(axis, rows, colour, colour, of=f"{method}, ")
-        axis.set(xscale="log", xlabel="memory bank, MB", ylabel=f"{METRICS[metric]}, %")
+        axis.set_xscale("log", base=2)  # sizes double: each has its tick
+        axis.set(xlabel="memory bank, MB", ylabel=f"{METRICS[metric]}, %")
         axis.xaxis.set(major_formatter="{x:g}", minor_formatter="")
     legend(figure, fontsize=7)
     return figure

@@ -75,8 +75,10 @@ def normalize(images: Tensor) -> Tensor:
 
 def weights_identity(name: str, weights: str) -> str:
     """What the weights are, not where: a file's content hash, else the tag or ``random:SEED`` itself, with the model's name."""
-    what = f"blake2b:{_file_hash(Path(weights), Path(weights).stat().st_mtime_ns)}" if _is_file(weights) else weights
-    return f"{name}/{what}"
+    if not _is_file(weights):
+        return f"{name}/{weights}"
+    found = Path(weights).stat()
+    return f"{name}/blake2b:{_file_hash(weights, found.st_size, found.st_mtime_ns)}"
 
 
 def check(name: str, weights: str) -> None:
@@ -139,7 +141,7 @@ def _tag_of(weights: str) -> str | None:
 
 
 @lru_cache
-def _file_hash(path: Path, _mtime: int) -> str:
+def _file_hash(path: str, *_stamp: int) -> str:
     return file_hash(path, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 

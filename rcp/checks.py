@@ -11,7 +11,7 @@ from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, strided
 
 # The least that a number may be, wherever a public function has an argument of this name.
 LEAST = dict.fromkeys(("count", "k", "b", "m", "n", "draws", "projection", "batch", "side", "size", "patches"), 1)
@@ -71,6 +71,8 @@ def check_type(name: str, kind: Any, value: Any) -> Any:
         short = all(len(part.encode(errors="surrogateescape")) < 256 for part in Path(value).parts)
         require(name, short and str(value) and "\0" not in str(value), "a path", value)
     if isinstance(value, Tensor) and Tensor in kinds:
+        plain = value.layout is strided and not (value.is_meta or value.requires_grad)
+        require(name, plain, "a dense tensor in memory, detached from autograd", (value.shape, value.layout))
         numbers = value.is_floating_point() and bool((value.float().abs() <= LARGEST).all())
         odd = ", some NaN or infinite, or larger" * value.is_floating_point()
         words, found = f"finite floating-point numbers of at most {LARGEST:g}", f"{tuple(value.shape)} of {value.dtype}"
@@ -88,14 +90,14 @@ def limited(default: Any, about: dict | None = None, *, above=None, least=None, 
 
 
 def _numbers(name: str, value: Any) -> Any:
-    """``value`` if numpy takes it for numbers, and would not forget that some are masked."""
+    """``value`` as an array, if numpy takes it for numbers, and would not forget that some are masked."""
     require(name, not np.ma.is_masked(value), "an array without masked numbers", value)
     try:
         kind = np.asarray(value).dtype.kind
-    except (TypeError, ValueError):  # lists of different lengths, a tensor of a GPU
+    except (TypeError, ValueError, RuntimeError):  # lists of different lengths, a tensor of a GPU or of autograd
         kind = ""
     require(name, kind in tuple("biuf"), "an array of numbers", value)
-    return value
+    return np.asanyarray(value)
 
 
 def checked(function: Callable) -> Callable:

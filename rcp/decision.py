@@ -25,7 +25,7 @@ def threshold(held_out: np.ndarray, rate: float | None = None) -> float:
         ValueError: a rate outside (0, 1), or one that so few images do not support; more than half of the scores are the same.
     """
     scores = np.sort(np.asarray(held_out, np.float64).ravel())
-    require("held_out", np.isfinite(scores).all(), "finite scores", held_out)
+    require("held_out", (np.abs(scores) < 3e38).all(), "finite scores of float32", held_out)
     n = len(scores)
     rate = rate_of(n, rate)
     differing = "normal images that differ (a threshold needs the spread of their scores)"

@@ -20,6 +20,7 @@ def score_maps(scores: Tensor, size: int | tuple[int, int], blur: float) -> np.n
     sizes = tuple(size) if isinstance(size, tuple | list) else (size, size)
     fits = len(sizes) == 2 and all(0 < n <= 2**15 for n in sizes)
     require("size", fits, "one or two sides of 1 to 32768 pixels", size)
+    require("blur", blur <= 2**15, "at most 32768 pixels", blur)
     rows, columns = (axis_operator(n, s, blur).to(scores) for n, s in zip(scores.shape[1:], sizes, strict=True))
     return (rows @ scores @ columns.T).cpu().numpy()
 

@@ -62,7 +62,10 @@ class Prediction:
 
     def __post_init__(self):
         check_fields(self)
-        require("scores", np.isfinite(self.scores).all(), "finite numbers", self.scores)
+        require("scores", np.ndim(self.scores) == 1 and np.isfinite(self.scores).all(), "finite (n,)", self.scores)
+        names = ("maps", "patch_scores", "paths", "originals")
+        sizes = {len(v) for name in names if (v := getattr(self, name)) is not None and len(v)}
+        require(", ".join(names), sizes <= {len(self)}, f"one for each of {len(self)} scores", sizes)
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -105,6 +108,7 @@ class Prediction:
         upright: in the image as EXIF says it is to be seen, instead of as its file stores it.
         """
         self._check(i)
+        require("patch_scores", self.patch_scores is not None, "a prediction with patch scores", None)
         width, height, orientation = self.originals[i]
         hot = self.patch_scores[i] >= (self.threshold if self.threshold is not None else np.inf)
         left, top, right, bottom = self.transform.window(width, height)
@@ -146,7 +150,8 @@ class Prediction:
         paths = self.paths or [f"image {i}" for i in range(len(self))]
         for i, (path, score) in enumerate(zip(paths, self.scores.tolist(), strict=True)):
             defective = None if self.threshold is None else score >= self.threshold
-            boxes = [box._asdict() for box in (self.boxes(i) if self.originals else ())]
+            found = self.boxes(i) if self.originals and self.patch_scores is not None else ()
+            boxes = [box._asdict() for box in found]
             yield dict(path=str(path), score=score, defective=defective, threshold=self.threshold, boxes=boxes)
 
     def table(self):

@@ -83,6 +83,7 @@ def simulate(
         found, needed = (textures.shape[1:], textures.dtype), (images.shape[1:], np.uint8)
         require("textures", found == needed, f"images of the shape {images.shape[1:]} of uint8", found)
     numbers = range(len(images)) if numbers is None else numbers
+    require("numbers", len(numbers) == len(images), f"one of each of {len(images)} images", numbers)
     out, masks = images.copy(), np.zeros(images.shape[:3], bool)
 
     def one(i: int) -> None:

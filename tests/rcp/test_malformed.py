@@ -21,6 +21,7 @@ from rcp.data.perturb import Perturbation
 from rcp.detector import load
 from rcp.files import read_tensors, write_tensors
 from rcp.refinement import Refinement, Simulation
+from rcp.refinement.simulation import simulate
 from rcp.watch import watch
 
 RCP = str(Path(coreset.__file__).parent)
@@ -29,6 +30,7 @@ ODD = (*JUNK, None, "x", [], {})
 X, Y, F = torch.randn(50, 8), np.array([0, 1, 0, 1]), torch.randn(3, 16, 64)
 SMALL = Config(dim=32, epochs=1, batch_size=16, device="cpu", patch_dim=64)
 TENSORS = ("x", None, X.numpy(), X[0], X * math.nan, X * 1e19, X.long(), X[:0], X[:, :0], X.to(torch.complex64))
+TENSORS += (X.to_sparse(), X.to("meta"), X.clone().requires_grad_())
 COUNTS = (None, "3", 0, -1, 1.5, math.nan, [], True, 10**30)
 NUMBERS = (None, "x", math.nan, math.inf, [], True, 1j)
 PATHS = (None, 3, "", [], {}, b"x", 1.5, "a\0b", "x" * 5000, math.nan, True)
@@ -46,6 +48,8 @@ def calls(detector, folder):
     of_p += (np.float32(p) * 1e7, np.ma.masked_less(p, 2))
     for name in {f.name for f in dataclasses.fields(out)} - {"why"}:
         yield name, lambda v, name=name: dataclasses.replace(out, **{name: v}), (3j, "x", object(), MASKED, {})
+    for name in ("scores", "maps", "patch_scores", "paths", "originals"):
+        yield "", lambda v, name=name: dataclasses.replace(out, **{name: v}), [getattr(out, name)[:1]]
     for kind in (Config, Refinement, Perturbation, Simulation, Transform):
         for field in dataclasses.fields(kind):
             yield field.name, lambda v, kind=kind, name=field.name: kind(**{name: v}), JUNK
@@ -67,10 +71,10 @@ def calls(detector, folder):
         ("queries", lambda v: scoring.patch_scores(v, scoring.MemoryBank(X, 3)), TENSORS[:6]),
         ("weighting", lambda v: scoring.patch_scores(X, scoring.MemoryBank(X, 3), v), ODD),
         ("size", lambda v: maps.score_maps(torch.rand(2, 8, 8), v, 4.0), (*COUNTS, (1,), (0, 4), 10**9)),
-        ("blur", lambda v: maps.score_maps(torch.rand(2, 8, 8), 32, v), (*NUMBERS, -1)),
+        ("blur", lambda v: maps.score_maps(torch.rand(2, 8, 8), 32, v), (*NUMBERS, -1, 1e9)),
         ("scores", maps.center_and_deviation, (*SCORES, [], [math.nan])),
         ("beta", lambda v: maps.modified_z_score([1.0], 0.0, 1.0, v), (*NUMBERS, 0, -1)),
-        ("held_out", decision.threshold, (*SCORES, [math.nan, 1, 2])),
+        ("held_out", decision.threshold, (*SCORES, [math.nan, 1, 2], [1e39, 1, 2])),
         ("rate", lambda v: decision.threshold(np.arange(99.0), v), (*NUMBERS[1:], 0, 1, -1, 1e-9)),
         ("false_alarm_rate", lambda v: decision.false_alarms(5, v, 10), (0, 1, 0.01)),
         ("features", lambda v: model.train(v, SMALL, len), (None, "x", F.numpy(), F[0], F * math.nan, F.long(), F[:0], F > 0)),
@@ -105,6 +109,8 @@ def calls(detector, folder):
         ("epochs", lambda v: setattr(detector, "epochs", v), (3, None)),
         ("device", lambda v: load(folder / "a.rcp", device=v), (3, [], {}, "", "gpu", "mps", "hpu", "cuda:99", "meta", True)),
         ("weights", lambda v: load(folder / "a.rcp", weights=v), (3, [], {}, "random:1", "random:x", f"random:{10**30}", "no.pth", True)),
+        ("patch_scores", dataclasses.replace(out, patch_scores=None).boxes, [0]),
+        ("numbers", lambda v: simulate(IMAGES, Simulation(kind="structure"), numbers=v), (3, "x", [1])),
         *(("i", getattr(out, name), (None, "x", 1.5, [], -1, 99, True)) for name in ("boxes", "maps_on_original", "overlay")),
         ("i", out.__getitem__, (None, "x", 1.5, [], -9, 99, slice(0, 2))),
         *(("root", f, (*PATHS, "/nope", folder / "a.rcp")) for f in (load_dataset, categories)),

@@ -11,7 +11,7 @@ from rcp.config import WHOLE, Config
 from rcp.data.sources import images_of
 from rcp.detector import ReConPatch, load
 from rcp.paths import require_writable
-from rcp.prediction import results_folder, tabulated
+from rcp.prediction import AS_CSV, results_folder, tabulated
 from rcp.watch import watch
 
 PRESETS = {"inspection": {}, "patchcore": {"representation": "none"} | WHOLE, "paper": {}}
@@ -56,8 +56,7 @@ def _predict(o: argparse.Namespace) -> int:
             print(json.dumps(found) if o.json else _line(found), flush=True)
             defective.append(found["defective"])
             if o.out:
-                how = {"mode": "a", "header": False, "index": False, "errors": "surrogateescape"}
-                tabulated([found]).to_csv(o.out / "predictions.csv", **how)  # a run that is killed leaves what it has
+                tabulated([found]).to_csv(o.out / "predictions.csv", **AS_CSV)  # a killed run leaves what it has
                 one.save_overlay(o.out, 0, number)
     finally:
         for name, reason in skipped or ():

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rcp.checks import nearest, require
-from rcp.files import file_hash
+from rcp.files import file_hash, stamp
 from rcp.paths import weights_root
 
 logger = logging.getLogger("rcp")
@@ -77,8 +77,7 @@ def weights_identity(name: str, weights: str) -> str:
     """What the weights are, not where: a file's content hash, else the tag or ``random:SEED`` itself, with the model's name."""
     if not _is_file(weights):
         return f"{name}/{weights}"
-    found = Path(weights).stat()
-    return f"{name}/blake2b:{_file_hash(weights, found.st_size, found.st_mtime_ns)}"
+    return f"{name}/blake2b:{_file_hash(weights, *stamp(Path(weights)))}"
 
 
 def check(name: str, weights: str) -> None:

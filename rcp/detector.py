@@ -473,7 +473,8 @@ class ReConPatch:
         for fold in progress(range(folds), "held-out scores"):
             held = torch.arange(n, device=represented.device) % folds == fold
             others = (~held).repeat_interleave(patches)
-            count = max(2, len(self.bank_.entries) * int(others.sum()) // len(others))  # Eq. 10 needs a neighbour
+            whole = len(self.bank_.entries)
+            count = max(min(whole, 2), whole * int(others.sum()) // len(others))  # Eq. 10 needs a neighbour
             bank = self._memorize(represented.flatten(0, 1), count, others)
             for i in held.nonzero().flatten().tolist():
                 scores[i] = self._score(represented[i], bank).cpu().numpy()

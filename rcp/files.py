@@ -37,7 +37,7 @@ def read_tensors(path: str | Path, kind: str) -> tuple[dict[str, str], dict[str,
     try:
         with safe_open(path, "pt") as file:
             header = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {n: file.get_tensor(n).clone() for n in file.keys()}  # noqa: SIM118 - of the file itself it is a map
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(f"{path} is not a {what} saved by rcp, or is damaged ({error})") from None
     digest, format_ = header.pop("digest", None), header.get("format")
@@ -49,6 +49,12 @@ def read_tensors(path: str | Path, kind: str) -> tuple[dict[str, str], dict[str,
         if t.is_floating_point() and not t.isfinite().all():
             raise ValueError(f"{path} is damaged: {name} holds NaN or infinity")
     return header, tensors
+
+
+def stamp(path: Path) -> tuple[int, ...]:
+    """What differs where a file's content may: inode, size and times, that of its last change of any kind included."""
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def file_hash(path: str | Path, algorithm: str | Callable = "blake2b"):

@@ -23,6 +23,8 @@ _STORED = {1: (0, 0, 0), 2: (0, 1, 0), 3: (0, 1, 1), 4: (0, 0, 1), 5: (1, 0, 0),
 
 
 COLUMNS = ("path", "score", "defective", "threshold", "regions", "left", "top", "right", "bottom")  # of the table
+# Rows below the first: a name need not be text, and may hold the end of a line.
+AS_CSV = {"mode": "a", "header": False, "index": False, "errors": "surrogateescape", "quoting": csv.QUOTE_NONNUMERIC}
 
 
 class Box(NamedTuple):
@@ -161,7 +163,7 @@ class Prediction:
     def save(self, folder: str | Path) -> Path:
         """Writes FOLDER/predictions.csv and an overlay for every image, FOLDER/0001_NAME.jpg; -> the folder."""
         folder = results_folder(Path(folder), self.paths)
-        self.table().to_csv(folder / "predictions.csv", index=False, errors="surrogateescape")
+        self.table().to_csv(folder / "predictions.csv", **AS_CSV)
         # an image may be gone since: the table is there then
         for i in range(len(self.originals) if self.maps is not None else 0):
             self.save_overlay(folder, i, i + 1)

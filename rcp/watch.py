@@ -4,11 +4,13 @@ import json
 import os
 import stat
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 from rcp.checks import checked, require
 from rcp.data.images import named_as_image
+from rcp.data.layouts import BESIDE
 from rcp.detector import ReConPatch
 from rcp.paths import require_writable
 
@@ -30,15 +32,25 @@ def watch(
         seconds: between two looks. looks: how many, then it ends; None goes on.
 
     Raises:
-        ValueError: no such folder, also where it vanishes; ``log`` is no such log; fewer than two looks.
+        ValueError: no such folder, also where it vanishes; ``log`` is no such log, or another watch's; fewer than two looks.
     """
     require("folder", folder.is_dir(), "a folder that is there", str(folder))
     require("seconds", seconds <= 10**6, "at most a million", seconds)
     require_writable(log, "log in {}")
+    with log.open("a") as lock:
+        require("log", _alone(lock, log), "one that no other watch writes", str(log))
+        yield from _look(detector, folder, log, seconds, looks)
+
+
+def _look(detector: ReConPatch, folder: Path, log: Path, seconds: float, looks: int | None) -> Iterator[dict]:
     done, waiting, _ = _done(log), {}, detector.extractor  # weights that cannot be had are no fault of an image
+    said: set[str] = set()
     while looks is None or looks > 0:
         require("folder", folder.is_dir(), "a folder that is there", str(folder))
         there, again = dict(_files(folder)), {}
+        if left := {_kind(p) for p in folder.iterdir() if p not in there and _kind(p)} - said:
+            said |= left
+            warnings.warn(f"not watched in {folder}: {', '.join(sorted(left))}", stacklevel=3)
         if len(done) > KEPT + len(there):
             done = dict.fromkeys(done.keys() & set(there.values()))
         for path, key in there.items():
@@ -53,6 +65,26 @@ def watch(
                 yield found
         waiting, looks = again, None if looks is None else looks - 1
         time.sleep(seconds)
+
+
+def _alone(lock, log: Path) -> bool:
+    """Whether this process holds the lock of the file now; it goes with the process. True where there are no such locks."""
+    try:
+        import fcntl
+
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        pass
+    return log.exists() and os.path.samestat(os.fstat(lock.fileno()), log.stat())  # another's start may have removed it
+
+
+def _kind(path: Path) -> str:
+    """What to call what is not watched: a suffix, or that it is no file; "" for what lies beside images."""
+    if path.name.startswith(".") or path.suffix.lower() in BESIDE:
+        return ""
+    return f"*{path.suffix.lower()}" if path.is_file() else "folders" if path.is_dir() else "what is no file"
 
 
 def _scored(detector: ReConPatch, path: Path, key: str, looks: int) -> dict | None:

@@ -54,6 +54,11 @@ def _opened(source: "str | Path | Image.Image | np.ndarray", name: str | Path = 
         with Image.open(source, formats=FORMATS) as image:
             if image.format == "TIFF":
                 image.filename = ""  # else raw pixels are mapped at the size that EXIF's turn gives them
+                bits, zero, kind = (image.tag_v2.get(n, d) for n, d in ((258, (1,)), (262, 1), (339, (1,))))
+                sound = (
+                    {*bits} <= {1, 2, 4, 8, 16, 32} and (2 not in kind or 32 in bits) and not (zero == 0 and 16 in bits)
+                )
+                require("TIFF", sound, "unsigned levels of 1 to 8 bits, or 16 whose 0 is black", (bits, zero, kind))
             share = min(AT_A_TIME, -(-image.width * image.height // 10**6))
             with _turn:  # one waits at a time: two that have half of what they need would wait for ever
                 for _ in range(share):
@@ -99,7 +104,9 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):  # Pillow's own conversion would clip at 255
         image = Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
     if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), _in(image, "RGBA"))
+        image = _in(image, "RGBA")
+        require("alpha", image.getchannel("A").getbbox() is not None, "some pixel that is not transparent", "none")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return _in(image, "RGB")
 
 
@@ -134,9 +141,14 @@ def _defective(image: Image.Image) -> np.ndarray:
     """
     # of 16 bits in colour Pillow keeps the upper 8
     cut = image.mode[0] != "I" and ";16" in str(getattr(image, "tile", ""))
+    require("pages", getattr(image, "n_frames", 1) == 1, "one, as the image has", getattr(image, "n_frames", 1))
     lossless, mode, image = _lossless(image), image.mode, _upright(image)
     if image.has_transparency_data and np.ptp(alpha := np.asarray(_in(image, "RGBA").getchannel("A"))):
-        levels = alpha
+        levels, image = alpha, _in(_in(image, "RGBA"), "RGB")
+        if len(colours := image.getcolors(LABELS) or ()) > 1:
+            drawn, seen = (np.asarray(image) != max(colours)[1]).any(2), alpha > alpha.max() / 2
+            alike = max((drawn & shape).sum() / (drawn | shape).sum() for shape in (seen, ~seen))
+            require("alpha", alike > 0.5, "the shape that the colours draw (save the mask without alpha)", "another")
     elif image.mode in ("1", "L") or image.mode.startswith("I;16"):
         levels = np.asarray(image).astype(np.uint16)
     else:
@@ -226,7 +238,8 @@ class Transform:
         Classes (0/255, 0/1, class numbers, a palette: at most 32 values or colours, or more where they fill areas, in a file that was not
         compressed with loss): what is not 0 or black, or where nothing is black, not the commonest colour; so soft edges of few levels
         count as defective. JPEG, lossy WebP, JPEG's noise saved as PNG, and edges of many levels: above half of the greatest. A shape in
-        the alpha channel, where that is not the same everywhere: the same of alpha. Of colours with 16 bits, black and white alone.
+        the alpha channel, where that is not the same everywhere: the same of alpha; refused where a few colours draw another one. Of
+        colours with 16 bits, black and white alone. One page.
         of: the image that the mask belongs to.
         Errors: as `image`; ValueError where the whole mask, before any crop, is empty or full.
         """

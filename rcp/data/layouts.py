@@ -18,7 +18,7 @@ import numpy as np
 
 from rcp.checks import check_names, check_type, require
 from rcp.data.images import IMAGE_SUFFIXES, Transform, image_size, named_as_image, threaded
-from rcp.files import file_hash
+from rcp.files import file_hash, stamp
 
 # Of files that are no images.
 BESIDE = (".txt", ".md", ".csv", ".json", ".jsonl", ".xml", ".html", ".pdf", ".db", ".ini", ".rcp")
@@ -118,12 +118,11 @@ class Dataset:
 
 def content_hash(named: Sequence[tuple[str, Path]]) -> str:
     """32 hex digits of names and content; files are read once by a process, and again where a size or time has changed."""
-    stamped = ((name, path, path.stat()) for name, path in named)
-    return _content_hash(tuple((name, path, s.st_size, s.st_mtime_ns) for name, path, s in stamped))
+    return _content_hash(tuple((name, path, *stamp(path)) for name, path in named))
 
 
 @lru_cache(maxsize=64)
-def _content_hash(files: tuple[tuple[str, Path, int, int], ...]) -> str:
+def _content_hash(files: tuple[tuple, ...]) -> str:
     total = hashlib.blake2b(digest_size=16)
     for (name, *_), digest in zip(files, threaded(lambda file: file_hash(file[1]).digest(), files), strict=True):
         total.update(hashlib.blake2b(name.encode("utf-8", "surrogateescape")).digest() + digest)
@@ -135,7 +134,8 @@ def _content_hash(files: tuple[tuple[str, Path, int, int], ...]) -> str:
 
 def _natural(path: Path) -> tuple:
     """Sort key: 2.png before 10.png; the name itself decides between 1.png and 01.png."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", path.name.casefold())], path.name
+    parts = enumerate(re.split(r"([0-9]+)", path.name.casefold()))
+    return [int(part) if i % 2 else part for i, part in parts], path.name
 
 
 def images_in(folder: Path) -> list[Path]:
@@ -149,7 +149,7 @@ def images_in(folder: Path) -> list[Path]:
 
 def _of_a_system(name: str) -> bool:
     """Folders that a file manager, an editor or a file server leaves: .ipynb_checkpoints, @eaDir, __MACOSX."""
-    return name.startswith((".", "@")) or name == "__MACOSX"
+    return name.startswith(".") or name in ("@eaDir", "@tmp", "@Recycle", "#recycle", "__MACOSX")
 
 
 def _files_below(folder: Path) -> list[Path]:
@@ -213,6 +213,8 @@ def _check_masks(test: Split) -> None:
     pairs = [(p, m) for p, m, label in zip(test.paths, test.masks, test.labels, strict=True) if label]
     if all(mask is None for _, mask in pairs):
         return
+    shared = [m for m, n in Counter(m for pair in pairs for m in pair if m).items() if n > 1]
+    require("mask", not shared, "one of one image alone", shared[:1])
     for image, mask in pairs:
         if mask is None or not mask.is_file():
             raise ValueError(f"no mask for the defective image {image}: looked for {mask or 'its entry in the table'}")

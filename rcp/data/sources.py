@@ -63,10 +63,16 @@ def _at(path: Path, train: bool) -> Iterable[Path]:
     return [path]
 
 
+def _name_of_pixels(image) -> str:
+    """The file that a PIL image was opened from, as text: it may have been changed since."""
+    name = getattr(image, "filename", "") if isinstance(image, Image.Image) else ""
+    return name if isinstance(name, str) else ""
+
+
 def batches(images: Iterable, transform: Transform, at_a_time: int, skipped: list | None = None) -> Iterator[tuple]:
     """Reads images as :func:`images_of` gives them, so many at a time, on all cores.
 
-    Yields what a detector sees: each one's path, or "image 3" where it came as pixels; (n, S, S, 3) uint8; their sizes before the crop.
+    Yields what a detector sees: each one's path, or text of pixels ("image 3", a PIL image's file); (n, S, S, 3) uint8; their sizes before the crop.
     skipped: receives (name, reason) of each unreadable one, which is left out; where None, it raises.
     """
 
@@ -78,7 +84,7 @@ def batches(images: Iterable, transform: Transform, at_a_time: int, skipped: lis
 
     numbered = enumerate(images)
     while some := list(islice(numbered, at_a_time)):
-        names = [Path(image) if isinstance(image, str | Path) else f"image {i}" for i, image in some]
+        names = [Path(im) if isinstance(im, str | Path) else _name_of_pixels(im) or f"image {i}" for i, im in some]
         found = list(threaded(read, (image for _, image in some), names))
         bad = [(name, f) for name, f in zip(names, found, strict=True) if isinstance(f, Exception)]
         if bad and skipped is None:

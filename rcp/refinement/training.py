@@ -116,8 +116,9 @@ def _save(checkpoint, net: RefinementNet, optimizer: torch.optim.Optimizer, abou
 
 def _resume(checkpoint, net: RefinementNet, optimizer: torch.optim.Optimizer, about: str) -> list[dict]:
     """Puts the state of a checkpoint into network and optimiser; -> its rows, or [] where there is none."""
-    if checkpoint is None or not Path(checkpoint).exists():
+    if checkpoint is None or not os.path.lexists(checkpoint):
         return []
+    require("checkpoint", Path(checkpoint).is_file(), "a file", str(checkpoint))  # a pipe would be waited for
     try:
         header, tensors = read_tensors(checkpoint, "rcp-refinement-checkpoint")
     except ValueError as error:

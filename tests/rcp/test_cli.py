@@ -133,6 +133,15 @@ def test_watch_scores_each_image_once_whatever_happens(data, part, tmp_path, cap
     assert look() == []
     (folder / "bad.png").write_bytes(b"never an image")
     assert "error" in look(15)[0] and look(15) == [], "reported once"
+    (folder / "b.gif").touch()
+    with pytest.warns(UserWarning, match=r"not watched in .*: \*\.gif, folders, what is no file"):
+        assert look() == []
+    running = watch(detector, folder, log, 0, 9)
+    (folder / "g.png").write_bytes(whole[3])
+    next(running)
+    with pytest.raises(ValueError, match="log: expected one that no other watch writes"):
+        look()
+    running.close()
     (tmp_path / "notes.txt").write_text('{"no": "log"}')
     for wrong, words in (
         (tmp_path / "notes.txt", "lines of JSON that watch wrote, got '.*notes.txt, line 1"),

@@ -30,6 +30,19 @@ def saved(tmp_path_factory):
     return files
 
 
+def test_a_loaded_detector_does_not_follow_its_file(saved, tmp_path):
+    file, other = tmp_path / "a.rcp", tmp_path / "b.rcp"
+    file.write_bytes(saved["PatchCore"].read_bytes())
+    PatchCore(**TINY).fit(255 - IMAGES, log=len).save(other)
+    detector = load(file)
+    expected = detector.predict(IMAGES).scores
+    with file.open("r+b") as opened:  # as `cp` does, in place
+        opened.write(other.read_bytes())
+    np.testing.assert_array_equal(detector.predict(IMAGES).scores, expected)
+    os.truncate(file, 100)  # of a map this ends the process
+    np.testing.assert_array_equal(detector.predict(IMAGES).scores, expected)
+
+
 ROUNDS = int(os.environ.get("RCP_CAMPAIGN", "1"))  # `make campaign` takes more
 
 

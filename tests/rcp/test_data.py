@@ -141,6 +141,15 @@ def test_visa(tmp_path):
 
 def test_visa_errors(tmp_path):
     table = visa(tmp_path) / "split_csv/1cls.csv"
+    shared = table.read_text().replace(
+        "test,normal,candle/Data/Images/Normal/0002.JPG,",
+        "test,anomaly,candle/Data/Images/Normal/0002.JPG,candle/Data/Masks/Anomaly/000.png",
+    )
+    sound = table.read_text()
+    table.write_text(shared)
+    with pytest.raises(ValueError, match="mask: expected one of one image alone, got .*000.png"):
+        load_dataset(tmp_path, "candle")
+    table.write_text(sound)
     text = table.read_text()
     table.write_text(text.replace("object,split,label,image,mask", "object,split,label,image"))
     with pytest.raises(ValueError, match=rf"{re.escape(str(table))} has no column mask, or several; its columns are"):
@@ -538,6 +547,64 @@ def test_a_mask_in_colours_of_16_bits_is_black_and_white_or_refused(tmp_path):
         Transform(48, 48).mask(tmp_path / "m.png")
 
 
+def tiff(path: Path, bits: int, zero: int, kind: int = 1) -> None:
+    """The truth as a TIFF of one strip, its levels of so many bits; zero: 0 where white is 0. kind: 2 for signed."""
+    white = 2 ** (bits - (kind == 2)) - 1
+    levels = np.where(zero == TRUTH, white, 0) if bits > 8 else np.where(TRUTH, white, 0)
+    data = (levels.astype("<u2") if bits == 16 else levels.astype(np.uint8)).tobytes()
+    data = bytes(48 * 72) if bits == 12 else data
+    tags = [
+        (256, 48),
+        (257, 48),
+        (258, bits),
+        (259, 1),
+        (262, zero),
+        (273, 8),
+        (277, 1),
+        (278, 48),
+        (279, len(data)),
+        (339, kind),
+    ]
+    entries = b"".join(struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, 1, value) for tag, value in tags)
+    path.write_bytes(
+        struct.pack("<2sHI", b"II", 42, 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
+    )
+
+
+@pytest.mark.parametrize(("bits", "zero", "kind"), [(16, 1, 1), (16, 0, 1), (12, 1, 1), (8, 1, 2)])
+def test_a_tiff_whose_levels_would_be_read_wrongly_is_refused(tmp_path, bits, zero, kind):
+    tiff(tmp_path / "m.tif", bits, zero, kind)
+    if (bits, zero) == (16, 1):
+        assert np.array_equal(Transform(48, 48).mask(tmp_path / "m.tif"), TRUTH)
+        return
+    for read in (Transform(48, 48).mask, Transform(48, 48).image):
+        with pytest.raises(
+            ValueError, match=r"m\.tif: TIFF: expected unsigned levels of 1 to 8 bits, or 16 whose 0 is"
+        ):
+            read(tmp_path / "m.tif")
+
+
+def test_a_mask_of_several_pages_or_with_two_shapes_is_refused(tmp_path):
+    drawn, other = Image.fromarray(TRUTH * np.uint8(255)), Image.fromarray(TRUTH[::-1] * np.uint8(255))
+    for name in ("m.tif", "m.png", "m.webp"):
+        drawn.save(tmp_path / name, save_all=True, append_images=[other])
+        with pytest.raises(ValueError, match=rf"{name}: pages: expected one"):
+            Transform(48, 48).mask(tmp_path / name)
+    both = drawn.convert("RGBA")
+    both.putalpha(Image.fromarray(np.where(np.arange(48 * 48).reshape(48, 48) == 0, 0, 255).astype(np.uint8)))
+    both.save(tmp_path / "dot.png")  # black and white, and one pixel that is not seen
+    with pytest.raises(ValueError, match=r"dot\.png: alpha: expected the shape that the colours draw"):
+        Transform(48, 48).mask(tmp_path / "dot.png")
+    both = drawn.convert("RGB").convert("RGBA")
+    both.putalpha(drawn)
+    both.save(tmp_path / "same.png")
+    assert np.array_equal(Transform(48, 48).mask(tmp_path / "same.png"), TRUTH)
+    both.putalpha(0)
+    both.save(tmp_path / "none.png")
+    with pytest.raises(ValueError, match=r"none\.png: alpha: expected some pixel that is not transparent"):
+        Transform(48, 48).image(tmp_path / "none.png")
+
+
 @pytest.mark.parametrize("kind", ["jpg", "tif", "webp", "png"])
 @pytest.mark.parametrize(("level", "mode"), [(255, "L"), (100, "L"), (255, "RGB")])
 def test_a_mask_s_noise_of_compression_is_no_class(tmp_path, level, mode, kind):
@@ -706,6 +773,9 @@ def test_nothing_is_said_of_what_systems_leave_behind(own, recwarn):
         picture(own / f"{name}0.png")
     test = load_dataset(own).test
     assert sorted(set(test.defects)) == ["bad", "good"] and not test.has_masks and not len(recwarn)
+    for name in ("@scratch", "\uff11"):  # nobody's folder, and a digit that is no number here
+        picture(own / "test" / name / f"{name}1.png")
+    assert sorted(set(load_dataset(own).test.defects)) == ["@scratch", "bad", "good", "\uff11"]
 
 
 def test_names_in_another_unicode_form_are_the_same_names(own):

@@ -5,6 +5,7 @@ import re
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -48,7 +49,7 @@ def test_the_same_images_in_any_form_have_the_same_scores(detector, folder):
     for one in (paths[1], str(paths[1]), pixels[1], Image.open(paths[1])):
         out = detector.predict(one)
         np.testing.assert_allclose(out.scores, expected[1:2], rtol=1e-4)  # the CNN's last bits depend on its batch
-        assert out.paths in ((paths[1],), ("image 0",))
+        assert out.paths in ((paths[1],), (str(paths[1]),), ("image 0",))
     streamed = list(detector.predict_iter((p for p in paths), batch=2))
     assert [len(one) for one in streamed] == [1, 1, 1]
     np.testing.assert_allclose([one.scores[0] for one in streamed], expected, rtol=1e-4)
@@ -151,7 +152,8 @@ def test_where_there_is_no_threshold_the_reason_is_given(data, n, folds, why):
 
 def test_scores_in_another_order_than_the_labels_are_refused(detector, data):
     turned = detector.predict(list(data.test)[::-1])
-    for paths in (turned.paths, tuple(map(str, turned.paths))):
+    opened = detector.predict([Image.open(path) for path in list(data.test)[::-1]]).paths
+    for paths in (turned.paths, tuple(map(str, turned.paths)), opened):
         with pytest.raises(ValueError, match="expected the split's images in its order; image 0 is"):
             evaluate(dataclasses.replace(turned, paths=paths), data.test)
     assert evaluate(detector.predict(data.test), data.test)["n_defective"] > 0
@@ -189,6 +191,22 @@ def test_places_come_back_through_crop_resize_and_exif(tmp_path, orientation, ho
     upright = out.maps_on_original(0, upright=True)
     assert upright.shape == ((400, 640) if orientation < 5 else (640, 400))
     assert out.overlay(0).size == ((640, 400) if orientation < 5 else (400, 640))
+
+
+def test_a_name_that_holds_the_end_of_a_line_is_one_row(detector, data, tmp_path):
+    for name in ("a\rb.png", "c\nd.png", 'e",f.png'):
+        shutil.copy(data.test[0], tmp_path / name)
+    for _ in range(2):
+        out = detector.predict(tmp_path)
+        written = out.save(tmp_path / "results")
+        assert [*pd.read_csv(written / "predictions.csv")["path"]] == [str(path) for path in out.paths]
+        assert len(list(written.glob("*.jpg"))) == 3, "those of an earlier run are gone"
+
+
+def test_a_bank_of_one_patch_is_held_against_banks_of_one(data):
+    normal = np.random.default_rng(0).integers(108, 149, (13, 64, 64, 3)).astype(np.uint8)
+    small = PatchCore(**SMALL | {"coreset_ratio": 0.01}).fit(normal[:3], log=len)
+    assert len(small.bank_.entries) == 1 and not small.predict(normal[:3]).defective.any()
 
 
 def test_what_the_crop_does_not_see_is_said_once_with_its_share(data, tmp_path):

@@ -72,7 +72,7 @@ def _name_of_pixels(image) -> str:
 def batches(images: Iterable, transform: Transform, at_a_time: int, skipped: list | None = None) -> Iterator[tuple]:
     """Reads images as :func:`images_of` gives them, so many at a time, on all cores.
 
-    Yields what a detector sees: each one's path, or text of pixels ("image 3", a PIL image's file); (n, S, S, 3) uint8; their sizes before the crop.
+    Yields what a detector sees: each one's path, or text of pixels ("image 3", or a file's); (n, S, S, 3) uint8; their sizes before.
     skipped: receives (name, reason) of each unreadable one, which is left out; where None, it raises.
     """
 

@@ -141,13 +141,10 @@ def test_visa(tmp_path):
 
 def test_visa_errors(tmp_path):
     table = visa(tmp_path) / "split_csv/1cls.csv"
-    shared = table.read_text().replace(
-        "test,normal,candle/Data/Images/Normal/0002.JPG,",
-        "test,anomaly,candle/Data/Images/Normal/0002.JPG,candle/Data/Masks/Anomaly/000.png",
-    )
-    sound = table.read_text()
-    table.write_text(shared)
-    with pytest.raises(ValueError, match="mask: expected one of one image alone, got .*000.png"):
+    sound, at = table.read_text(), "candle/Data/"
+    now = f"test,anomaly,{at}Images/Normal/0002.JPG,{at}Masks/Anomaly/000.png"
+    table.write_text(sound.replace(f"test,normal,{at}Images/Normal/0002.JPG,", now))
+    with pytest.raises(ValueError, match=r"mask: expected one of one image alone, got .*000\.png"):
         load_dataset(tmp_path, "candle")
     table.write_text(sound)
     text = table.read_text()

@@ -132,7 +132,7 @@ def test_a_checkpoint_of_another_training_is_refused_and_a_damaged_one_set_aside
             trained(other, how, checkpoint=file)
     file.write_bytes(file.read_bytes()[:50])
     os.mkfifo(tmp_path / "pipe")  # which would be waited for
-    with pytest.raises(ValueError, match="checkpoint: expected a file, got .*pipe"):
+    with pytest.raises(ValueError, match=r"checkpoint: expected a file, got .*pipe"):
         trained(images, quick(epochs=1), checkpoint=tmp_path / "pipe")
     _, rows = trained(images, quick(epochs=1), checkpoint=file)
     assert "is damaged" in caplog.text and file.with_suffix(".damaged").stat().st_size == 50 and len(rows) == 1

@@ -26,6 +26,7 @@ from rcp.data import categories, load_dataset
 from rcp.detector import resolve_device
 from rcp.files import file_hash
 from rcp.paths import PROJECT, data_root, require_writable
+from rcp.refinement import Refinement
 from reproduce import grids, tables
 from reproduce.notebook import Settings, assigned, environment, plain
 from reproduce.provenance import ROOT, code_of
@@ -67,6 +68,8 @@ def reproduce(
         ValueError, FileNotFoundError: an unknown parameter or notebook or a bad value, before any notebook is run.
     """
     files = list(dict.fromkeys(map(_found, notebooks))) or _of_project()
+    stems = [file.stem for file in files]
+    require("notebooks", len({*stems}) == len(stems), "one of each name: what they write goes by it", stems)
     sources = [_read(file) for file in files]
     declared = [_declared(source) for source in sources]
     check_names("unknown parameter", parameters, sorted(set().union(*declared)))
@@ -137,7 +140,10 @@ def _absolute(parameters: dict) -> dict:
 
 
 def _joined(words: Sequence[str], there: Sequence[str]) -> list[str]:
-    """Words of a list that was split at its spaces, as categories that are there: "metal", "nut" may be one of them."""
+    """Words of a list that was split at its spaces, as categories that are there: "metal", "nut" may be one, if they are none."""
+    words = check_type("categories", tuple[str, ...], tuple(words))
+    if set(words) <= set(there):
+        return list(words)
     found, left = [], list(words)
     while left:
         taken = next((n for n in range(len(left), 1, -1) if " ".join(left[:n]) in there), 1)
@@ -194,7 +200,7 @@ def _run(
     seconds = time.perf_counter() - started
     if out.exists() and (page := _failure(lambda: _to_html(out))):
         error = f"{error}\nits HTML page: {page}".lstrip()
-    if version and not error:
+    if not error:
         stamp.write_bytes(_stamp(version, settings, file.stem))
     return dataclasses.replace(done, seconds=seconds, error=error)
 
@@ -237,6 +243,11 @@ def _version(source: NotebookNode, declared: dict, parameters: dict, settings: S
             about = dataclasses.replace(settings, **on_btad)
             for name in about.categories:
                 digest.update(load_dataset(about.data_root, category=name).fingerprint().encode())
+    if "refine" in declared:
+        given = parameters.get("refine", {}).get("textures", "")
+        with contextlib.suppress(OSError, ValueError):  # likewise
+            of = Refinement(textures=given, simulation={"kind": "texture"}).identity()["textures"]
+            digest.update(str(of).encode())
     weights = [(settings.backbone, settings.weights)]
     if "members" in declared:
         weights += (parameters.get("members") or grids.members_of(settings)).items()
@@ -284,13 +295,18 @@ def execute(file: Path) -> None:
             cell.execution_count, cell.outputs = None, []
     executed.metadata.pop("widgets", None)  # the state of widgets that are not kept
     executed.metadata["rcp"] = {"cells": cells_hash(executed)}
-    nbformat.write(executed, file)
+    whole = file.with_name(f".{file.name}")
+    try:
+        nbformat.write(executed, whole)
+        os.replace(whole, file)
+    finally:
+        whole.unlink(missing_ok=True)
 
 
 def publish(run: Path, folder: Path) -> dict[str, str]:
     """Copies the executed notebooks of a run's folder, without what names a machine: the folders of absolute paths, and times.
 
-    Returns: name -> "" where it was copied, or why it was not: a cell failed.
+    Returns: name -> "" where it was copied, or why it was not: a cell failed, or the run ended before the last one.
     """
     found, files = {}, sorted(run.glob("*.ipynb"))
     require("folder", len(files) > 0, "one of a finished run, with notebooks", str(run))
@@ -299,8 +315,10 @@ def publish(run: Path, folder: Path) -> dict[str, str]:
     for file in files:
         executed = _read(file)
         given = executed.metadata.pop("papermill", {}).get("parameters", {})
+        marks = [c.metadata.get("papermill", {}).get("status", "completed") for c in executed.cells]
         outputs = (output for cell in executed.cells for output in cell.get("outputs", []))
-        found[file.stem] = next((o.evalue for o in outputs if o.output_type == "error"), "")
+        failed = next((o.evalue for o in outputs if o.output_type == "error"), "")
+        found[file.stem] = failed or "it was not run to its end" * (set(marks) > {"completed"})
         for cell in executed.cells:
             cell.metadata = NotebookNode(tags=cell.metadata.get("tags", []))
         executed.metadata.setdefault("rcp", {})
@@ -336,6 +354,7 @@ def _item(o: Outcome, settings: Settings) -> dict:
 def _described(o: Outcome, settings: Settings) -> dict:
     """Of a notebook's files none where it failed, for they may be of an earlier run."""
     csv, png, pdf = ([] if o.error else _written(settings, o.name, kind) for kind in ("csv", "png", "pdf"))
+    csv = tables.as_written(csv)
     page = f"{o.name}.html" if settings.out(f"{o.name}.html").exists() else ""
     file = settings.out(f"{o.name}.verdict.json")
     there = file.exists() and not o.error
@@ -357,6 +376,11 @@ def _described(o: Outcome, settings: Settings) -> dict:
 
 
 def _written(settings: Settings, name: str, kinds: str = "csv|html|ipynb|md|pdf|png|verdict.json") -> list[Path]:
-    """Files that a notebook wrote: NAME.kind, NAME_*.kind."""
-    ours = re.compile(rf"{re.escape(name)}(_.*)?\.({kinds})")
-    return [file for file in sorted(settings.out("").iterdir()) if ours.fullmatch(file.name)]
+    """Files that a notebook wrote: NAME.kind, NAME_*.kind, less those of a notebook of a longer name."""
+    there = sorted(settings.out("").iterdir())
+    longer = [f.stem for f in there if f.suffix == ".ipynb" and f.stem.startswith(f"{name}_")]
+
+    def of(which: str, file: Path) -> bool:
+        return re.fullmatch(rf"{re.escape(which)}(_.*)?\.({kinds})", file.name) is not None
+
+    return [f for f in there if of(name, f) and not any(of(other, f) for other in longer)]

@@ -110,10 +110,12 @@ def write(folder: Path, tasks: Sequence[Entry]) -> tuple[int, list[Entry]]:
     (folder / "weights").mkdir()
     (folder / "code" / "COMMIT").write_text(commit())
     (folder / "run.py").write_text(SCRIPT)
-    lines, left, beyond = [], [], set()
+    lines, left, beyond, sources = [], [], set(), {}
     for task in tasks:
         weights, images = Path(task.config.weights), _name_of(task)
         require("weights", weights.is_file(), "a file, which can travel", task.config.weights)
+        other = sources.setdefault(weights.name, weights)
+        require("weights", other.resolve() == weights.resolve(), "files of different names", [str(other), str(weights)])
         added = [folder / "data" / images, folder / "weights" / weights.name]
         new = [path for path in added if not path.exists()]
         if not beyond.isdisjoint(added):

@@ -189,8 +189,8 @@ def knees(banks: pd.DataFrame, noise_: Mapping[str, float]) -> pd.DataFrame:
 def knees_in_words(found: pd.DataFrame) -> str:
     """A sentence for each line and metric."""
     words = [
-        f"{r['line']}: {r['metric']} is best with {r['at']:.1%} ({r['best']:.2f}), within noise of it from {r['knee']:.1%} on; "
-        f"all patches instead of 1 %: {r['all - 1 %']:+.2f}."
+        f"{r['line']}: {r['metric']} is best with {r['at']:.1%} ({r['best']:.2f}), within noise of it from {r['knee']:.1%} on"
+        + (f"; all patches instead of 1 %: {r['all - 1 %']:+.2f}." if np.isfinite(r["all - 1 %"]) else ".")
         for r in found.to_dict("records")
     ]
     return "\n".join(words) or "Nothing is computed yet."

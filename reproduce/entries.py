@@ -152,6 +152,8 @@ def features(
                 shape, paths = (len(decoded[name]), h * w, dim), getattr(data, name).paths
                 with store.new_array(identities[name], shape, c.feature_dtype) as out:
                     extractor(decoded[name], out=out, names=paths)
+                    now = entry.identity_upto("features", data, (name,))
+                    require("features", now == identities[name], "images and weights as they were", "changed ones")
                 found[name] = store.open_array(identities[name])
         del decoded[name]
     return found

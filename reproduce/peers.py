@@ -25,6 +25,7 @@ from rcp.config import Config
 from rcp.data import load_images
 from rcp.detector import Prediction, ReConPatch, Timings, resolve_device
 from rcp.paths import data_root
+from rcp.refinement import Refinement
 from reproduce.entries import Entry, OfAnEntry, about
 from reproduce.provenance import code_of, version_of
 from reproduce.spade import BATCH, deepest, spade
@@ -100,10 +101,14 @@ class Peer(OfAnEntry):
     def identity(self) -> dict:
         whole, used = self.entry.identity(), ["backbone", "resize", "image_size", "aspect", "seed"]
         used += ["layers", "coreset_ratio", "neighbours"] * (self.name == "PatchCore (anomalib)")
-        of = whole["config"] if self.name in OURS else {name: getattr(self.config, name) for name in used}
-        library = ANOMALIB if self.name in METHODS else None
+        of = {name: getattr(self.config, name) for name in used} if self.name in METHODS else whole["config"]
+        library, textures = ANOMALIB if self.name in METHODS else None, None
+        if self.name == "DRAEM" and (data_root() / "dtd").is_dir():
+            of_dtd = Refinement(textures=str(data_root() / "dtd"), simulation={"kind": "texture"})
+            textures = of_dtd.identity()["textures"]
         return {
             "study": "peer", "name": self.name, "training": self.training, "anomalib": library, "data": whole["data"],
+            "perturbation": whole["perturbation"], "textures": textures,
             "config": of | {"weights": whole["config"]["weights"]},
             "code": [whole["code"], code_of("reproduce.peers", "reproduce.spade", alone=True)],
         }  # fmt: skip

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import torch
 
+from rcp.checks import require
 from rcp.config import STAGES
+from rcp.files import stamp
 from rcp.paths import PROJECT
 
 ROOT = Path(__file__).resolve().parents[1]  # of both packages
@@ -26,20 +28,34 @@ MODULES = {
 NO_CODE = ("rcp.checks", "rcp.config", "rcp.paths", "rcp.progress")
 
 
+# The code as this Python may have loaded it: another text on the disk is not what computes here.
+LOADED = {f: (f.read_text(), stamp(f)) for name in ("rcp", "reproduce") for f in (ROOT / name).rglob("*.py")}
+
+
 def code_upto(stage: str, root: Path = ROOT) -> str:
     """Hash of all code that a stage's result comes from, that of the stages before it included. root: holds ``rcp/``."""
     return code_of(*(m for s in STAGES[: STAGES.index(stage) + 1] for m in MODULES[s]), root=root)
 
 
-@cache
 def code_of(*modules: str, root: Path = ROOT, alone: bool = False) -> str:
     """Hash of these modules' code and of all that they import of rcp and reproduce, without comments, docstrings and blank lines.
 
     alone: without what they import.
+
+    Raises:
+        ValueError: code on the disk is no longer what this Python has loaded.
     """
+    for file, (text, before) in LOADED.items() if root == ROOT else ():
+        same = file.is_file() and (stamp(file) == before or _code(file.read_text()) == _code(text))
+        require(str(file), same, "the code that this Python has loaded (restart the kernel)", "another")
+    return _code_of(*modules, root=root, alone=alone)
+
+
+@cache
+def _code_of(*modules: str, root: Path, alone: bool) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for module in sorted(modules if alone else closure(modules, root)):
-        digest.update(f"{module}\n{_code(_file(module, root))}\n".encode())
+        digest.update(f"{module}\n{_code(_file(module, root).read_text())}\n".encode())
     return digest.hexdigest()
 
 
@@ -69,9 +85,8 @@ def _file(module: str, root: Path) -> Path | None:
     return next((f for f in (path.with_suffix(".py"), path / "__init__.py") if f.is_file()), None)
 
 
-def _code(file: Path) -> str:
+def _code(text: str) -> str:
     """The text without docstrings, comments and blank lines; another version of Python gives the same."""
-    text = file.read_text()
     lines = text.splitlines()
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.COMMENT:

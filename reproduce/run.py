@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from rcp.checks import require
 from rcp.data import Transform
 from rcp.maps import score_maps
 from reproduce.provenance import commit, versions
@@ -76,6 +77,7 @@ def run(task, store: Store | None = None, log: Callable[[str], None] = logger.in
 
     Raises:
         ValueError, FileNotFoundError: bad data, weights or hyper-parameters, named.
+        ValueError: what the result depends on was changed while it was computed.
         OSError: no disk space.
     """
     store = store or Store(runs_root())
@@ -89,6 +91,8 @@ def run(task, store: Store | None = None, log: Callable[[str], None] = logger.in
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         info, arrays = task.compute(store, log)
+        same = "images, weights and code as they were when it began; nothing is stored, run it again"
+        require("identity", task.identity() == identity, same, "others, changed meanwhile")
         info |= {
             "started": started.isoformat(timespec="seconds"),
             "process_peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "versions": versions(),

@@ -212,10 +212,20 @@ class Store:
         for info, arrays in found.values():
             identity = info.pop("identity")
             with self.locked("entries", identity):
-                if self.load("entries", identity) is None:
+                there = self.load("entries", identity)
+                if there and not _equal(there[1], arrays):
+                    warnings.warn(f"other numbers of one entry, kept as they are: {key_of(identity)}", stacklevel=2)
+                elif there and len(there[1]) < len(arrays):  # of a light pack
+                    shutil.rmtree(self.folder("entries", identity))
+                    there = None
+                if there is None:
                     self.save("entries", identity, info, arrays)
                     new += 1
         return new, len(found)
+
+
+def _equal(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> bool:
+    return all(np.array_equal(first[name], second[name]) for name in first.keys() & second.keys())
 
 
 def _written_as(info: dict, arrays: dict[str, np.ndarray]) -> tuple[bytes, bytes]:

@@ -1,7 +1,10 @@
 """Ours beside the published: one tidy comparison, from which tables, sentences, CSV files and verdicts are made."""
 
 import html
+import json
+import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +12,7 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from rcp.checks import require
+from rcp.files import file_hash
 from rcp.metrics import image_auroc, paired_bootstrap
 from rcp.paths import require_writable
 from reproduce import paper
@@ -217,7 +221,10 @@ def paired(
     rows, words = [], f"{setting_name(first)} - {setting_name(second)}"
     for key, groups in found.items():
         where = dict(zip(by, key, strict=True))
-        both = {c: g for c, g in groups.items() if g["first"] and g["second"]}
+        for g in groups.values():
+            seeds = [s for s in g["first"] if s in g["second"]]  # that both have
+            g |= {side: {s: g[side][s] for s in seeds} for side in ("first", "second")}
+        both = {c: g for c, g in groups.items() if g["first"]}
         undefined = {c: g["why"] for c, g in both.items() if len(np.unique(g["labels"])) < 2}
         for kind, row, (names,) in _parts(list(both), {}, set()):
             some = [both[c] for c in names if c not in undefined]
@@ -424,8 +431,16 @@ def of_store(store, csv: Path) -> int:
         identity, measured = info["identity"], info["metrics"]
         kind = next((name for key, name in kinds.items() if key in identity), "entry")
         of = {"task": identity.get("study", kind), "category": info.get("data", {}).get("category", "")}
-        of |= info["config"] | {"weights": Path(info["config"]["weights"]).name, "peer": identity.get("name")}
-        of["perturbed"] = any((identity.get("perturbation") or {}).values())
+        config = info["config"] | {"weights": Path(info["config"]["weights"]).name}
+        if peer := identity.get("name"):  # of what it does not use nothing is said
+            config = {n: v for n, v in config.items() if n in identity["config"]}
+            how = identity["training"]
+            config |= {"epochs": how["epochs"], "batch_size": how["batch"], "lr": how["lr"]} if how else {}
+        perturbation = {split: how for split, how in (identity.get("perturbation") or {}).items() if how}
+        of |= config | {"peer": peer, "perturbed": bool(perturbation)}
+        others = {"perturbation": perturbation, "refinement": info.get("refinement"), "members": info.get("members")}
+        of |= {name: json.dumps(how, sort_keys=True) for name, how in others.items() if how}
+        of |= {name: identity[name] for name in ("level", "deviation") if name in identity}
         of |= {n: v for n, v in measured.items() if isinstance(v, int | float)}
         seconds = sum(info["seconds"].values())
         of |= {"hours": seconds / 3600, "device": info["device"], "commit": info["commit"], "started": info["started"]}
@@ -437,10 +452,30 @@ def of_store(store, csv: Path) -> int:
     return len(table)
 
 
+def as_written(files: Sequence[Path]) -> list[Path]:
+    """Those of a run's files that a finished notebook wrote; all, where no batch has left its stamps (:mod:`reproduce.batch`) beside them.
+
+    Raises:
+        ValueError: one was changed since; names it.
+    """
+    stamps, hashes, found = [stamp for folder in {f.parent for f in files} for stamp in folder.glob(".*.json")], {}, []
+    for stamp in stamps:
+        with suppress(ValueError, KeyError, TypeError):  # half a stamp is none
+            hashes |= json.loads(stamp.read_text())["outputs"]
+    for file in files:
+        same = hashes.get(file.name) in (None, file_hash(file).hexdigest())
+        require(str(file), same, "what its notebook wrote (run it again)", "a file that was changed since")
+        if not stamps or file.name in hashes:
+            found.append(file)
+        else:
+            warnings.warn(f"left out, its notebook did not finish: {file}", stacklevel=3)
+    return found
+
+
 def gather(run: Path, csv: Path) -> Path:
     """Writes the rows of all notebooks of a run's folder into one CSV, with a first column ``item``, and returns the file."""
-    there = (f for f in sorted(run.glob("*.csv")) if not f.stem.endswith("_entries") and f.resolve() != csv.resolve())
-    files = {file.stem: read(file) for file in there}
+    there = [f for f in sorted(run.glob("*.csv")) if not f.stem.endswith("_entries") and f.resolve() != csv.resolve()]
+    files = {file.stem: read(file) for file in as_written(there)}
     require("folder", len(files) > 0, "one of a finished run, with CSV files", str(run))
     require_writable(csv, "write {} in", b"item,table,")
     pd.concat([rows.assign(item=item) for item, rows in files.items()]).set_index("item").to_csv(csv)
@@ -465,10 +500,11 @@ def views(csv: Path, folder: Path) -> list[Path]:
     require(str(csv), {"item", "table", *COLUMNS} <= set(found), "the columns that `gather` writes", list(found)[:9])
     for item, rows in found.groupby("item", sort=False):
         require(f"{csv}: item", item and Path(item).name == item, "the name of a notebook", item)
-        parts = [f"# {item}\n"]
+        parts = [f"# {_in_markdown(item)}\n"]
         for (table, label), part in rows.groupby(["table", "label"], sort=False):
-            parts.append("\n".join(filter(None, (f"## {table}\n", f"*{label}*\n" * bool(label), markdown(part)))))
+            heads = f"## {_in_markdown(table)}\n", f"*{_in_markdown(label)}*\n" * bool(label)
+            parts.append("\n".join(filter(None, (*heads, markdown(part)))))
         files.append(folder / f"{item}.md")
-        require_writable(files[-1], "write {} in", f"# {item}\n".encode())
+        require_writable(files[-1], "write {} in", parts[0].encode())
         files[-1].write_text("\n".join(parts))
     return files

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from reproduce.notebook import Settings
-from reproduce.tables import METRICS
+from reproduce.tables import METRICS, as_written
 
 TOLERANCE = 0.1
 D_PRIME_TOLERANCE = 0.3  # half of what lies between the two that the paper prints: no value agrees with both
@@ -91,7 +91,7 @@ def check(folder: str | Path) -> list[str]:
         FileNotFoundError: no verdicts there, so that nothing was checked.
         ValueError: a file that is no verdict, or half of one; names it.
     """
-    files = sorted(Path(folder).glob("*.verdict.json"))
+    files = as_written(sorted(Path(folder).glob("*.verdict.json")))
     if not files:
         raise FileNotFoundError(f"folder: expected *.verdict.json of a finished run, found none in {folder}")
     return [f"{item}: {state}: {words}" for item, state, words in map(read, files) if state in ("partly", "not")]

@@ -24,7 +24,8 @@ class Perturbation:
     brightness, contrast: factor, from [1 - x, 1 + x].
     blur: σ of the Gaussian in pixels of the resized image, from [0, blur].
     border: what comes into view at the border: the "edge" pixels go on, or "black".
-    seed: of the draw, together with the image's name (its last three folders), so that neither order nor place matters.
+    seed: of the draw, together with the image's name (from its split's folder on, at most two folders), so that neither order nor place
+        matters.
 
     Raises:
         ValueError: a value outside its range, named.
@@ -43,7 +44,9 @@ class Perturbation:
 
     def draw(self, image: str | Path) -> dict[str, float]:
         """The five values for one image: rotation (degrees), dx, dy (shares), brightness, contrast (factors), blur (pixels)."""
-        name = "/".join(Path(image).absolute().with_suffix("").parts[-3:])
+        parts = Path(image).absolute().with_suffix("").parts[-3:]
+        split = max((i for i, part in enumerate(parts[:-1]) if part in ("train", "test")), default=0)
+        name = "/".join(parts[split:])
         rng = np.random.default_rng([self.seed, zlib.crc32(name.encode())])
         rotation, dx, dy, brightness, contrast = rng.uniform(-1, 1, 5)
         return {

@@ -31,6 +31,12 @@ def image(tmp_path):
     return folder / "000.png", truth / "000_mask.png"
 
 
+def test_what_is_drawn_follows_the_image_s_name_below_its_data_set():
+    one, other = (Perturbation().draw(f"/data/{name}/train/7.png") for name in ("a", "b"))
+    assert one == other != Perturbation().draw("/data/a/train/8.png")
+    assert Perturbation().draw("/data/a/test/good/7.png") != Perturbation().draw("/data/a/test/cut/7.png") != one
+
+
 def test_each_kind_does_what_its_name_says(image):
     path, _ = image
     plain = SMALL.image(path).astype(float)

@@ -79,14 +79,11 @@ def test_what_was_cut_deleted_or_half_written_is_made_again(tmp_path, small_demo
     for name, left in ((".table_1.json", 0.5), ("table_1.html", 0.5), ("table_1.verdict.json", 0)):
         content = (folder / name).read_bytes()
         (folder / name).write_bytes(content[: int(left * len(content))]) if left else (folder / name).unlink()
-        (outcome,) = batch.reproduce({"data_root": str(small_demo)}, [file], say=len)
-        assert outcome.seconds and not outcome.error, name
-    assert batch.reproduce({"data_root": str(small_demo)}, [file], say=len)[0].seconds is None
-    of_file = tiny(tmp_path, "named", "print(open(anomalib_results).read())", DECLARED + '\nanomalib_results: str = ""')
-    for content in ("one", "other"):
-        (tmp_path / "an.csv").write_text(content)
-        given = {"data_root": str(small_demo), "anomalib_results": str(tmp_path / "an.csv")}
-        assert batch.reproduce(given, [of_file], say=len)[0].seconds, "a file that a parameter names has changed"
+        without = tiny(tmp_path, "sound", "1", DECLARED.rpartition("\n")[0])
+    given = {"data_root": str(small_demo), "render_only": True}
+    outcome, _ = batch.reproduce(given, [without, tiny(tmp_path, "drawn", "1")], say=len)
+    index = (folder / "index.html").read_text()
+    assert outcome.seconds is None and "59.0" not in index and "run it again" in index
 
 
 def test_two_batches_do_not_write_into_one_folder(tmp_path, small_demo, folder):
@@ -129,7 +126,8 @@ def test_rendering_computes_nothing(tmp_path, small_demo, folder):
     only, drawn = batch.reproduce({"data_root": str(small_demo), "render_only": True}, files, say=said.append)
     assert only.seconds is None and not only.error and "[1/2] only: left as it is" in said
     assert drawn.seconds and not drawn.error and "True" in (folder / "drawn.ipynb").read_text()
-    assert not list(folder.glob(".*.json")), "what is only drawn is not ticked off"
+    (stamp,) = folder.glob(".*.json")
+    assert json.loads(stamp.read_text())["version"] == {}, "what is only drawn is not ticked off"
     (folder / "only.verdict.json").write_text('{"state": "repro')
     batch.reproduce({"data_root": str(small_demo), "render_only": True}, files)
     assert "only.verdict.json is no verdict, or half of one" in (folder / "index.html").read_text()
@@ -233,10 +231,64 @@ def test_doctor_names_what_is_missing_and_how_to_get_it(capsys, monkeypatch, tmp
 def test_a_category_with_a_space_survives_a_list_that_was_split_at_its_spaces():
     there = ["01", "metal nut", "nut", "metal nut screw"]
     for words, expected in (
-        (["metal", "nut"], ["metal nut"]), (["01", "metal", "nut", "nut"], ["01", "metal nut", "nut"]),
+        (["metal", "nut"], ["metal nut"]), (["01", "metal", "nut", "nut"], ["01", "metal nut", "nut"]), (["nut", "01"], ["nut", "01"]),
         (["metal", "nut", "screw"], ["metal nut screw"]), (["metal nut"], ["metal nut"]), (["absent", "nut"], ["absent", "nut"]),
     ):  # fmt: skip
         assert batch._joined(words, there) == expected
+    assert batch._joined(["metal", "nut"], [*there, "metal"]) == ["metal", "nut"], "names that are there win"
+    with pytest.raises(ValueError, match="categories: expected a list of str"):
+        batch._joined([1], there)
+
+
+def test_a_notebook_keeps_its_files_beside_one_of_a_shorter_name(tmp_path, small_demo, folder):
+    writes = "from reproduce import notebook\nnotebook.settings(globals()).out('NAME.csv').write_text('a\\n1\\n')"
+    files = [tiny(tmp_path, name, writes.replace("NAME", name)) for name in ("mine_longer", "mine")]
+    given = {"data_root": str(small_demo)}
+    for file in files:
+        assert not batch.reproduce(given, [file], say=len)[0].error
+    assert {f"mine_longer.{kind}" for kind in ("csv", "html", "ipynb")} <= {f.name for f in folder.iterdir()}
+    assert [o.seconds for o in batch.reproduce(given, files, say=len)] == [None, None], "both are up to date"
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ValueError, match="notebooks: expected one of each name"):
+        batch.reproduce(given, [files[0], tiny(tmp_path / "other", "mine_longer", "1")], say=len)
+
+
+def test_what_was_changed_or_did_not_finish_is_not_passed_on(tmp_path, small_demo, folder, capsys):
+    row = ",".join(["table", *tables.COLUMNS]) + "\nmain,image_auroc,01,category,gear,1,,,50.0,,1,1,98,1\n"
+    wrote = f"{VERDICT}\nfor kind in ('csv', 'txt'):\n    settings.out(f'NAME.{{kind}}').write_text({row!r})"
+    files = [tiny(tmp_path, "sound", wrote.replace("NAME", "sound"))]
+    files.append(tiny(tmp_path, "bad", wrote.replace("NAME", "bad") + "\nraise ValueError('late')"))
+    assert [bool(o.error) for o in batch.reproduce({"data_root": str(small_demo)}, files, say=len)] == [False, True]
+    with pytest.warns(UserWarning, match=r"left out, its notebook did not finish: .*bad\.csv"):
+        tables.gather(folder, tmp_path / "all.csv")
+    assert set(tables.read(tmp_path / "all.csv")["item"]) == {"sound"}
+    executed = nbformat.read(folder / "sound.ipynb", as_version=4)
+    executed.cells[-1].metadata["papermill"]["status"] = "pending"
+    nbformat.write(executed, folder / "sound.ipynb")
+    assert cli.main(["publish", str(folder), "--into", str(tmp_path / "new")]) == 0
+    assert "sound: left out, it was not run to its end" in capsys.readouterr().out
+    (folder / "sound.csv").write_text(row.replace("50.0", "59.0"))
+    with pytest.raises(ValueError, match=r"sound\.csv: expected what its notebook wrote \(run it again\)"):
+        tables.gather(folder, tmp_path / "all.csv")
+    without = tiny(tmp_path, "sound", "1", DECLARED.rpartition("\n")[0])
+    given = {"data_root": str(small_demo), "render_only": True}
+    outcome, _ = batch.reproduce(given, [without, tiny(tmp_path, "drawn", "1")], say=len)
+    index = (folder / "index.html").read_text()
+    assert outcome.seconds is None and "59.0" not in index and "run it again" in index
+
+
+def test_a_notebook_is_executed_in_place_whole_or_not_at_all(tmp_path, monkeypatch):
+    file = tiny(tmp_path, "mine", "print(1)")
+    before, write = file.read_bytes(), nbformat.write
+
+    def full(_notebook, path):
+        Path(path).write_text("{")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(batch.nbformat, "write", full)
+    with pytest.raises(OSError, match="no space"):
+        batch.execute(file)
+    assert file.read_bytes() == before and [*tmp_path.glob("*.ipynb")] == [file] and write is not full
 
 
 def test_what_compiles_for_others_is_begun_first_and_listed_in_its_place(monkeypatch, tmp_path):

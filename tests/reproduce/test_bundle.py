@@ -137,6 +137,12 @@ def test_bad_bundles_are_refused_before_work(tasks, tmp_path, monkeypatch):
     drawn = dataclasses.replace(tasks[0], config=tasks[0].config.replace(weights="random:0"))
     with pytest.raises(ValueError, match="weights: expected a file, which can travel"):
         bundle.write(tmp_path / "b", [drawn])
+    (tmp_path / "other").mkdir()
+    same = tmp_path / "other" / "tiny.safetensors"
+    same.touch()
+    other = dataclasses.replace(tasks[0], config=tasks[0].config.replace(weights=same))
+    with pytest.raises(ValueError, match="weights: expected files of different names"):
+        bundle.write(tmp_path / "d", [tasks[0], other])
     monkeypatch.setattr(bundle, "LIMIT", 1 << 20)
     with pytest.raises(ValueError, match=r"at most 1 MiB with one entry's .*fabric-\w+ \d.*, tiny.safetensors \d+"):
         bundle.write(tmp_path / "c", tasks)

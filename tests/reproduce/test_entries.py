@@ -17,6 +17,7 @@ from rcp.detector import Prediction
 from rcp.metrics import evaluate
 from rcp.patches import PatchExtractor
 from reproduce import entries as entries_module
+from reproduce import provenance
 from reproduce.entries import Ensemble, Entry, fit
 from reproduce.notebook import Settings
 from reproduce.provenance import ROOT, code_of, code_upto
@@ -112,7 +113,7 @@ def test_a_changed_line_of_the_loss_trains_again_and_one_of_the_scores_does_not(
     shutil.copytree(ROOT / "rcp", tmp_path / "rcp", ignore=shutil.ignore_patterns("__pycache__"))
 
     def versions():
-        code_of.cache_clear()
+        provenance._code_of.cache_clear()
         return {stage: code_upto(stage, tmp_path) for stage in STAGES}
 
     def changed(module, before, after):
@@ -127,6 +128,39 @@ def test_a_changed_line_of_the_loss_trains_again_and_one_of_the_scores_does_not(
     assert changed("backbone.py", "0.485", "0.486") == set(STAGES)
     assert changed("losses.py", '"""The relaxed', '"""A relaxed') == set()
     assert changed("losses.py", "import torch\n", "import torch  # why\n\n") == set()
+
+
+def test_a_result_of_code_images_or_weights_that_changed_meanwhile_is_not_stored(entry, tmp_path, monkeypatch):
+    shutil.copytree(entry.dataset, tmp_path / "data")
+    mine, store = dataclasses.replace(entry, dataset=str(tmp_path / "data"), config=PATCHCORE), Store(tmp_path / "runs")
+    changed, after = sorted((tmp_path / "data/fabric/ground_truth").rglob("*.png"))[:2]
+    evaluate, extract = entries_module.metrics.evaluate, PatchExtractor.__call__
+
+    def corrected(*given):
+        shutil.copy(after, changed)
+        return evaluate(*given)
+
+    monkeypatch.setattr(entries_module.metrics, "evaluate", corrected)
+    with pytest.raises(ValueError, match="identity: expected images, weights and code as they were when it began"):
+        run(mine, store)
+    assert not [*(store.root / "entries").glob("[!.]*")] and len([*(store.root / "features").glob("[!.]*")]) == 2
+
+    def replaced(*given, **how):
+        image = mine.data().train[0]
+        image.write_bytes(mine.data().train[1].read_bytes())
+        return extract(*given, **how)
+
+    monkeypatch.setattr(PatchExtractor, "__call__", replaced)
+    with pytest.raises(ValueError, match="features: expected images and weights as they were"):
+        run(dataclasses.replace(mine, config=PATCHCORE.replace(layers=(2,))), store)
+    assert len([*(store.root / "features").glob("[!.]*")]) == 2
+    file = ROOT / "rcp/scoring.py"
+    text, _ = provenance.LOADED[file]
+    monkeypatch.setitem(provenance.LOADED, file, (f"# why\n{text}", ()))
+    assert code_of("rcp.scoring"), "a comment is no code"
+    monkeypatch.setitem(provenance.LOADED, file, (text.replace("amax", "mean"), ()))
+    with pytest.raises(ValueError, match=r"scoring\.py: expected the code that this Python has loaded \(restart"):
+        code_of("rcp.scoring")
 
 
 def test_f_is_trained_once_for_all_entries_that_share_it(entry, store, monkeypatch):

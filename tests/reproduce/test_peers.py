@@ -1,5 +1,6 @@
 """Other methods: SPADE against its formula, the machinery with a method that is made up, and what is refused."""
 
+import dataclasses
 import importlib.util
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from rcp.data.perturb import Perturbation
 from reproduce import effects, grids, peers, tables, views
 from reproduce.entries import Entry
 from reproduce.notebook import Settings
@@ -31,6 +33,17 @@ def literal_distances(levels, gallery) -> torch.Tensor:
         for x in range(side):
             found[y, x] = (images - joined[:, y, x][:, None, None]).norm(dim=1).min()
     return found
+
+
+@pytest.mark.parametrize("name", ["SPADE", "PatchCore", "PaDiM"])
+def test_a_peer_of_other_perturbations_or_another_blur_is_another(settings, name):
+    plain = Peer(
+        settings.entries([settings.config(representation="none", backbone="resnet18", weights="random:0")])[0], name
+    )
+    moved = dataclasses.replace(plain, entry=dataclasses.replace(plain.entry, perturbation=Perturbation()))
+    softer = dataclasses.replace(plain.entry, config=plain.config.replace(blur=1.0))
+    assert moved.identity() != plain.identity()
+    assert (dataclasses.replace(plain, entry=softer).identity() != plain.identity()) == (name != "PaDiM")
 
 
 @pytest.mark.parametrize(("sides", "rows"), [((8, 4, 2), 392), ((8, 4, 2), 7), ((7, 4, 2), 5), ((4,), 3)])

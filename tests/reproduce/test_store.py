@@ -220,6 +220,16 @@ def test_packed_entries_travel(tmp_path, capsys):
         info, arrays = store.load("entries", {"a": i})
         assert info["n"] == i and np.array_equal(arrays["scores"], ARRAYS["scores"])
     assert store.unpack(file) == (0, 3)
+    more = {"patch_scores": np.ones((3, 2, 2)), **ARRAYS}
+    Store(tmp_path / "full").save("entries", {"a": 0}, {"n": 0}, more)
+    Store(tmp_path / "full").save("entries", {"a": 1}, {"n": 1}, more | {"scores": ARRAYS["scores"] + 1})
+    Store(tmp_path / "full").pack(tmp_path / "full.zip")
+    with pytest.warns(UserWarning, match="other numbers of one entry, kept as they are: " + key_of({"a": 1})):
+        assert store.unpack(tmp_path / "full.zip") == (1, 2), "what a light pack left out comes with a whole one"
+    assert (
+        "patch_scores" in store.load("entries", {"a": 0})[1]
+        and "patch_scores" not in store.load("entries", {"a": 1})[1]
+    )
     assert main(["pack", str(file), "--runs", str(tmp_path / "empty")]) == 1
     assert "has no finished entries" in capsys.readouterr().err
     os.mkfifo(tmp_path / "pipe")

@@ -231,6 +231,14 @@ def test_paired_is_between_the_methods_on_the_same_images():
     assert "bottle" in tables.markdown(rows) and "+25.00 [" in tables.in_words(rows)
 
 
+def test_paired_is_of_seeds_that_both_have():
+    seeds = {"PatchCore": (0, 1), "ReConPatch": (1, 2)}
+    tasks = [Task(m, "bottle", (0, 0, 1, 1), (0, s, 1, 3), seed=s) for m, of in seeds.items() for s in of]
+    row = at(tables.paired(Grid(tasks, tasks, [])), "all")
+    assert (row["seeds"], row["mean"]) == (1, 0)
+    assert tables.paired(Grid(tasks[::3], tasks[::3], [])).query("kind == 'category'").empty, "no seed in common"
+
+
 def test_paired_leaves_a_category_of_one_class_out():
     labels = {"bottle": (0, 1, 1), "carpet": (1, 1, 1)}
     tasks = [Task(m, c, of) for c, of in labels.items() for m in ("PatchCore", "ReConPatch")]
@@ -347,6 +355,10 @@ def test_what_is_written_can_be_read_gathered_and_viewed(tmp_path):
     (view,) = tables.views(tmp_path / "published.csv", tmp_path)
     text = view.read_text()
     assert view.name == "table_7.md" and text.startswith("# table_7\n\n## image AUROC\n\n*btad; 10 epochs*\n\n|")
+    raw = (tmp_path / "published.csv").read_text().replace("btad; 10 epochs", "<img src=x onerror=alert(1)>")
+    (tmp_path / "raw.csv").write_text(raw)
+    (tmp_path / "raw").mkdir()
+    assert "<img" not in tables.views(tmp_path / "raw.csv", tmp_path / "raw")[0].read_text()
     elsewhere = (tmp_path / "published.csv").read_text().replace("\ntable_7,", "\n../elsewhere,")
     (tmp_path / "other.csv").write_text(elsewhere)
     with pytest.raises(ValueError, match=r"other\.csv: item: expected the name of a notebook, got '\.\./elsewhere'"):

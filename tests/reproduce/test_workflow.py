@@ -42,4 +42,11 @@ def test_a_shard_computes_a_table_and_a_last_job_draws_it(tmp_path, small_demo):
     entries = [json.loads(f.read_text())["config"] for f in (tmp_path / "entries").glob("*/result.json")]
     assert sorted(entry["representation"] for entry in entries) == ["none", "trained"]
     out = tmp_path / "reproduce" / "demo"
+    again = snakemake(
+        "--dry-run", runs=tmp_path, shards=1, notebooks="table_5", data_root=small_demo, categories="gear", epochs=1
+    )
+    assert "--shard 1/1" in again.stdout + again.stderr or "shard" in again.stdout, (
+        "data may have changed: the store decides"
+    )
+    assert "Nothing to be done" not in again.stdout + again.stderr
     assert (out / "table_5.csv").exists() and "table_5" in (out / "index.html").read_text()

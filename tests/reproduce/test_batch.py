@@ -79,11 +79,14 @@ def test_what_was_cut_deleted_or_half_written_is_made_again(tmp_path, small_demo
     for name, left in ((".table_1.json", 0.5), ("table_1.html", 0.5), ("table_1.verdict.json", 0)):
         content = (folder / name).read_bytes()
         (folder / name).write_bytes(content[: int(left * len(content))]) if left else (folder / name).unlink()
-        without = tiny(tmp_path, "sound", "1", DECLARED.rpartition("\n")[0])
-    given = {"data_root": str(small_demo), "render_only": True}
-    outcome, _ = batch.reproduce(given, [without, tiny(tmp_path, "drawn", "1")], say=len)
-    index = (folder / "index.html").read_text()
-    assert outcome.seconds is None and "59.0" not in index and "run it again" in index
+        (outcome,) = batch.reproduce({"data_root": str(small_demo)}, [file], say=len)
+        assert outcome.seconds and not outcome.error, name
+    assert batch.reproduce({"data_root": str(small_demo)}, [file], say=len)[0].seconds is None
+    of_file = tiny(tmp_path, "named", "print(open(anomalib_results).read())", DECLARED + '\nanomalib_results: str = ""')
+    for content in ("one", "other"):
+        (tmp_path / "an.csv").write_text(content)
+        given = {"data_root": str(small_demo), "anomalib_results": str(tmp_path / "an.csv")}
+        assert batch.reproduce(given, [of_file], say=len)[0].seconds, "a file that a parameter names has changed"
 
 
 def test_two_batches_do_not_write_into_one_folder(tmp_path, small_demo, folder):

@@ -118,6 +118,8 @@ def test_form_of_a_notebook(path):
     nb = nbformat.read(path, as_version=4)
     code = [c for c in nb.cells if c.cell_type == "code" and c.id != "colab"]
     assert "parameters" in code[0].metadata.get("tags", []), "the first code cell holds the parameters"
+    asked = re.search(r"^label = f?\"?\{?settings\.label_of\(entries\)", "\n".join(c.source for c in code), re.M)
+    assert not asked, "a caption says what is there, not what was asked for"
     typed = r"\w+: \w+ = .+  # .+"
     assert all(re.match(typed, line) for line in code[0].source.splitlines()), "typed, one a line, with help"
     assert re.search(r"notebook\.settings\(globals\(\)(, dataset=\"\w+\")?\)", code[1].source)

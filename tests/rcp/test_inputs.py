@@ -193,7 +193,7 @@ def test_places_come_back_through_crop_resize_and_exif(tmp_path, orientation, ho
     assert out.overlay(0).size == ((640, 400) if orientation < 5 else (400, 640))
 
 
-def test_a_name_that_holds_the_end_of_a_line_is_one_row(detector, data, tmp_path):
+def test_a_name_that_holds_the_end_of_a_line_is_one_row_and_none_is_computed(detector, data, tmp_path, monkeypatch):
     for name in ("a\rb.png", "c\nd.png", 'e",f.png'):
         shutil.copy(data.test[0], tmp_path / name)
     for _ in range(2):
@@ -201,6 +201,9 @@ def test_a_name_that_holds_the_end_of_a_line_is_one_row(detector, data, tmp_path
         written = out.save(tmp_path / "results")
         assert [*pd.read_csv(written / "predictions.csv")["path"]] == [str(path) for path in out.paths]
         assert len(list(written.glob("*.jpg"))) == 3, "those of an earlier run are gone"
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(data.test[0], "=1+1.png")
+    assert detector.predict("=1+1.png").table().path[0] == "./=1+1.png"
 
 
 def test_a_bank_of_one_patch_is_held_against_banks_of_one(data):

@@ -36,6 +36,8 @@ def watch(
     """
     require("folder", folder.is_dir(), "a folder that is there", str(folder))
     require("seconds", seconds <= 10**6, "at most a million", seconds)
+    if log.absolute().parent.is_dir() and not os.path.lexists(log) and not named_as_image(log):
+        log.touch()  # which require_writable would remove again, from under another watch's lock
     require_writable(log, "log in {}")
     with log.open("a") as lock:
         require("log", _alone(lock, log), "one that no other watch writes", str(log))
@@ -82,7 +84,7 @@ def _alone(lock, log: Path) -> bool:
 
 def _kind(path: Path) -> str:
     """What to call what is not watched: a suffix, or that it is no file; "" for what lies beside images."""
-    if path.name.startswith(".") or path.suffix.lower() in BESIDE:
+    if path.name.startswith(".") or path.suffix.lower() in BESIDE or (named_as_image(path) and path.is_file()):
         return ""
     return f"*{path.suffix.lower()}" if path.is_file() else "folders" if path.is_dir() else "what is no file"
 

@@ -29,7 +29,7 @@ from rcp.paths import PROJECT, data_root, require_writable
 from rcp.refinement import Refinement
 from reproduce import grids, tables
 from reproduce.notebook import Settings, assigned, environment, plain
-from reproduce.provenance import ROOT, code_of
+from reproduce.provenance import ROOT, ChangedCode, code_of
 from reproduce.verdict import RULE, read
 
 CHECKED = "nbval-check-output"  # tag of a cell whose stored output nbval compares
@@ -186,7 +186,10 @@ def _run(
         return done
     settings = dataclasses.replace(settings, shard="1/1") if of_first else settings
     out, stamp = settings.out(file.name), settings.out(f".{file.stem}.json")
-    version = {} if settings.render_only else _version(source, declared, parameters, settings)
+    try:
+        version = {} if settings.render_only else _version(source, declared, parameters, settings)
+    except ChangedCode as error:  # the others may not need it
+        return dataclasses.replace(done, seconds=0.0, error=str(error))
     if version and not force and stamp.is_file() and stamp.read_bytes() == _stamp(version, settings, file.stem):
         say(": up to date")
         return done
@@ -246,7 +249,7 @@ def _version(source: NotebookNode, declared: dict, parameters: dict, settings: S
     if "refine" in declared:
         given = parameters.get("refine", {}).get("textures", "")
         with contextlib.suppress(OSError, ValueError):  # likewise
-            of = Refinement(textures=given, simulation={"kind": "texture"}).identity()["textures"]
+            of = Refinement.build(textures=given, kind="texture").identity()["textures"]
             digest.update(str(of).encode())
     weights = [(settings.backbone, settings.weights)]
     if "members" in declared:
@@ -315,10 +318,11 @@ def publish(run: Path, folder: Path) -> dict[str, str]:
     for file in files:
         executed = _read(file)
         given = executed.metadata.pop("papermill", {}).get("parameters", {})
-        marks = [c.metadata.get("papermill", {}).get("status", "completed") for c in executed.cells]
+        code = (c for c in executed.cells if c.cell_type == "code")
+        marks = {c.metadata.get("papermill", {}).get("status", "completed") for c in code}
         outputs = (output for cell in executed.cells for output in cell.get("outputs", []))
         failed = next((o.evalue for o in outputs if o.output_type == "error"), "")
-        found[file.stem] = failed or "it was not run to its end" * (set(marks) > {"completed"})
+        found[file.stem] = failed or "it was not run to its end" * (marks > {"completed"} or "completed" not in marks)
         for cell in executed.cells:
             cell.metadata = NotebookNode(tags=cell.metadata.get("tags", []))
         executed.metadata.setdefault("rcp", {})

@@ -7,6 +7,7 @@ and scores (``ReConPatch.assemble`` and ``predict_features``).
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -26,7 +27,7 @@ from rcp.model import represent
 from rcp.patches import PatchExtractor
 from rcp.paths import require_disk
 from rcp.refinement import RefinementConfig
-from reproduce.provenance import code_of, code_upto, device_name
+from reproduce.provenance import ChangedCode, code_of, code_upto, device_name
 from reproduce.run import Result, run
 from reproduce.store import Store, runs_root
 
@@ -152,8 +153,9 @@ def features(
                 shape, paths = (len(decoded[name]), h * w, dim), getattr(data, name).paths
                 with store.new_array(identities[name], shape, c.feature_dtype) as out:
                     extractor(decoded[name], out=out, names=paths)
-                    now = entry.identity_upto("features", data, (name,))
-                    require("features", now == identities[name], "images and weights as they were", "changed ones")
+                    with suppress(ChangedCode):
+                        now = entry.identity_upto("features", data, (name,))
+                        require("features", now == identities[name], "images and weights as they were", "changed ones")
                 found[name] = store.open_array(identities[name])
         del decoded[name]
     return found

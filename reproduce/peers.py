@@ -104,8 +104,7 @@ class Peer(OfAnEntry):
         of = {name: getattr(self.config, name) for name in used} if self.name in METHODS else whole["config"]
         library, textures = ANOMALIB if self.name in METHODS else None, None
         if self.name == "DRAEM" and (data_root() / "dtd").is_dir():
-            of_dtd = Refinement(textures=str(data_root() / "dtd"), simulation={"kind": "texture"})
-            textures = of_dtd.identity()["textures"]
+            textures = Refinement.build(textures=str(data_root() / "dtd"), kind="texture").identity()["textures"]
         return {
             "study": "peer", "name": self.name, "training": self.training, "anomalib": library, "data": whole["data"],
             "perturbation": whole["perturbation"], "textures": textures,

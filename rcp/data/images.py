@@ -10,7 +10,7 @@ from threading import Lock, Semaphore
 from typing import Literal, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps, ImageSequence
 from scipy import ndimage
 
 from rcp.checks import check_fields, limited, require
@@ -54,11 +54,7 @@ def _opened(source: "str | Path | Image.Image | np.ndarray", name: str | Path = 
         with Image.open(source, formats=FORMATS) as image:
             if image.format == "TIFF":
                 image.filename = ""  # else raw pixels are mapped at the size that EXIF's turn gives them
-                bits, zero, kind = (image.tag_v2.get(n, d) for n, d in ((258, (1,)), (262, 1), (339, (1,))))
-                sound = (
-                    {*bits} <= {1, 2, 4, 8, 16, 32} and (2 not in kind or 32 in bits) and not (zero == 0 and 16 in bits)
-                )
-                require("TIFF", sound, "unsigned levels of 1 to 8 bits, or 16 whose 0 is black", (bits, zero, kind))
+                _check_levels(image.tag_v2)
             share = min(AT_A_TIME, -(-image.width * image.height // 10**6))
             with _turn:  # one waits at a time: two that have half of what they need would wait for ever
                 for _ in range(share):
@@ -79,6 +75,15 @@ def _opened(source: "str | Path | Image.Image | np.ndarray", name: str | Path = 
         raise ValueError(f"image {path} is too large to be read safely: {error} {advice}") from error
     except Exception as error:  # Pillow's decoders raise many kinds: SyntaxError for a broken PNG, struct.error, ...
         raise ValueError(f"unreadable image {path}: {error}") from error
+
+
+def _check_levels(tags) -> None:
+    """Raises ValueError for levels of a TIFF that Pillow would read as others."""
+    bits, zero, planes, kind = (tags.get(n, d) for n, d in ((258, (1,)), (262, 1), (284, 1), (339, (1,))))
+    odd = (16 in bits and (zero == 0 or planes == 2)) or (2 in kind and 32 not in bits)
+    sound = not odd and {*bits} <= {1, 2, 4, 8, 16, 32}
+    words = "unsigned levels of 1 to 8 bits, or 16 whose 0 is black, in one plane"
+    require("TIFF", sound, words, (bits, zero, planes, kind))
 
 
 def _of_pixels(source: Image.Image | np.ndarray) -> Image.Image:
@@ -141,13 +146,15 @@ def _defective(image: Image.Image) -> np.ndarray:
     """
     # of 16 bits in colour Pillow keeps the upper 8
     cut = image.mode[0] != "I" and ";16" in str(getattr(image, "tile", ""))
-    require("pages", getattr(image, "n_frames", 1) == 1, "one, as the image has", getattr(image, "n_frames", 1))
+    pages = [page.size for page in ImageSequence.Iterator(image)] if getattr(image, "n_frames", 1) > 1 else [image.size]
+    require("pages", pages.count(pages[0]) == 1, "one, or smaller copies beside it", len(pages))
+    image.seek(0)
     lossless, mode, image = _lossless(image), image.mode, _upright(image)
     if image.has_transparency_data and np.ptp(alpha := np.asarray(_in(image, "RGBA").getchannel("A"))):
         levels, image = alpha, _in(_in(image, "RGBA"), "RGB")
         if len(colours := image.getcolors(LABELS) or ()) > 1:
             drawn, seen = (np.asarray(image) != max(colours)[1]).any(2), alpha > alpha.max() / 2
-            alike = max((drawn & shape).sum() / (drawn | shape).sum() for shape in (seen, ~seen))
+            alike = max((drawn & shape).sum() / (drawn | shape).sum() for shape in (seen, ~seen, alpha > 0, alpha == 0))
             require("alpha", alike > 0.5, "the shape that the colours draw (save the mask without alpha)", "another")
     elif image.mode in ("1", "L") or image.mode.startswith("I;16"):
         levels = np.asarray(image).astype(np.uint16)

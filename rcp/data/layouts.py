@@ -149,7 +149,7 @@ def images_in(folder: Path) -> list[Path]:
 
 def _of_a_system(name: str) -> bool:
     """Folders that a file manager, an editor or a file server leaves: .ipynb_checkpoints, @eaDir, __MACOSX."""
-    return name.startswith(".") or name in ("@eaDir", "@tmp", "@Recycle", "#recycle", "__MACOSX")
+    return name.startswith(".") or name in ("@eaDir", "@tmp", "@Recycle", "@Recently-Snapshot", "#recycle", "__MACOSX")
 
 
 def _files_below(folder: Path) -> list[Path]:
@@ -213,7 +213,7 @@ def _check_masks(test: Split) -> None:
     pairs = [(p, m) for p, m, label in zip(test.paths, test.masks, test.labels, strict=True) if label]
     if all(mask is None for _, mask in pairs):
         return
-    shared = [m for m, n in Counter(m for pair in pairs for m in pair if m).items() if n > 1]
+    shared = [m for m, n in Counter(m for pair in pairs for m in pair if m and m.is_file()).items() if n > 1]
     require("mask", not shared, "one of one image alone", shared[:1])
     for image, mask in pairs:
         if mask is None or not mask.is_file():

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
+from scipy import ndimage
 from torchvision import transforms
 
 from rcp.data import Split, Transform, categories, load_dataset, load_images
@@ -587,6 +588,15 @@ def test_a_mask_of_several_pages_or_with_two_shapes_is_refused(tmp_path):
         drawn.save(tmp_path / name, save_all=True, append_images=[other])
         with pytest.raises(ValueError, match=rf"{name}: pages: expected one"):
             Transform(48, 48).mask(tmp_path / name)
+    drawn.save(tmp_path / "pyramid.tif", save_all=True, append_images=[drawn.resize((24, 24))])
+    assert np.array_equal(Transform(48, 48).mask(tmp_path / "pyramid.tif"), TRUTH)
+    soft = Image.fromarray(
+        np.dstack([*[TRUTH * np.uint8(255)] * 3, ndimage.gaussian_filter(np.float32(TRUTH * 255), 6).astype(np.uint8)])
+    )
+    soft.paste((255, 255, 255), mask=soft.getchannel("A").point(lambda v: 255 * (v > 0)))
+    soft.putalpha(Image.fromarray(ndimage.gaussian_filter(np.float32(TRUTH * 255), 6).astype(np.uint8)))
+    soft.save(tmp_path / "soft.png")
+    assert 0.1 < Transform(48, 48).mask(tmp_path / "soft.png").mean() < 0.25
     both = drawn.convert("RGBA")
     both.putalpha(Image.fromarray(np.where(np.arange(48 * 48).reshape(48, 48) == 0, 0, 255).astype(np.uint8)))
     both.save(tmp_path / "dot.png")  # black and white, and one pixel that is not seen

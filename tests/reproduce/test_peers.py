@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from rcp.data.perturb import Perturbation
 from reproduce import effects, grids, peers, tables, views
@@ -36,13 +37,20 @@ def literal_distances(levels, gallery) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", ["SPADE", "PatchCore", "PaDiM"])
-def test_a_peer_of_other_perturbations_or_another_blur_is_another(settings, name):
+def test_a_peer_of_other_perturbations_or_another_blur_is_another(settings, name, tmp_path, monkeypatch):
     plain = Peer(
         settings.entries([settings.config(representation="none", backbone="resnet18", weights="random:0")])[0], name
     )
     moved = dataclasses.replace(plain, entry=dataclasses.replace(plain.entry, perturbation=Perturbation()))
     softer = dataclasses.replace(plain.entry, config=plain.config.replace(blur=1.0))
     assert moved.identity() != plain.identity()
+    monkeypatch.setenv("RCP_DATA", str(tmp_path))
+    seen, texture = set(), tmp_path / "dtd/images/dotted/0.jpg"
+    texture.parent.mkdir(parents=True)
+    for level in (0, 99):
+        Image.new("RGB", (64, 64), (level, 0, 0)).save(texture)
+        seen.add(dataclasses.replace(plain, name="DRAEM").identity()["textures"])
+    assert len(seen) == 2, "its textures are of its identity"
     assert (dataclasses.replace(plain, entry=softer).identity() != plain.identity()) == (name != "PaDiM")
 
 

@@ -433,7 +433,7 @@ def of_store(store, csv: Path) -> int:
         of = {"task": identity.get("study", kind), "category": info.get("data", {}).get("category", "")}
         config = info["config"] | {"weights": Path(info["config"]["weights"]).name}
         if peer := identity.get("name"):  # of what it does not use nothing is said
-            config = {n: v for n, v in config.items() if n in identity["config"]}
+            config = {n: v for n, v in config.items() if n in ("seed", *identity["config"])}
             how = identity["training"]
             config |= {"epochs": how["epochs"], "batch_size": how["batch"], "lr": how["lr"]} if how else {}
         perturbation = {split: how for split, how in (identity.get("perturbation") or {}).items() if how}
@@ -447,7 +447,7 @@ def of_store(store, csv: Path) -> int:
         rows.append(of)
     require("store", len(rows) > 0, "one with finished entries", str(store.root))
     names = ["task", "category", "backbone", "representation", "coreset_ratio", "seed"]
-    table = pd.DataFrame(rows).sort_values(names, kind="stable")
+    table = pd.DataFrame(rows).convert_dtypes(convert_floating=False).sort_values(names, kind="stable")
     table.to_csv(csv, index=False, float_format=_four_digits)
     return len(table)
 

@@ -6,9 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from rcp import Config
 from reproduce import paper, tables, views
 from reproduce.entries import Ensemble
 from reproduce.run import Grid, Result
+from reproduce.store import Store
 
 GROUPS = {"object": paper.OBJECTS, "texture": paper.TEXTURES}
 TWO = {
@@ -330,6 +332,19 @@ def test_a_category_called_na_or_01_stays_itself(tmp_path):
     )
     tables.write({"one": rows}, tmp_path / "t.csv")
     assert list(tables.read(tmp_path / "t.csv")["row"]) == ["NA", "01", "null"]
+
+
+def test_entries_that_differ_are_rows_that_differ(tmp_path):
+    store, of = Store(tmp_path / "runs"), {"metrics": {"image_auroc": 0.5}, "seconds": {}}
+    of |= {"config": Config().asdict(), **dict.fromkeys(("device", "commit", "started"), "x")}
+    trained = {"training": {"epochs": 40, "batch": 32, "lr": 2e-4}, "config": {"backbone": "resnet18"}}
+    for identity in (*({"perturbation": {"test": {"rotation": r}}} for r in (5, 40)), {"name": "CFLOW-AD"} | trained):
+        store.save("entries", identity, of, {})
+    assert tables.of_store(store, tmp_path / "entries.csv") == 3
+    rows = pd.read_csv(tmp_path / "entries.csv")
+    assert rows["perturbation"].nunique() == 2 and rows["perturbed"].sum() == 2
+    (peer,) = rows[rows["peer"].notna()].to_dict("records")
+    assert (peer["epochs"], peer["batch_size"], peer["lr"], peer["seed"]) == (40, 32, 2e-4, 0) and np.isnan(peer["k"])
 
 
 def test_what_is_written_can_be_read_gathered_and_viewed(tmp_path):

@@ -227,9 +227,8 @@ def tabulated(records: Iterable[dict]):
     sides, of = COLUMNS[5:], ((r, r["boxes"]) for r in records)
     rows = [r | {"regions": len(b)} | {s: b[0][s] if b else None for s in sides} for r, b in of]
     table = pd.DataFrame(rows, columns=COLUMNS)
-    table["path"] = [
-        "./" * p.startswith(("=", "+", "-", "@")) + p for p in table["path"]
-    ]  # else a spreadsheet computes it
+    # else a spreadsheet computes it
+    table["path"] = ["./" * p.startswith(("=", "+", "-", "@")) + p for p in table["path"]]
     return table.astype({"defective": "boolean", **dict.fromkeys(sides, "Int64")})
 
 

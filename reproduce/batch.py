@@ -322,7 +322,7 @@ def publish(run: Path, folder: Path) -> dict[str, str]:
         marks = {c.metadata.get("papermill", {}).get("status", "completed") for c in code}
         outputs = (output for cell in executed.cells for output in cell.get("outputs", []))
         failed = next((o.evalue for o in outputs if o.output_type == "error"), "")
-        found[file.stem] = failed or "it was not run to its end" * (marks > {"completed"} or "completed" not in marks)
+        found[file.stem] = failed or "it was not run to its end" * (marks != {"completed"})
         for cell in executed.cells:
             cell.metadata = NotebookNode(tags=cell.metadata.get("tags", []))
         executed.metadata.setdefault("rcp", {})

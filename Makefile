@@ -102,11 +102,11 @@ test: $(STAMP) $(GRID_STAMP) ## all tests, and every notebook in the demo profil
 
 # Kills and full disks first and alone: they fork, which a process that has computed with threads must not.
 campaign: export RCP_CAMPAIGN := 10
-campaign: $(STAMP) $(GRID_STAMP) ## attack it: kills, 8 processes, full disks, malformed calls and files, damage, archives, injection; a figure a line (half an hour)
+campaign: $(STAMP) $(GRID_STAMP) ## attack it, on real images where they are at hand: kills, 8 processes, full disks, malformed calls and files, damage, archives, injection; a figure a line (half an hour)
 	@timeout 1200 $(PY) -m pytest -q -s tests/reproduce/test_interrupted.py
 	@timeout 600 $(PY) -m pytest -q -s tests/rcp/test_malformed.py tests/rcp/test_damage.py tests/rcp/test_download.py tests/rcp/test_cli.py \
-		tests/reproduce/test_store.py tests/reproduce/test_environment.py \
-		-k "malformed or sound_but or archives or damaged or flipped or another_identity or machine or text_to_make or pack_did_not or killed"
+		tests/reproduce/test_store.py tests/reproduce/test_environment.py tests/test_cases.py \
+		-k "fault_that or malformed or sound_but or archives or damaged or flipped or another_identity or machine or text_to_make or pack_did_not or killed"
 
 lab: $(STAMP) ## open JupyterLab on notebooks/00_start_here.ipynb
 	@echo "lab: JupyterLab opens in the browser; its address is printed below; Ctrl-C ends it"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rcp.backbone import normalize
 from rcp.checks import require
+from rcp.files import scratch
 from rcp.maps import axis_operator
 from rcp.patches import pool
 from rcp.paths import require_writable
@@ -76,21 +77,17 @@ def export(detector, path: str | Path) -> Path:
     module = copy.deepcopy(Deployed(detector)).eval().cpu()  # the detector stays where it is
     any_number = {"images": {0: torch.export.Dim("n", min=1, max=4096)}}
     described = {"transform": repr(detector.transform), "threshold": detector.threshold_, "outputs": OUTPUTS}
-    written, about = path.with_name(f".{path.stem[:50]}{path.suffix}"), {"rcp": json.dumps(described)}
-    try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            program = torch.export.export(module, (images[:2],), dynamic_shapes=any_number)
-            if path.suffix == ".pt2":
-                torch.export.save(program, written, extra_files=about)
-                run = torch.export.load(written).module()
-            else:
-                run = _write_onnx(program, images, written, about)
+    about = {"rcp": json.dumps(described)}
+    with scratch(path) as folder, torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program, written = torch.export.export(module, (images[:2],), dynamic_shapes=any_number), folder / path.name
+        if path.suffix == ".pt2":
+            torch.export.save(program, written, extra_files=about)
+            run = torch.export.load(written).module()
+        else:
+            run = _write_onnx(program, images, written, about)
         _check(detector, images.numpy(), [np.asarray(out) for out in run(images)])
-    except BaseException:
-        written.unlink(missing_ok=True)
-        raise
-    return written.replace(path)
+        return written.replace(path)
 
 
 def _write_onnx(program, images: Tensor, path: Path, about: dict):

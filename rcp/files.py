@@ -1,9 +1,13 @@
 """Tensors in a file whose content is checked when it is read; nothing is unpickled."""
 
+import glob
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -16,15 +20,13 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: dict[
     """One safetensors file, written under a temporary name and renamed last. header: of text; a hash of all content joins it."""
     path = Path(path)
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    temporary = path.with_name(f".{path.name[:50]}.{os.getpid()}")
     try:
-        save_file(tensors, temporary, metadata=header | {"digest": _digest(tensors, header)})
-        sync(temporary)
-        os.replace(temporary, path)
+        with scratch(path) as folder:
+            save_file(tensors, folder / path.name, metadata=header | {"digest": _digest(tensors, header)})
+            sync(folder / path.name)
+            os.replace(folder / path.name, path)
     except (OSError, SafetensorError) as error:  # which is also that of a full disk
         raise OSError(f"{path} could not be written ({error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_tensors(path: str | Path, kind: str) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -49,6 +51,48 @@ def read_tensors(path: str | Path, kind: str) -> tuple[dict[str, str], dict[str,
         if t.is_floating_point() and not t.isfinite().all():
             raise ValueError(f"{path} is damaged: {name} holds NaN or infinity")
     return header, tensors
+
+
+@contextmanager
+def scratch(target: Path) -> Iterator[Path]:
+    """A temporary folder beside ``target``, to write in and rename from; it goes at the end, as does what killed processes left."""
+    sweep(target.parent, glob.escape(target.name[:50]))
+    held = None
+    while held is None:
+        folder = target.with_name(f".{target.name[:50]}.rcp-{secrets.token_hex(4)}")
+        folder.mkdir()
+        with suppress(FileNotFoundError):  # another's sweep came between the two lines, or the next two
+            held = os.open(folder, os.O_RDONLY)
+            if hold(held) is False or not folder.exists():
+                held = os.close(held)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(held)
+
+
+def sweep(folder: Path, name: str = "*") -> None:
+    """Removes what :func:`scratch` left in a folder where its process was killed. name: of the targets, as a pattern."""
+    for left in folder.glob(f".{name}.rcp-*"):
+        with suppress(OSError):  # another was faster
+            held = os.open(left, os.O_RDONLY)
+            if hold(held):
+                shutil.rmtree(left, ignore_errors=True)
+            os.close(held)
+
+
+def hold(file: int) -> bool | None:
+    """Takes the lock of an open file or folder, which goes with the process: whether it could; None where there are no such locks."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        return None
+    return True
 
 
 def stamp(path: Path) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from rcp.checks import checked, require
 from rcp.data.images import named_as_image
 from rcp.data.layouts import BESIDE
 from rcp.detector import ReConPatch
+from rcp.files import hold
 from rcp.paths import require_writable
 
 GIVEN_UP = 10  # looks at an unreadable file that no longer changes, before it is reported as such
@@ -40,7 +41,9 @@ def watch(
         log.touch()  # which require_writable would remove again, from under another watch's lock
     require_writable(log, "log in {}")
     with log.open("a") as lock:
-        require("log", _alone(lock, log), "one that no other watch writes", str(log))
+        alone = hold(lock.fileno()) is not False and log.exists()  # another's start may have removed it
+        alone = alone and os.path.samestat(os.fstat(lock.fileno()), log.stat())
+        require("log", alone, "one that no other watch writes", str(log))
         yield from _look(detector, folder, log, seconds, looks)
 
 
@@ -67,19 +70,6 @@ def _look(detector: ReConPatch, folder: Path, log: Path, seconds: float, looks: 
                 yield found
         waiting, looks = again, None if looks is None else looks - 1
         time.sleep(seconds)
-
-
-def _alone(lock, log: Path) -> bool:
-    """Whether this process holds the lock of the file now; it goes with the process. True where there are no such locks."""
-    try:
-        import fcntl
-
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except (ImportError, OSError):
-        pass
-    return log.exists() and os.path.samestat(os.fstat(lock.fileno()), log.stat())  # another's start may have removed it
 
 
 def _kind(path: Path) -> str:

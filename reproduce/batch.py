@@ -24,7 +24,7 @@ from rcp import backbone
 from rcp.checks import check_names, check_type, require
 from rcp.data import categories, load_dataset
 from rcp.detector import resolve_device
-from rcp.files import file_hash
+from rcp.files import file_hash, scratch
 from rcp.paths import PROJECT, data_root, require_writable
 from rcp.refinement import Refinement
 from reproduce import grids, tables
@@ -298,12 +298,9 @@ def execute(file: Path) -> None:
             cell.execution_count, cell.outputs = None, []
     executed.metadata.pop("widgets", None)  # the state of widgets that are not kept
     executed.metadata["rcp"] = {"cells": cells_hash(executed)}
-    whole = file.with_name(f".{file.name}")
-    try:
-        nbformat.write(executed, whole)
-        os.replace(whole, file)
-    finally:
-        whole.unlink(missing_ok=True)
+    with scratch(file) as folder:
+        nbformat.write(executed, folder / file.name)
+        os.replace(folder / file.name, file)
 
 
 def publish(run: Path, folder: Path) -> dict[str, str]:

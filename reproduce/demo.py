@@ -9,7 +9,6 @@ Contrast and play are moderate. The CNN that looks at them, EfficientNet-Lite0, 
 import importlib.util
 import json
 import math
-import tempfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +21,7 @@ from scipy import ndimage
 
 from rcp.backbone import IMAGENET_MEAN, IMAGENET_STD, imported
 from rcp.checks import require
-from rcp.files import file_hash, write_tensors
+from rcp.files import file_hash, scratch, write_tensors
 from rcp.paths import weights_root
 
 VERSION = 2  # raise it when any pixel changes: sets of an older version are then drawn again
@@ -286,11 +285,11 @@ def draw_demo(root: str | Path, *, train: int = 12, good: int = 8, per_defect: i
             return given
         if foreign:
             raise ValueError(f"draw_demo: root {root} holds {foreign[0]}, not of the demo set; expected a new folder")
-        with tempfile.TemporaryDirectory(dir=root.parent, prefix=".demo-") as scratch, ThreadPoolExecutor() as pool:
-            fresh = Path(scratch) / "new"
+        with scratch(root) as beside, ThreadPoolExecutor() as pool:
+            fresh = beside / "new"
             list(pool.map(lambda folder: _draw(fresh, *folder), _folders(**counts)))
             (fresh / STAMP).write_text(json.dumps({**wanted, "files": _state(fresh, wanted)[1]}, indent=1))
-            root.rename(Path(scratch) / "old")
+            root.rename(beside / "old")
             fresh.rename(root)
     return given
 

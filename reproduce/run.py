@@ -157,6 +157,8 @@ def run_grid(
         failed: where given, a task that fails is put there ("method, category" -> reason), and the others go on.
     """
     mine, done = [] if render_only else shard_of(tasks, shard), {}
+    if mine:
+        store.sweep()
     for i, task in enumerate(mine, 1):
         name = f"[{i}/{len(mine)}] {task.category} {task.method} seed {task.config.seed}"
         log(f"{name} ...")

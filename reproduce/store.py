@@ -23,7 +23,7 @@ import numpy as np
 from filelock import FileLock
 
 from rcp.checks import check_type
-from rcp.files import allocate, sync
+from rcp.files import allocate, scratch, sweep, sync
 from rcp.paths import PROJECT, require_disk, require_writable, root_of
 
 FILES = ("result.json", "arrays.npz")  # of an entry
@@ -65,21 +65,20 @@ class Store:
         folder = self.folder(kind, identity)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.parent / f".{folder.name}.lock"):
-            for abandoned in folder.parent.glob(f".{folder.name}.*/"):  # by a process that was killed
-                shutil.rmtree(abandoned, ignore_errors=True)
             yield
 
     @contextmanager
     def _written(self, folder: Path) -> Iterator[Path]:
         """A temporary folder that is renamed to ``folder`` at the end; nothing is left if something raises."""
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-        try:
+        with scratch(folder) as temporary:
             yield temporary
-            temporary.chmod(0o755)  # mkdtemp's 0700 would lock others out of a shared store
             os.replace(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+
+    def sweep(self) -> None:
+        """Removes what killed processes left half-written, of any entry."""
+        for kind in self.root.glob("[!.]*/"):
+            sweep(kind)
 
     # -- entries and f: JSON and small arrays --------------------------------------------------------------------------
 
@@ -167,9 +166,9 @@ class Store:
         intervals can be drawn from it, maps and ensembles cannot.
         """
         require_writable(file, "pack {} into", b"/result.json")
-        temporary, n = Path(file).with_name(f".{Path(file).name[:50]}.{os.getpid()}"), 0
-        try:
-            with zipfile.ZipFile(temporary, "w", zipfile.ZIP_LZMA if light else zipfile.ZIP_DEFLATED) as packed:
+        file, how, n = Path(file), zipfile.ZIP_LZMA if light else zipfile.ZIP_DEFLATED, 0
+        with scratch(file) as folder:
+            with zipfile.ZipFile(folder / file.name, "w", how) as packed:
                 for key, info, arrays in self._finished():
                     if "config" in info:
                         info["config"]["weights"] = Path(info["config"]["weights"]).name
@@ -180,9 +179,7 @@ class Store:
                     n += 1
             if not n:
                 raise ValueError(f"pack: the store {self.root} has no finished entries")
-            os.replace(temporary, file)
-        finally:
-            temporary.unlink(missing_ok=True)
+            os.replace(folder / file.name, file)
         return n
 
     def unpack(self, file: str | Path) -> tuple[int, int]:

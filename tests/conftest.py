@@ -5,12 +5,18 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from PIL import Image
 
 # A time limit per example fails on a busy machine and says nothing of the code.
 settings.register_profile("busy", deadline=None)
 settings.load_profile("busy")
 
 SHARED = Path(os.environ.get("RCP_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+CAMPAIGN = int(os.environ.get("RCP_CAMPAIGN", "0"))  # `make campaign` tries more
+WEIGHTS = SHARED / "weights" / "resnet18_imagenet1k_v1_layers1-3.safetensors"
+BOTTLE = SHARED / "data" / "mvtec" / "bottle"
+REAL = bool(CAMPAIGN) and WEIGHTS.exists() and BOTTLE.exists()
 
 
 def _there(path: Path) -> Path:
@@ -30,7 +36,7 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def shared_weights() -> Path:
     """ResNet-18 IMAGENET1K_V1 up to layer 3, safetensors."""
-    return _there(SHARED / "weights" / "resnet18_imagenet1k_v1_layers1-3.safetensors")
+    return _there(WEIGHTS)
 
 
 def pytest_collection_modifyitems(items):
@@ -52,6 +58,22 @@ def demo_root(drawn_in) -> Path:
     from reproduce.demo import draw_demo
 
     return draw_demo(drawn_in / "demo")
+
+
+@pytest.fixture(scope="session")
+def attacked(small_demo, tmp_path_factory) -> tuple[Path, str, str]:
+    """(root, category, weights of ResNet-18): in `make campaign` a few real images, small, where they are there; else drawn ones."""
+    if not REAL:
+        return small_demo, "gear", "random:0"
+    root = tmp_path_factory.mktemp("real")
+    for folder, n in {"train/good": 12, "test/good": 4, "test/broken_small": 6, "test/contamination": 6}.items():
+        for image in sorted((BOTTLE / folder).iterdir())[:n]:
+            mask = BOTTLE / folder.replace("test", "ground_truth") / f"{image.stem}_mask.png"
+            for file in (image, mask) if mask.exists() else (image,):
+                copy = root / "bottle" / file.relative_to(BOTTLE)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                Image.open(file).resize((256, 256), Image.Resampling.NEAREST).save(copy)
+    return root, "bottle", str(WEIGHTS)
 
 
 @pytest.fixture(scope="session")

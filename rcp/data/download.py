@@ -4,7 +4,6 @@ import os
 import stat
 import sys
 import tarfile
-import tempfile
 import tomllib
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from rcp.checks import check_names, require
+from rcp.files import scratch
 from rcp.paths import data_root, require_disk
 
 
@@ -88,15 +88,17 @@ def _retrieve(source: Source, archive: Path) -> None:
     length = int(head.headers.get("Content-Length", 0))
     require_disk(archive.parent, 2 * length, f"{archive.name} and its content")  # images hardly shrink in an archive
     fetch = pooch.HTTPDownloader(progressbar=True, headers=as_it_is)
-    pooch.retrieve(source.url, source.known_hash, archive.name, archive.parent, downloader=fetch)
+    with scratch(archive) as folder:  # a killed pooch leaves gigabytes under a random name
+        pooch.retrieve(source.url, source.known_hash, archive.name, folder, downloader=fetch)
+        os.replace(folder / archive.name, archive)
 
 
 def _unpack(archive: Path, folder: Path) -> None:
     """Unpacks beside ``folder`` and renames last; an archive's single top folder is left out (BTAD, DTD)."""
     require("Python", hasattr(tarfile, "data_filter"), "3.11.4 or later (its tarfile unpacks safely)", sys.version)
     require_disk(folder.parent, archive.stat().st_size, f"the content of {archive.name}")
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
-        inside = Path(scratch) / folder.name
+    with scratch(folder) as beside:
+        inside = beside / folder.name
         inside.mkdir()
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as packed:

@@ -9,6 +9,7 @@ import threading
 import time
 
 import pytest
+from conftest import CAMPAIGN, REAL
 from PIL import Image
 
 from rcp.__main__ import main
@@ -23,14 +24,14 @@ HOW = [
 
 
 @pytest.fixture(scope="module")
-def data(demo_root):
-    return load_dataset(demo_root, category="gear")
+def data(demo_root, attacked):
+    return load_dataset(attacked[0], category="bottle") if REAL else load_dataset(demo_root, category="gear")
 
 
 @pytest.fixture(scope="module")
-def part(data, tmp_path_factory):
-    file = tmp_path_factory.mktemp("part") / "part.rcp"
-    assert main(["fit", str(data.folder / "train" / "good"), "-o", str(file), *HOW, "--set", "coreset_ratio=0.2"]) == 0
+def part(data, attacked, tmp_path_factory):
+    file, how = tmp_path_factory.mktemp("part") / "part.rcp", [*HOW, "--weights", attacked[2]]
+    assert main(["fit", str(data.folder / "train" / "good"), "-o", str(file), *how, "--set", "coreset_ratio=0.2"]) == 0
     return file
 
 
@@ -176,7 +177,7 @@ def test_an_image_that_is_replaced_while_it_is_scored_is_scored_as_what_it_is(da
 
 
 def test_a_killed_watch_loses_and_repeats_nothing(data, part, tmp_path):
-    folder, n = tmp_path / "line", 20 * int(os.environ.get("RCP_CAMPAIGN", "0")) or 24
+    folder, n = tmp_path / "line", 20 * CAMPAIGN or 24
     folder.mkdir()
 
     def write():

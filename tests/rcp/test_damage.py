@@ -6,14 +6,19 @@ import random
 
 import numpy as np
 import pytest
+from conftest import BOTTLE, CAMPAIGN, REAL, WEIGHTS
 from safetensors.torch import save_file
 
 from rcp import Config, PatchCore, ReConPatch
+from rcp.data import Transform, load_images
 from rcp.detector import load
 from rcp.files import read_tensors
 
 TINY = {"backbone": "resnet18", "weights": "random:0", "resize": 64, "image_size": 64, "dim": 32, "coreset_ratio": 0.1}
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8)
+if REAL:
+    TINY["weights"] = str(WEIGHTS)
+    IMAGES = load_images(sorted((BOTTLE / "train" / "good").iterdir())[:4], Transform(64, 64))
 KINDS = {
     "PatchCore": lambda: PatchCore(**TINY),
     "ReConPatch": lambda: ReConPatch(**TINY, representation="random"),
@@ -43,7 +48,7 @@ def test_a_loaded_detector_does_not_follow_its_file(saved, tmp_path):
     np.testing.assert_array_equal(detector.predict(IMAGES).scores, expected)
 
 
-ROUNDS = int(os.environ.get("RCP_CAMPAIGN", "1"))  # `make campaign` takes more
+ROUNDS = CAMPAIGN or 1
 
 
 def damaged(content: bytes, rng: random.Random):

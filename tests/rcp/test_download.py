@@ -3,6 +3,8 @@
 import hashlib
 import io
 import os
+import shutil
+import signal
 import tarfile
 import threading
 import zipfile
@@ -99,6 +101,21 @@ def test_success(server, tmp_path, capsys, pack, name, algorithm):
     assert "licence CC0, https://example.org/page" in capsys.readouterr().out
     assert sorted(p.name for p in (tmp_path / "data").iterdir()) == ["mine", name]  # nothing half-done is left
     assert download("mine", tmp_path / "data", registry) == folder and len(server.requests) == 1
+
+
+def test_what_a_killed_download_left_is_removed(server, tmp_path, monkeypatch):
+    """Of gigabytes that arrive, and of an archive that is unpacked."""
+    registry = serve(server, tar_bytes(TREE))
+    for place in ("pooch.retrieve", "tarfile.TarFile.extractall"):
+        with monkeypatch.context() as patched:
+            patched.setattr(place, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+            if not (child := os.fork()):
+                download("mine", tmp_path, registry)
+            assert os.waitpid(child, 0)[1] == signal.SIGKILL
+        assert len(list(tmp_path.glob(".*.rcp-*"))) == 1
+        download("mine", tmp_path, registry)
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "set.tar.gz"]
+        shutil.rmtree(tmp_path / "mine")
 
 
 def test_broken_connection_leaves_nothing_and_starts_again(server, tmp_path):

@@ -1,5 +1,6 @@
 """A small grid that is killed, one whose disk is full, and one of 8 processes: nothing is lost, wrong, done twice or left lying."""
 
+import dataclasses
 import os
 import random
 import signal
@@ -8,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+from conftest import CAMPAIGN
 from test_entries import PATCHCORE, SMALL
 
 from rcp.refinement import RefinementConfig
@@ -16,14 +18,16 @@ from reproduce.entries import Entry, Refined
 from reproduce.run import run_grid
 from reproduce.store import Store
 
-ROUNDS = int(os.environ.get("RCP_CAMPAIGN", "0"))
-pytestmark = pytest.mark.skipif(not ROUNDS, reason="minutes: make campaign")
+pytestmark = pytest.mark.skipif(not CAMPAIGN, reason="minutes: make campaign")
 
 
 @pytest.fixture(scope="module")
-def whole(small_demo, tmp_path_factory):
+def whole(attacked, tmp_path_factory):
     """The tasks, a finished store of them, and the seconds that it took."""
-    tasks, root = [Entry(c, str(small_demo), "gear") for c in (PATCHCORE, SMALL)], tmp_path_factory.mktemp("whole")
+    folder, category, weights = attacked
+    how = [dataclasses.replace(c, weights=weights) for c in (PATCHCORE, SMALL)]
+    tasks, root = [Entry(c, str(folder), category) for c in how], tmp_path_factory.mktemp("whole")
+    print(f"\nattacked: {category}, weights {os.path.basename(weights)}")
     tasks.append(Refined(tasks[0], RefinementConfig.build(epochs=2, channels=8)))
     began = time.time()
     assert _ends(tasks, root) == 0
@@ -55,18 +59,18 @@ def _as_whole(tasks, root, whole) -> bool:
 
 def test_killed_at_any_moment(whole, tmp_path):
     (tasks, expected, took), rng, wrong = whole, random.Random(0), []
-    for i in range(5 * ROUNDS):
+    for i in range(5 * CAMPAIGN):
         pid, moment = _forked(tasks, tmp_path / str(i)), took * rng.random()
         time.sleep(moment)
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         wrong += [] if _as_whole(tasks, tmp_path / str(i), expected) else [moment]
-    print(f"\nkills: {5 * ROUNDS}, lost, wrong or left lying: {len(wrong)}")
+    print(f"\nkills: {5 * CAMPAIGN}, lost, wrong or left lying: {len(wrong)}")
     assert not wrong
 
 
 def test_eight_processes_on_one_store(whole, tmp_path):
-    (tasks, expected, _), log, stores = whole, tmp_path / "log", ROUNDS // 2
+    (tasks, expected, _), log, stores = whole, tmp_path / "log", CAMPAIGN // 2
 
     def say(line: str) -> None:
         with log.open("a") as file:
@@ -86,7 +90,7 @@ def test_eight_processes_on_one_store(whole, tmp_path):
 
 def test_a_full_disk(whole, tmp_path, monkeypatch):
     (tasks, expected, _), wrong = whole, []
-    size, points = sum(f.stat().st_size for f in expected.rglob("*") if f.is_file()), 2 * ROUNDS
+    size, points = sum(f.stat().st_size for f in expected.rglob("*") if f.is_file()), 2 * CAMPAIGN
     for i in range(points):
         how = ["mount", "-t", "tmpfs", "-o", f"size={8192 + int(size * (i + 0.5) / points)}", "tmpfs", str(tmp_path)]
         if subprocess.run(how, capture_output=True, check=False).returncode:

@@ -4,18 +4,23 @@ import multiprocessing
 import os
 import random
 import shutil
+import signal
 import warnings
 import zipfile
 from collections import namedtuple
 from itertools import product
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
+from conftest import CAMPAIGN
 
 from rcp import paths
+from rcp.files import scratch, sweep
 from rcp.paths import require_disk
 from reproduce.__main__ import main
+from reproduce.run import run_grid
 from reproduce.store import FILES, Store, key_of
 
 ARRAYS = {"scores": np.arange(3, dtype=np.float32), "labels": np.array([0, 1, 1])}
@@ -83,7 +88,7 @@ def test_no_flipped_bit_and_no_zeroed_block_changes_a_number(tmp_path, name):
     computed(store, lambda out: out.__setitem__(slice(None), np.arange(8).reshape(4, 2)))
     file = store.folder(kind, ONE) / name
     content, noticed = file.read_bytes(), 0
-    for i in range(60 * int(os.environ.get("RCP_CAMPAIGN", "1"))):  # `make campaign` takes more
+    for i in range(60 * max(CAMPAIGN, 1)):
         at, size = rng.randrange(len(content)), rng.choice([1, 4, 16])
         flipped = bytes([content[at] ^ 1 << rng.randrange(8)]) if i % 2 else bytes(len(content[at : at + size]))
         changed = content[:at] + flipped + content[at + len(flipped) :]
@@ -172,12 +177,60 @@ def test_features_are_computed_once_memory_mapped_and_read_only(tmp_path):
         assert computed(store, lambda out: out.fill(2)).tolist() == [[2.0, 2.0]] * 4
 
 
-def test_what_a_killed_process_left_is_removed(tmp_path):
-    store = Store(tmp_path)
-    left = store.folder("features", ONE).parent / f".{key_of(ONE)}.killed"
-    left.mkdir(parents=True)
-    computed(store, lambda out: out.fill(3))
-    assert not left.exists()
+def _killed(work, *arguments) -> None:
+    """A process that does the work, and is killed within it."""
+    process = multiprocessing.get_context("fork").Process(target=work, args=arguments)
+    process.start()
+    process.join(30)
+    assert process.exitcode == -signal.SIGKILL
+
+
+def _half(root, kind):
+    def kill(*_):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if kind == "features":
+        computed(Store(root), kill)
+    with mock.patch("reproduce.store._written_as" if kind == "pack" else "reproduce.store.sync", kill):
+        Store(root).pack(root.parent / "all.zip") if kind == "pack" else saved(root, {"a": 9})
+
+
+def test_what_killed_processes_left_is_removed_at_the_next_start(tmp_path):
+    root = tmp_path / "runs"
+    store = saved(root)
+    for kind in ("features", "entries", "pack"):
+        _killed(_half, root, kind)
+    left = [p.parent.name for p in tmp_path.rglob(".*.rcp-*")]
+    assert sorted(left) == sorted(["features", "entries", tmp_path.name])
+    run_grid([], store, log=len)  # nothing to compute, nothing to remove
+    assert len(list(root.rglob(".*.rcp-*"))) == 2
+    with pytest.raises(AttributeError):
+        run_grid([None], store, log=len)
+    assert not list(root.rglob(".*.rcp-*"))
+    store.pack(tmp_path / "all.zip")
+    assert not list(tmp_path.rglob(".*.rcp-*")) and len(Store(root).load("entries", ONE)) == 2
+
+
+def test_what_a_running_process_writes_is_not_removed(tmp_path):
+    """Also where many write, and sweep, at once."""
+    with scratch(tmp_path / "all.zip") as folder:
+        sweep(tmp_path)
+        with scratch(tmp_path / "all.zip") as other:
+            assert folder.is_dir() and other.is_dir() and other != folder
+
+    def work():
+        for i in range(200):
+            with scratch(tmp_path / "x") as folder:
+                sweep(tmp_path)
+                (folder / "x").write_text(str(i))
+                os.replace(folder / "x", tmp_path / "x")
+
+    workers = [multiprocessing.get_context("fork").Process(target=work) for _ in range(6)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [w.exitcode for w in workers] == [0] * 6 and [p.name for p in tmp_path.iterdir()] == ["x"]
 
 
 def test_no_disk_space_names_needed_and_free(tmp_path, monkeypatch):

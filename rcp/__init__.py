@@ -22,7 +22,7 @@ for _owner, _names in (
     (data, "categories download load_dataset load_images"),
     (decision, "threshold false_alarms"),
     (maps, "score_maps center_and_deviation modified_z_score"),
-    (metrics, "image_auroc pixel_auroc aupro f1_threshold normal_threshold d_prime paired_bootstrap"),
+    (metrics, "image_auroc pixel_auroc aupro f1_threshold normal_threshold d_prime"),
     (model, "train"),
     (prediction.Prediction, "maps_on_original boxes overlay save"),
     (scoring, "nearest_entries patch_scores image_scores"),

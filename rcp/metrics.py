@@ -4,7 +4,6 @@ One rule for every threshold here: an image (or pixel) counts as defective where
 """
 
 import os
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -109,53 +108,6 @@ def d_prime(scores_normal: np.ndarray, scores_defective: np.ndarray, *, ddof: in
     if not any(variances):
         raise UndefinedMetric("d′ divides by the spread of the scores, and neither group has any")
     return float(abs(means[1] - means[0]) / np.sqrt(np.mean(variances)))
-
-
-class Interval(NamedTuple):
-    """An estimate and the bounds of its 95 % interval."""
-
-    estimate: float
-    low: float
-    high: float
-
-
-def paired_bootstrap(groups: Iterable, draws: int = 2000, seed: int = 0) -> Interval:
-    """Image AUROC of the first method minus that of the second, averaged over categories, with a percentile interval.
-
-    Test images are drawn with replacement, normal and defective ones apart and the same ones for both methods. The
-    interval is about the choice of test images; seeds are averaged, not drawn.
-
-    Args:
-        groups: for every category labels (n,), scores of the first (seeds, n) and of the second (seeds, n); their
-            numbers of seeds may differ.
-    Returns: fractions in [-1, 1].
-    Raises:
-        UndefinedMetric: no category, or one of one class only.
-    """
-    rng, differences, estimates = np.random.default_rng(seed), np.zeros(draws), []
-    for group in groups:
-        fits = isinstance(group, tuple | list) and len(group) == 3 and all(np.shape(s)[:1] > (0,) for s in group)
-        require("groups", fits, "labels, scores and scores of each category", group)
-        labels, first, second = group
-        for scores in (*np.atleast_2d(first), *np.atleast_2d(second)):
-            checked, _ = _checked(labels, scores, "labels", "scores")
-        labels = checked
-        if labels.all() or not labels.any():
-            raise UndefinedMetric(f"one class only: there are no {'normal' if labels.all() else 'defective'} images")
-        wins = _wins(labels, first) - _wins(labels, second)
-        defective, normal = (rng.multinomial(n, np.full(n, 1 / n), draws) / n for n in wins.shape)
-        differences += np.einsum("di,ij,dj->d", defective, wins, normal, optimize=True)
-        estimates.append(wins.mean())
-    if not estimates:
-        raise UndefinedMetric("a difference needs at least one category")
-    low, high = np.quantile(differences / len(estimates), [0.025, 0.975])
-    return Interval(float(np.mean(estimates)), float(low), float(high))
-
-
-def _wins(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """labels (n,), scores (seeds, n) -> (defective, normal): share of seeds in which the defective one scores higher; ties count half."""
-    scores = np.atleast_2d(np.asarray(scores, np.float64))
-    return ((np.sign(scores[:, labels, None] - scores[:, None, ~labels]) + 1) / 2).mean(0)
 
 
 def evaluate(prediction, split) -> dict[str, float | int | dict[str, str] | None]:

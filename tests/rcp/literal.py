@@ -153,16 +153,6 @@ def modified_z_score(scores: np.ndarray, train: np.ndarray, beta: float, deviati
     return np.array([(s - median) / (beta * deviation([abs(t - median) for t in train])) for s in scores])
 
 
-def image_auroc_difference(labels, first, second) -> float:
-    """Mean over seeds of AUROC(first), minus that of second, pair by pair."""
-
-    def auroc(scores):
-        pairs = [(a > b) + (a == b) / 2 for a in scores[labels == 1] for b in scores[labels == 0]]
-        return np.mean(pairs)
-
-    return np.mean([auroc(s) for s in first]) - np.mean([auroc(s) for s in second])
-
-
 def focal_and_l1(probability: torch.Tensor, masks: torch.Tensor, gamma: float, focal: float, l1: float) -> torch.Tensor:
     """Appendix D's loss, pixel by pixel: -(1 - p_t)^γ log p_t, and |p - mask|, each averaged."""
     terms = []

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
-import literal
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -14,7 +13,6 @@ from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
 from rcp.metrics import (
-    Interval,
     UndefinedMetric,
     aupro,
     d_prime,
@@ -22,7 +20,6 @@ from rcp.metrics import (
     f1_threshold,
     image_auroc,
     normal_threshold,
-    paired_bootstrap,
     pixel_auroc,
 )
 
@@ -230,30 +227,6 @@ def assert_undefined(report, names, reason):
     assert {name for name, value in report.items() if value is None} == set(report["undefined"]) == set(names)
     assert all(reason in report["undefined"][name] for name in names)
     assert json.loads(json.dumps(report, allow_nan=False)) == report
-
-
-def test_paired_bootstrap_is_the_difference_pair_by_pair(rng):
-    labels = np.repeat([0, 1], [7, 9])
-    first, second = rng.integers(0, 6, (3, 16)), rng.integers(0, 6, (2, 16))  # ties, and other numbers of seeds
-    found = paired_bootstrap([(labels, first, second)])
-    assert isinstance(found, Interval) and found.low <= found.estimate <= found.high
-    assert found.estimate == pytest.approx(literal.image_auroc_difference(labels, first, second))
-    assert found == paired_bootstrap([(labels, first, second)]), "the draws have a seed"
-    assert found != paired_bootstrap([(labels, first, second)], seed=1)
-
-
-def test_paired_bootstrap_of_the_same_scores_is_zero_and_of_more_categories_narrower(rng):
-    labels = np.repeat([0, 1], [15, 15])
-    same = rng.normal(size=30)
-    assert paired_bootstrap([(labels, same, same)]) == (0, 0, 0)
-    groups = [(labels, labels + rng.normal(size=30), labels + rng.normal(size=30)) for _ in range(8)]
-    one, all_ = paired_bootstrap(groups[:1]), paired_bootstrap(groups)
-    assert all_.high - all_.low < 0.6 * (one.high - one.low)
-    assert all_.estimate == pytest.approx(np.mean([paired_bootstrap([g]).estimate for g in groups]))
-    with pytest.raises(UndefinedMetric, match="there are no normal images"):
-        paired_bootstrap([(np.ones(3), np.ones(3), np.ones(3))])
-    with pytest.raises(UndefinedMetric, match="at least one category"):
-        paired_bootstrap([])
 
 
 def test_evaluate_reports_each_metric_under_its_name(case):

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from rcp import Config
 from reproduce import paper, tables, views
@@ -231,6 +232,21 @@ def test_paired_is_between_the_methods_on_the_same_images():
     bottle = at(rows, "category", "bottle", "ReConPatch - PatchCore, D 64")
     assert bottle["mean"] == pytest.approx(25) and bottle["low"] <= 25 <= bottle["high"]
     assert "bottle" in tables.markdown(rows) and "+25.00 [" in tables.in_words(rows)
+
+
+def test_the_bootstrap_is_of_the_difference():
+    rng, labels = np.random.default_rng(0), np.repeat([0, 1], [7, 9])
+    first, second = rng.integers(0, 6, (3, 16)), rng.integers(0, 6, (2, 16))  # ties, and other numbers of seeds
+    estimate, low, high = found = tables.bootstrap([(labels, first, second)])
+    each = [np.mean([roc_auc_score(labels, s) for s in scores]) for scores in (first, second)]
+    assert low <= estimate <= high and estimate == pytest.approx(each[0] - each[1])
+    np.testing.assert_array_equal(found, tables.bootstrap([(labels, first, second)]), "the draws have a seed")
+    assert any(found != tables.bootstrap([(labels, first, second)], seed=1))
+    assert not tables.bootstrap([(labels, first, first)]).any()
+    groups = [(labels, labels + rng.normal(size=(1, 16)), labels + rng.normal(size=(1, 16))) for _ in range(8)]
+    one, all_ = tables.bootstrap(groups[:1]), tables.bootstrap(groups)
+    assert np.ptp(all_[1:]) < 0.6 * np.ptp(one[1:])
+    assert all_[0] == pytest.approx(np.mean([tables.bootstrap([g])[0] for g in groups]))
 
 
 def test_paired_is_of_seeds_that_both_have():

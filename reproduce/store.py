@@ -250,8 +250,8 @@ def _checked(text: bytes, archive: bytes) -> tuple[dict, dict[str, np.ndarray]]:
     """result.json and arrays.npz, read and held against their checksum."""
     info = json.loads(text)
     with np.load(io.BytesIO(archive), allow_pickle=False) as file:
-        if sum(member.file_size for member in file.zip.infolist()) > 100 * len(archive) + 2**28:
-            raise ValueError("arrays.npz unpacks to more than a hundred times its size")
+        if sum(member.file_size for member in file.zip.infolist()) > 100 * len(archive) + 2**28 or file.zip.testzip():
+            raise ValueError("arrays.npz unpacks to more than a hundred times its size, or not to what was packed")
         arrays = dict(file)
     if info["checksum"] != _checksum(info, arrays):
         raise ValueError("result.json and arrays.npz do not match their checksum")

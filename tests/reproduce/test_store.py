@@ -56,6 +56,7 @@ def test_an_entry_comes_back_as_it_went_in(tmp_path):
 
 @pytest.mark.parametrize("damage", [
     "truncated json", "truncated npz", "other scores", "missing file", "pickled", "a folder", "a pipe", "a file", "a link",
+    "a shape of terabytes",
 ])  # fmt: skip
 def test_a_damaged_entry_is_set_aside_with_a_warning(tmp_path, damage):
     store = saved(tmp_path)
@@ -67,6 +68,10 @@ def test_a_damaged_entry_is_set_aside_with_a_warning(tmp_path, damage):
     elif damage in ("missing file", "a folder", "a pipe"):
         (folder / "arrays.npz").unlink()
         {"a folder": os.mkdir, "a pipe": os.mkfifo}.get(damage, str)(folder / "arrays.npz")
+    elif damage == "a shape of terabytes":
+        np.savez(folder / "arrays.npz", **ARRAYS)
+        content = (folder / "arrays.npz").read_bytes()
+        (folder / "arrays.npz").write_bytes(content.replace(b"(3,), }" + b" " * 13, b"(%d,), }" % 10**13, 1))
     elif damage in ("a file", "a link"):  # in the folder's place; the link leads nowhere
         shutil.rmtree(folder)
         folder.touch() if damage == "a file" else folder.symlink_to("nowhere")

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMITS = {"rcp": 3410, "reproduce": 3604, "tests": 6408}
+LIMITS = {"rcp": 3410, "reproduce": 3604, "tests": 6410}
 
 
 def code_lines(file: Path) -> int:

@@ -21,7 +21,7 @@ def scores():
 
 def averages(*means, left_out=""):
     """Rows as of compare: settings k 0, k 1, ... with a mean each; the first one's published value is 99.5."""
-    about = {"metric": "image_auroc", "kind": "all", "left_out": left_out, "spread": 0.2}
+    about = {"metric": "image_auroc", "kind": "all", "n": 15, "left_out": left_out, "spread": 0.2}
     rows = [about | {"setting": f"k {i}", "mean": m, "published": np.nan if i else 99.5} for i, m in enumerate(means)]
     return pd.DataFrame(rows, columns=[*about, "setting", "mean", "published"])
 
@@ -64,6 +64,8 @@ def test_ablation_draws_ours_and_the_published_for_each_table_also_an_empty_one(
     np.testing.assert_array_equal(lines["published"].get_ydata(), [99.5, np.nan])
     assert [t.get_text() for t in figure.axes[1].get_xticklabels()] == ["k 0", "k 1"]
     assert {t.get_text() for t in figure.legends[0].get_texts()} == {"published", "ours"}
+    fewer = figures.ablation({"S1": averages().assign(n=1)})
+    assert "published, 15 categories" in {t.get_text() for t in fewer.legends[0].get_texts()}
 
 
 def test_histogram_titles_are_the_metrics_and_lines_the_thresholds(scores):

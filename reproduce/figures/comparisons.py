@@ -36,16 +36,12 @@ def ablation(tables: Mapping[str, pd.DataFrame], line: bool = True) -> Figure:
     return figure
 
 
-def _settings(axis: Axes, table: pd.DataFrame, line: bool) -> None:
+def _settings(axis: Axes, table: pd.DataFrame, line: bool):
     """One panel of :func:`ablation`: one metric of one table."""
     if table.empty:
-        nothing(axis)
-        return
+        return nothing(axis)
     table = table.reset_index(drop=True)
-    # of these tables the paper prints means alone
-    _ours_and_published(
-        axis, table, NORMAL, DEFECTIVE, all_="" if (table["n"] == 15).all() else ", 15 categories", line=line
-    )
+    _ours_and_published(axis, table, NORMAL, DEFECTIVE, line=line, fewer=(table["n"] < 15).any())
     words = [plain(setting).replace(", ", "\n") for setting in table["setting"]]
     axis.set_xticks(table.index, words, rotation=0 if line and len(table) < 4 else 45)
     axis.set_xlim(-0.5, len(table) - 0.5)
@@ -96,11 +92,13 @@ def against_time(frame: pd.DataFrame, metric: str = "image_auroc") -> Figure:
     return figure
 
 
-def _ours_and_published(
-    axis: Axes, table: pd.DataFrame, ours: str, published: str, *, of="", all_="", line=True
-) -> None:
-    """Ours with the spread over seeds as error bars; the published values, where there are any, dotted. x: the index."""
+def _ours_and_published(axis: Axes, table: pd.DataFrame, ours: str, published: str, *, of="", line=True, fewer=False):
+    """Ours with the spread over seeds as error bars; the published values, where there are any, dotted. x: the index.
+
+    fewer: ours is of fewer categories than the published, which are means over 15.
+    """
     spread, (solid, dotted) = table["spread"].fillna(0), ("o-", "s:") if line else ("o", "s")
     axis.errorbar(table.index, table["mean"], spread, fmt=solid, ms=4, capsize=2, color=ours, label=f"{of}ours")
     if table["published"].notna().any():
-        axis.plot(table["published"], dotted, ms=4, mfc="white", color=published, label=f"{of}published{all_}")
+        label = f"{of}published, 15 categories" if fewer else f"{of}published"
+        axis.plot(table["published"], dotted, ms=4, mfc="white", color=published, label=label)

@@ -64,7 +64,7 @@ def test_ablation_draws_ours_and_the_published_for_each_table_also_an_empty_one(
     np.testing.assert_array_equal(lines["published"].get_ydata(), [99.5, np.nan])
     assert [t.get_text() for t in figure.axes[1].get_xticklabels()] == ["k 0", "k 1"]
     assert {t.get_text() for t in figure.legends[0].get_texts()} == {"published", "ours"}
-    fewer = figures.ablation({"S1": averages().assign(n=1)})
+    fewer = figures.ablation({"S1": averages(99).assign(n=1)})
     assert "published, 15 categories" in {t.get_text() for t in fewer.legends[0].get_texts()}
 
 

@@ -88,7 +88,7 @@ def calls(detector, folder):
         ("", lambda v: PatchCore(**TINY, refine=v), REFINE),
         ("", PatchCore(**TINY).fit, (None, 3, {}, [], "", "no.png", b"x", [None], np.zeros((4, 4), np.uint8), "a\0b", "x" * 5000)),
         ("", detector.predict, (None, 3, {}, "", "no.png", b"x", [3], ["no.png"], p, "/dev/zero", "a\0b", [Image.new("F", (8, 8))])),
-        ("masked", detector.predict, (np.ma.masked_less(IMAGES, 9), [np.ma.masked_less(IMAGES[0], 9)])),
+        ("masked", detector.predict, (np.ma.masked_less(IMAGES, 128), [np.ma.masked_less(IMAGES[0], 128)])),
         ("Tensor", detector.predict, (torch.from_numpy(IMAGES), X)),
         ("pixels", detector.predict, (IMAGES[:, :0], Image.new("RGB", (0, 8)))),
         ("log", lambda v: detector.fit(IMAGES, v), (None, 3, "x")),

@@ -74,7 +74,7 @@ def scratch(target: Path) -> Iterator[Path]:
 
 def sweep(folder: Path, name: str = "*") -> None:
     """Removes what :func:`scratch` left in a folder where its process was killed. name: of the targets, as a pattern."""
-    for left in folder.glob(f".{name}.rcp-*"):
+    for left in folder.glob(f".{name}.rcp-{'[0-9a-f]' * 8}"):
         with suppress(OSError):  # another was faster
             held = os.open(left, os.O_RDONLY)
             if hold(held):

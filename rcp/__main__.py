@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
 
@@ -48,19 +49,18 @@ def _predict(o: argparse.Namespace) -> int:
     threshold, why = detector.decide(detector.refiner_ is not None)
     if threshold is None:
         _say(f"no decision: {why}")
-    if o.out:
-        results_folder(o.out, chain(*given))
-    try:
-        for number, one in enumerate(detector.predict_iter(chain(*given), skipped=skipped), 1):
-            (found,) = one.records()
-            print(json.dumps(found) if o.json else _line(found), flush=True)
-            defective.append(found["defective"])
-            if o.out:
-                tabulated([found]).to_csv(o.out / "predictions.csv", **AS_CSV)  # a killed run leaves what it has
-                one.save_overlay(o.out, 0, number)
-    finally:
-        for name, reason in skipped or ():
-            _say(f"left out, {name}: {reason}")
+    with results_folder(o.out, chain(*given)) if o.out else nullcontext():
+        try:
+            for number, one in enumerate(detector.predict_iter(chain(*given), skipped=skipped), 1):
+                (found,) = one.records()
+                print(json.dumps(found) if o.json else _line(found), flush=True)
+                defective.append(found["defective"])
+                if o.out:
+                    tabulated([found]).to_csv(o.out / "predictions.csv", **AS_CSV)  # a killed run leaves what it has
+                    one.save_overlay(o.out, 0, number)
+        finally:
+            for name, reason in skipped or ():
+                _say(f"left out, {name}: {reason}")
     return (int(any(defective)) if threshold is not None and defective else 2) if o.fail else 0
 
 

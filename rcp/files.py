@@ -18,11 +18,12 @@ from torch import Tensor
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: dict[str, str]) -> None:
     """One safetensors file, written under a temporary name and renamed last. header: of text; a hash of all content joins it."""
-    path = Path(path)
+    path = Path(path).resolve()  # a link stays one
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     try:
         with scratch(path) as folder:
             save_file(tensors, folder / path.name, metadata=header | {"digest": _digest(tensors, header)})
+            (folder / path.name).chmod(folder.stat().st_mode & 0o666)  # safetensors' own is its owner's alone
             sync(folder / path.name)
             os.replace(folder / path.name, path)
     except (OSError, SafetensorError) as error:  # which is also that of a full disk
@@ -36,6 +37,7 @@ def read_tensors(path: str | Path, kind: str) -> tuple[dict[str, str], dict[str,
         ValueError: another file, or one that is damaged; names the file.
     """
     what = kind.removeprefix("rcp-").replace("-", " ")
+    open(path, "rb").close()  # of one that may not be read, safetensors says that it is not there
     try:
         with safe_open(path, "pt") as file:
             header = dict(file.metadata() or {})
@@ -74,7 +76,7 @@ def scratch(target: Path) -> Iterator[Path]:
 
 def sweep(folder: Path, name: str = "*") -> None:
     """Removes what :func:`scratch` left in a folder where its process was killed. name: of the targets, as a pattern."""
-    for left in folder.glob(f".{name}.rcp-{'[0-9a-f]' * 8}"):
+    for left in folder.glob(f".{name}.rcp-{'[0-9a-f]' * 8}/"):
         with suppress(OSError):  # another was faster
             held = os.open(left, os.O_RDONLY)
             if hold(held):

@@ -62,6 +62,7 @@ def require_writable(file: str | Path, to: str, mark: bytes = b"") -> None:
     that is there does not hold ``mark``, as all do that are written under such a name.
     """
     from rcp.data.images import IMAGE_SUFFIXES  # which needs this module
+    from rcp.files import scratch
 
     file, there = Path(file), os.path.lexists(file)
     if there and not file.is_file():
@@ -70,9 +71,13 @@ def require_writable(file: str | Path, to: str, mark: bytes = b"") -> None:
         raise OSError(f"{file} is an image, or not what rcp writes there: give another name, or remove it first")
     if not (folder := file.absolute().parent).is_dir():
         raise FileNotFoundError(f"no folder {folder} to {to.format(file)}")
-    file.open("ab").close()
-    if not there:
-        file.unlink()
+    if there:
+        file.open("ab").close()
+    try:
+        with scratch(file) as beside:
+            (beside / file.name).touch()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(file)) from None
 
 
 def holds(file: Path, mark: bytes) -> bool:

@@ -5,6 +5,7 @@ import html
 import os
 from base64 import b64encode
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -16,6 +17,7 @@ from scipy import ndimage
 
 from rcp.checks import check_fields, require
 from rcp.data.images import Original, Transform, named_as_image, open_rgb
+from rcp.files import hold
 from rcp.paths import require_writable
 
 # EXIF orientation -> (transpose, then mirror columns, then mirror rows): an upright array back to how its file stores it.
@@ -162,12 +164,12 @@ class Prediction:
 
     def save(self, folder: str | Path) -> Path:
         """Writes FOLDER/predictions.csv and an overlay for every image, FOLDER/0001_NAME.jpg; -> the folder."""
-        folder = results_folder(Path(folder), self.paths)
-        self.table().to_csv(folder / "predictions.csv", **AS_CSV)
-        # an image may be gone since: the table is there then
-        for i in range(len(self.originals) if self.maps is not None else 0):
-            self.save_overlay(folder, i, i + 1)
-        return folder
+        with results_folder(Path(folder), self.paths) as folder:
+            self.table().to_csv(folder / "predictions.csv", **AS_CSV)
+            # an image may be gone since: the table is there then
+            for i in range(len(self.originals) if self.maps is not None else 0):
+                self.save_overlay(folder, i, i + 1)
+            return folder
 
     def save_overlay(self, folder: Path, i: int, number: int) -> None:
         """Writes FOLDER/NUMBER_NAME.jpg."""
@@ -198,8 +200,12 @@ class Prediction:
         require("i", 0 <= i < len(self.originals), f"an image from 0 to {len(self.originals) - 1} of predict()", i)
 
 
-def results_folder(folder: Path, images: Iterable) -> Path:
-    """The folder, made where it is not there. Raises ValueError where it holds one of the images: overlays would be scored with them."""
+@contextmanager
+def results_folder(folder: Path, images: Iterable) -> Iterator[Path]:
+    """The folder, made where it is not there, for one run alone to write in. What an earlier run wrote there goes.
+
+    Raises ValueError where it holds one of the images: overlays would be scored with them; or another run writes there.
+    """
     holding, table = {image.parent.resolve() for image in images if isinstance(image, Path)}, folder / "predictions.csv"
     require("out", folder.resolve() not in holding, "another folder than that of the images", str(folder))
     require("out", folder.is_dir() or not os.path.lexists(folder), "a folder, or a new name", str(folder))
@@ -207,12 +213,14 @@ def results_folder(folder: Path, images: Iterable) -> Path:
     ours = table.exists() or not any(map(named_as_image, folder.iterdir()))
     require("out", ours, "a new folder, or one of results, with no other images", str(folder))
     require_writable(table, "write {} in", b"path,score,defective,threshold")
-    table.touch()
-    with table.open(newline="", errors="surrogateescape") as file:  # of an earlier run: its pictures go, and none else
-        for number, row in enumerate(csv.reader(file)):
-            _picture(folder, "".join(row[:1]), number).unlink(missing_ok=True)
-    table.write_text(f"{','.join(COLUMNS)}\n")  # a run that is killed leaves a folder that the next one knows
-    return folder
+    with table.open("a+", newline="", errors="surrogateescape") as file:
+        require("out", hold(file.fileno()) is not False, "a folder that no other run writes in", str(folder))
+        file.seek(0)
+        with suppress(csv.Error, ValueError):  # no longer a table
+            for number, row in enumerate(csv.reader(file)):  # of an earlier run: its pictures go, and none else
+                _picture(folder, "".join(row[:1]), number).unlink(missing_ok=True)
+        table.write_text(f"{','.join(COLUMNS)}\n")  # a run that is killed leaves a folder that the next one knows
+        yield folder
 
 
 def _picture(folder: Path, path: Path | str, number: int) -> Path:
@@ -228,7 +236,7 @@ def tabulated(records: Iterable[dict]):
     rows = [r | {"regions": len(b)} | {s: b[0][s] if b else None for s in sides} for r, b in of]
     table = pd.DataFrame(rows, columns=COLUMNS)
     # else a spreadsheet computes it
-    table["path"] = ["./" * p.startswith(("=", "+", "-", "@")) + p for p in table["path"]]
+    table["path"] = ["./" * p.startswith(tuple("=+-@\t\r")) + p for p in table["path"]]
     return table.astype({"defective": "boolean", **dict.fromkeys(sides, "Int64")})
 
 

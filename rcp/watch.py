@@ -6,17 +6,19 @@ import stat
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from rcp.checks import checked, require
 from rcp.data.images import named_as_image
 from rcp.data.layouts import BESIDE
 from rcp.detector import ReConPatch
-from rcp.files import hold
+from rcp.files import file_hash, hold, stamp
 from rcp.paths import require_writable
 
+OF_A_FILE = ("key", "changed", "digest")  # inode, size and time; that of the last change of any kind; of the content
 GIVEN_UP = 10  # looks at an unreadable file that no longer changes, before it is reported as such
-KEPT = 100_000  # images that are remembered though their files are gone: about 10 MB
+KEPT = 100_000  # images that are remembered though their files are gone: about 30 MB
 
 
 @checked
@@ -25,8 +27,8 @@ def watch(
 ) -> Iterator[dict]:
     """Yields a record of each new image, after it was appended to ``log`` as a line of JSON.
 
-    A file is one image as long as its inode, size and time stay: renamed it is not scored again, written anew it is. It is scored
-    once two looks found it the same and it can be read. What the log holds already is done.
+    A file is one image as long as its inode, size, time and content stay: renamed it is not scored again, written anew it is. It is
+    scored once two looks found it the same and it can be read; one that waits for long is warned of. What the log holds is done.
 
     Args:
         log: JSON lines; a last line that was cut by a kill is removed.
@@ -37,13 +39,9 @@ def watch(
     """
     require("folder", folder.is_dir(), "a folder that is there", str(folder))
     require("seconds", seconds <= 10**6, "at most a million", seconds)
-    if log.absolute().parent.is_dir() and not os.path.lexists(log) and not named_as_image(log):
-        log.touch()  # which require_writable would remove again, from under another watch's lock
     require_writable(log, "log in {}")
     with log.open("a") as lock:
-        alone = hold(lock.fileno()) is not False and log.exists()  # another's start may have removed it
-        alone = alone and os.path.samestat(os.fstat(lock.fileno()), log.stat())
-        require("log", alone, "one that no other watch writes", str(log))
+        require("log", hold(lock.fileno()) is not False, "one that no other watch writes", str(log))
         yield from _look(detector, folder, log, seconds, looks)
 
 
@@ -57,17 +55,20 @@ def _look(detector: ReConPatch, folder: Path, log: Path, seconds: float, looks: 
             said |= left
             warnings.warn(f"not watched in {folder}: {', '.join(sorted(left))}", stacklevel=3)
         if len(done) > KEPT + len(there):
-            done = dict.fromkeys(done.keys() & set(there.values()))
-        for path, key in there.items():
-            if key in done:
+            done = {key: done[key] for key in done.keys() & set(map(_key, there.values()))}
+        for path, now in there.items():
+            if _is_done(done, path, now):
                 continue
-            before, same = waiting.get(path, (None, 0))
-            again[path] = (key, same + 1 if before == key else 0)
-            if again[path][1] and (found := _scored(detector, path, key, again[path][1])):
+            before, same, looked = waiting.get(path, (None, 0, 0))
+            again[path] = now, same, looked = now, same + 1 if before == now else 0, looked + 1
+            found, why = _scored(detector, path, now, same) if same else (None, "it is another at each look")
+            if found:
                 with log.open("a") as file:  # one write: a kill leaves all of the line or a cut one
-                    file.write(json.dumps(found | {"key": key}) + "\n")
-                done[key] = None
-                yield found
+                    file.write(json.dumps(found) + "\n")
+                done |= _entry(found)
+                yield {name: value for name, value in found.items() if name not in OF_A_FILE}
+            elif looked == GIVEN_UP + 2:  # an unreadable one was reported the look before
+                warnings.warn(f"{path} waits since {looked} looks: {why}", stacklevel=3)
         waiting, looks = again, None if looks is None else looks - 1
         time.sleep(seconds)
 
@@ -79,43 +80,61 @@ def _kind(path: Path) -> str:
     return f"*{path.suffix.lower()}" if path.is_file() else "folders" if path.is_dir() else "what is no file"
 
 
-def _scored(detector: ReConPatch, path: Path, key: str, looks: int) -> dict | None:
-    """The record of a file; None where it is not whole yet, was replaced meanwhile, or the disk or the right to read it fails."""
+def _scored(detector: ReConPatch, path: Path, now: tuple, looks: int) -> tuple[dict | None, str]:
+    """The record of a file, or None and why: it is not whole yet, was replaced meanwhile, or the disk or the right to read it fails."""
     try:
-        (found,) = detector.predict([path]).records()
-        return found if _key(path.stat()) == key else None
-    except OSError:
-        return None
-    except ValueError as error:
-        of_disk = isinstance(error.__cause__, OSError) and error.__cause__.errno is not None
-        return {"path": str(path), "error": str(error)} if looks >= GIVEN_UP and not of_disk else None
-
-
-def _files(folder: Path) -> Iterator[tuple[Path, str]]:
-    for path in sorted(folder.iterdir()):
-        if named_as_image(path):
-            try:
-                status = path.stat()
-            except OSError:  # renamed or removed since the folder was read, or a link to itself
-                continue
-            if stat.S_ISREG(status.st_mode):
-                yield path, _key(status)
-
-
-def _key(status: os.stat_result) -> str:
-    return f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}"
-
-
-def _done(log: Path) -> dict[str, None]:
-    """Keys of the images that the log holds, in order; a cut last line is removed."""
-    done, whole = {}, 0
-    for number, line in enumerate(log.open("rb") if log.exists() else (), 1):
+        about = dict(zip(OF_A_FILE, (_key(now), now[3], _digest(path)), strict=True))
         try:
-            require("log", line.endswith(b"\n"), "whole lines", line)
-            done[json.loads(line)["key"]] = None
-            whole += len(line)
-        except (ValueError, TypeError, KeyError, RecursionError):
-            cut = not line.endswith(b"\n") and (whole or b'{"path"'.startswith(line[:7]))
-            require("log", cut, "lines of JSON that watch wrote", f"{log}, line {number}")
-            os.truncate(log, whole)
+            (found,) = detector.predict([path]).records()
+        except ValueError as error:
+            of_disk = isinstance(error.__cause__, OSError) and error.__cause__.errno is not None
+            given_up = looks >= GIVEN_UP and not of_disk
+            return {"path": str(path), "error": str(error)} | about if given_up else None, str(error)
+        return found | about if stamp(path) == now else None, "it was replaced meanwhile"
+    except OSError as error:
+        return None, str(error)
+
+
+def _is_done(done: dict, path: Path, now: tuple) -> bool:
+    """Whether the file is an image that was scored, renamed perhaps: an inode, size and time may come again with another content."""
+    name, changed, digest = done.get(_key(now), (None, None, ""))
+    with suppress(OSError):
+        if (name, changed) != (path.name, now[3]) and digest and digest == _digest(path):
+            done[_key(now)] = path.name, now[3], digest
+    return digest is None or done.get(_key(now), ())[:2] == (path.name, now[3])
+
+
+def _digest(path: Path) -> str:
+    return file_hash(path).hexdigest()[:16]
+
+
+def _files(folder: Path) -> Iterator[tuple[Path, tuple]]:
+    for path in sorted(folder.iterdir()):
+        with suppress(OSError):  # renamed or removed since the folder was read, or a link to itself
+            if named_as_image(path) and stat.S_ISREG(path.stat().st_mode):
+                yield path, stamp(path)
+
+
+def _key(now: tuple) -> str:
+    return "-".join(map(str, now[:3]))  # inode, size and time: what a new name leaves as it is
+
+
+def _entry(found: dict) -> dict[str, tuple]:
+    """Key -> name, time of the last change and digest (None in a log of before)."""
+    return {found["key"]: (Path(found["path"]).name, found.get("changed"), found.get("digest"))}
+
+
+def _done(log: Path) -> dict[str, tuple]:
+    """The images that the log holds, in order; a cut last line is removed."""
+    done, whole = {}, 0
+    with log.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                require("log", line.endswith(b"\n"), "whole lines", line)
+                done |= _entry(json.loads(line))
+                whole += len(line)
+            except (ValueError, TypeError, KeyError, RecursionError):
+                cut = not line.endswith(b"\n") and (whole or b'{"path"'.startswith(line[:7]))
+                require("log", cut, "lines of JSON that watch wrote", f"{log}, line {number}")
+                os.truncate(log, whole)
     return done

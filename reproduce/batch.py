@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import datetime
 import hashlib
+import html
 import json
 import os
 import re
@@ -323,14 +324,33 @@ def publish(run: Path, folder: Path) -> dict[str, str]:
         for cell in executed.cells:
             cell.metadata = NotebookNode(tags=cell.metadata.get("tags", []))
         executed.metadata.setdefault("rcp", {})
-        text = nbformat.writes(executed)
-        paths = re.findall(r'"(/[^"]+)"', json.dumps([given, str(PROJECT)]))  # escaped, as they stand in the text
-        for path in sorted(paths, key=len, reverse=True):
-            text = text.replace(path, Path(path).name)
+        text = nbformat.writes(nbformat.from_dict(_without_folders(executed, _absolute_paths([given, str(PROJECT)]))))
         if not found[file.stem]:
             require_writable(folder / file.name, "publish {} in", b'"rcp": {')
             (folder / file.name).write_text(text, encoding="utf-8")
     return found
+
+
+def _absolute_paths(given) -> list[str]:
+    """Those in nested lists and dicts, the longest first, also as HTML has them."""
+    if isinstance(given, str):
+        return [given, html.escape(given)] if given.startswith("/") and len(given) > 1 else []
+    within = given.values() if isinstance(given, dict) else given if isinstance(given, list) else ()
+    return sorted({path for value in within for path in _absolute_paths(value)}, key=len, reverse=True)
+
+
+def _without_folders(node, paths: Sequence[str], kind: str = ""):
+    """A notebook whose texts name these paths by their last part alone. kind: the key of a node; an image is no text."""
+    if isinstance(node, dict):
+        return {name: _without_folders(value, paths, name) for name, value in node.items()}
+    if isinstance(node, list):
+        return [_without_folders(value, paths) for value in node]
+    for path in paths if isinstance(node, str) and not kind.startswith("image/") else ():
+        found = (
+            rf"(data:[^,\s]+;base64,[\w+/=]+)|(?<![\w.-]){re.escape(path)}(?![\w-])"  # an image within HTML stays, too
+        )
+        node = re.sub(found, lambda m, path=path: m[1] or Path(path).name, node)
+    return node
 
 
 # ---- the index ----

@@ -276,6 +276,8 @@ def draw_demo(root: str | Path, *, train: int = 12, good: int = 8, per_defect: i
     given, root = Path(root), Path(root).resolve()
     counts = {"train": train, "good": good, "per_defect": per_defect}
     wanted = {"version": VERSION, **counts}
+    if Path.cwd().is_relative_to(root):  # which is replaced
+        raise ValueError(f"draw_demo: root {root} is the folder that you are in; expected another")
     if min(counts.values()) < 1:
         raise ValueError(f"draw_demo: expected numbers of images of at least 1, found {counts}")
     root.mkdir(parents=True, exist_ok=True)

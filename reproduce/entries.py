@@ -239,7 +239,7 @@ class Refined(OfAnEntry):
         prediction = dataclasses.replace(fitted.predict_features(p), transform=self.transform("test"))
         info = about(self, data, fitted.timings_, fitted.device, metrics.evaluate(prediction, data.test))
         info |= {"refinement": self.refine.asdict(), "history": fitted.refinement_history_}
-        for written in checkpoint.parent.glob(f"*{checkpoint.stem}*"):  # and what a killed process had half written
+        for written in checkpoint.parent.glob(f"{checkpoint.stem}.*"):  # a damaged one, too
             written.unlink()
         arrays = {"scores": prediction.scores, "labels": data.test.labels, "patch_scores": prediction.patch_scores}
         return info, arrays | {"log_odds": _log_odds(prediction.maps)}

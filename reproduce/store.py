@@ -166,7 +166,7 @@ class Store:
         intervals can be drawn from it, maps and ensembles cannot.
         """
         require_writable(file, "pack {} into", b"/result.json")
-        file, how, n = Path(file), zipfile.ZIP_LZMA if light else zipfile.ZIP_DEFLATED, 0
+        file, how, n = Path(file).resolve(), zipfile.ZIP_LZMA if light else zipfile.ZIP_DEFLATED, 0
         with scratch(file) as folder:
             with zipfile.ZipFile(folder / file.name, "w", how) as packed:
                 for key, info, arrays in self._finished():
@@ -260,7 +260,7 @@ def _checked(text: bytes, archive: bytes) -> tuple[dict, dict[str, np.ndarray]]:
 
 def _checksum(info: dict, arrays: dict[str, np.ndarray]) -> str:
     said = {name: value for name, value in info.items() if name != "checksum"}
-    digest = hashlib.blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=12)
+    digest = hashlib.blake2b(json.dumps(said, sort_keys=True, allow_nan=False).encode(), digest_size=12)
     for name in sorted(arrays):
         digest.update(f"{name}{arrays[name].dtype}{arrays[name].shape}".encode())
         digest.update(np.ascontiguousarray(arrays[name]).tobytes())

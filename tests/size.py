@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMITS = {"rcp": 3410, "reproduce": 3604, "tests": 6410}
+LIMITS = {"rcp": 3442, "reproduce": 3620, "tests": 6515}
 
 
 def code_lines(file: Path) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from rcp.checks import check_names, require
-from rcp.files import scratch
+from rcp.files import scratch, sweep
 from rcp.paths import data_root, require_disk
 
 
@@ -53,6 +53,7 @@ def download(name: str, root: str | Path | None = None, registry: Mapping[str, S
     check_names("unknown data set", [name], registry)
     source, root = registry[name], data_root(root)
     folder, archive = root / name, root / source.archive
+    sweep(root)
     if folder.is_dir() and any(folder.iterdir()):
         return folder
     root.mkdir(parents=True, exist_ok=True)

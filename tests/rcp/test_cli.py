@@ -7,6 +7,8 @@ import subprocess
 import sys
 import threading
 import time
+from itertools import count
+from pathlib import Path
 
 import pytest
 from conftest import CAMPAIGN, REAL
@@ -45,8 +47,15 @@ def test_loose_jpegs_without_labels_to_decisions(data, part, tmp_path, capsys):
     assert [row["path"] for row in rows] == [str(tmp_path / name) for name in named]
     assert all(row["defective"] == (row["score"] >= row["threshold"]) == bool(row["boxes"]) for row in rows)
     assert len(list(out.glob("*.jpg"))) == 4 and len((out / "predictions.csv").read_text().splitlines()) == 5
-    shutil.copy(next(out.glob("*.jpg")), results_folder(tmp_path / "killed", []))
-    assert results_folder(tmp_path / "killed", []), "what a killed run has left is taken"
+    with results_folder(tmp_path / "killed", []) as killed:
+        shutil.copy(next(out.glob("*.jpg")), killed)
+        assert main(["predict", str(part), str(tmp_path / "0.jpg"), "--out", str(killed)]) == 2
+        assert "a folder that no other run writes in" in capsys.readouterr().err
+    with results_folder(killed, []):
+        pass  # what a killed run has left is taken
+    (killed / "predictions.csv").write_bytes(b"path,score,defective,threshold\n\0,1\n" + b'"' + b"x" * 2**18)
+    assert main(["predict", str(part), str(tmp_path / "0.jpg"), "--out", str(killed)]) == 0, "no longer a table"
+    capsys.readouterr()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Prediction, "save_overlay", lambda _self, _folder, _i, number: 1 // (3 - number))
         assert main(["predict", str(part), str(tmp_path), "--out", str(out)]) == 2
@@ -174,6 +183,50 @@ def test_an_image_that_is_replaced_while_it_is_scored_is_scored_as_what_it_is(da
     assert {os.path.basename(f["path"]): f["score"] for f in found} == pytest.approx(
         {name: predict([path]).scores.item() for name, path in expected.items()}, rel=1e-5
     )
+
+
+def test_watch_tells_images_of_one_inode_size_and_time_apart(data, part, tmp_path):
+    """As of uncompressed frames, dated in whole seconds, that a later station takes away."""
+    detector, log, folder = load(part), tmp_path / "log.jsonl", tmp_path / "line"
+    folder.mkdir()
+
+    def found(file: Path) -> list[str]:
+        os.utime(file, (1.7e9, 1.7e9))
+        rows = list(watch(detector, folder, log, 0, 3))
+        assert not any("digest" in row for row in rows)
+        return [os.path.basename(row["path"]) for row in rows]
+
+    for i, path in enumerate(data.test[:3]):
+        Image.open(path).convert("RGB").save(file := folder / f"frame{i}.bmp")
+        assert found(file) == [file.name]
+        other = file.rename(folder / f"{i}.bmp")
+        assert found(other) == [], "another name is no other image"
+        with other.open("r+b") as out:
+            out.seek(1000)
+            out.write(b"another")
+        assert found(other) == [other.name] and found(other) == [], "another content is one"
+        other.unlink()
+    shutil.copy2(data.test[0], folder / "last.png")
+    assert found(folder / "last.png") == ["last.png"]
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    log.write_text("".join(json.dumps({"path": line["path"], "key": line["key"]}) + "\n" for line in lines))
+    assert found((folder / "last.png").rename(folder / "l.png")) == [], "of a log of before"
+
+
+def test_watch_says_what_it_cannot_score(data, part, tmp_path, monkeypatch):
+    detector, file, log = load(part), tmp_path / "latest.png", tmp_path / "log.jsonl"
+    shutil.copy(data.test[0], file)
+    with monkeypatch.context() as patched:
+        patched.setattr("rcp.watch.file_hash", lambda path: (path / "no").open())
+        with pytest.warns(UserWarning, match=r"latest\.png waits since 12 looks: .*Not a directory") as said:
+            assert not list(watch(detector, tmp_path, log, 0, 30))
+    assert len(said) == 1, [str(w.message) for w in said]
+    times = count()
+    with monkeypatch.context() as patched:
+        patched.setattr("time.sleep", lambda _: os.utime(file, (next(times),) * 2))
+        with pytest.warns(UserWarning, match=r"latest\.png waits since 12 looks: it is another at each look"):
+            assert not list(watch(detector, tmp_path, log, 0, 14))
+    assert len(list(watch(detector, tmp_path, log, 0, 3))) == 1, "it is scored as soon as it can be"
 
 
 def test_a_killed_watch_loses_and_repeats_nothing(data, part, tmp_path):

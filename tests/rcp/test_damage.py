@@ -3,6 +3,7 @@
 import json
 import os
 import random
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -46,6 +47,22 @@ def test_a_loaded_detector_does_not_follow_its_file(saved, tmp_path):
     np.testing.assert_array_equal(detector.predict(IMAGES).scores, expected)
     os.truncate(file, 100)  # of a map this ends the process
     np.testing.assert_array_equal(detector.predict(IMAGES).scores, expected)
+
+
+def test_a_detector_is_for_all_to_read_and_a_link_to_it_stays(saved, tmp_path):
+    detector, link = load(saved["PatchCore"]), tmp_path / "current.rcp"
+    detector.save(tmp_path / "part.rcp")
+    link.symlink_to("part.rcp")
+    load(saved["ReConPatch"]).save(link)
+    assert load(tmp_path / "part.rcp").f_
+    assert link.is_symlink() and (tmp_path / "part.rcp").is_file()
+    (tmp_path / "new").touch()
+    assert (tmp_path / "part.rcp").stat().st_mode == (tmp_path / "new").stat().st_mode
+    with (
+        mock.patch("builtins.open", side_effect=PermissionError(13, "Permission denied")),
+        pytest.raises(PermissionError, match="Permission denied"),
+    ):
+        load(link)
 
 
 ROUNDS = CAMPAIGN or 1

@@ -425,7 +425,8 @@ def test_greyscale_and_16_bit(tmp_path):
     Image.fromarray(np.full((8, 8), 65535, np.uint16)).save(tmp_path / "white.png")
     assert (EXACT.image(tmp_path / "white.png") == 255).all()
     Image.fromarray(np.full((8, 8), 1000, np.uint16)).save(tmp_path / "dark.png")
-    assert (EXACT.image(tmp_path / "dark.png") == 4).all()  # 1000 / 257 = 3.9; clipping would give 255
+    with pytest.warns(UserWarning, match="no level above 16,383"):
+        assert (EXACT.image(tmp_path / "dark.png") == 4).all()  # 1000 / 257 = 3.9; clipping would give 255
 
 
 def test_transparent_pixels_show_white(tmp_path):
@@ -606,6 +607,10 @@ def test_a_mask_of_several_pages_or_with_two_shapes_is_refused(tmp_path):
     both.putalpha(drawn)
     both.save(tmp_path / "same.png")
     assert np.array_equal(Transform(48, 48).mask(tmp_path / "same.png"), TRUTH)
+    both.putalpha(drawn.point(lambda v: 255 - v))
+    both.save(tmp_path / "white.png")  # the white is what is transparent: which of both is defective?
+    with pytest.raises(ValueError, match=r"white\.png: alpha: expected the shape that the colours draw"):
+        Transform(48, 48).mask(tmp_path / "white.png")
     both.putalpha(0)
     both.save(tmp_path / "none.png")
     with pytest.raises(ValueError, match=r"none\.png: alpha: expected some pixel that is not transparent"):

@@ -113,6 +113,7 @@ def test_what_a_killed_download_left_is_removed(server, tmp_path, monkeypatch):
                 download("mine", tmp_path, registry)
             assert os.waitpid(child, 0)[1] == signal.SIGKILL
         assert len(list(tmp_path.glob(".*.rcp-*"))) == 1
+        (tmp_path / "set.tar.gz").write_bytes(server.files["/set.tar.gz"])  # placed by hand, as the error advises
         download("mine", tmp_path, registry)
         assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "set.tar.gz"]
         shutil.rmtree(tmp_path / "mine")

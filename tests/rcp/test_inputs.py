@@ -349,3 +349,14 @@ def test_an_overlap_that_is_not_of_whole_patches_between_tiles_is_refused(wrong)
         PatchCore(**how | wrong)
     with pytest.raises(ValueError, match="tile_overlap: expected less than image_size=64 px, got 64"):
         Transform(64, 64, "squash", (1, 2), 64)
+
+
+def test_images_beside_a_data_set_are_not_passed_over(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
+    (tmp_path / "old" / "train").mkdir(parents=True)
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "old" / "train" / "z.png")
+    words = "holds images and old/, a data set"
+    with pytest.warns(UserWarning, match="left out"), pytest.raises(ValueError, match=words):
+        images_of(tmp_path, train=True)
+    with pytest.warns(UserWarning, match="left out"):
+        assert len(load_dataset(tmp_path, category="old").train) == 1

@@ -1,6 +1,9 @@
 """The batch runs notebooks through papermill, goes on after a failure, resumes, and indexes; the command line says what is wrong."""
 
+import base64
+import html
 import json
+import os
 import re
 import subprocess
 import sys
@@ -209,6 +212,18 @@ def test_what_is_published_names_no_machine_and_leaves_out_what_failed(tmp_path,
     assert str(small_demo.parent) not in text and str(batch.PROJECT) not in text and "start_time" not in text
     assert f"{name} ['{name}/gear'] 2" in text, "what is published keeps its outputs"
     assert cli.main(["publish", str(folder), "--into", str(into)]) == 0, "again"
+    image = base64.b64encode(os.urandom(3000)).decode()
+    page = f'<img src="data:image/png;base64,{image}">'
+    for root in ("/d", "/ds", "/mnt/jürgen & söhne/mvtec"):
+        executed = nbformat.read(folder / "table_1.ipynb", 4)
+        executed.metadata["papermill"]["parameters"]["data_root"] = root
+        shown = {"image/png": image, "text/html": f"{page} {html.escape(root)}/x", "text/plain": f"{root}, data{root}"}
+        executed.cells[-1].outputs = [nbformat.v4.new_output("display_data", shown)]
+        nbformat.write(executed, folder / "table_1.ipynb")
+        assert cli.main(["publish", str(folder), "--into", str(into)]) == 0
+        (found,) = nbformat.read(file, 4).cells[-1].outputs
+        name = root.rpartition("/")[2]
+        assert found.data == shown | {"text/html": f"{page} {name}/x", "text/plain": f"{name}, data{root}"}
     file.write_text("mine")
     for to in (into, batch.PROJECT / "notebooks"):
         assert cli.main(["publish", str(folder), "--into", str(to)]) == 1

@@ -74,6 +74,9 @@ def test_drawn_once_and_again_where_incomplete_or_different(tmp_path, drawn, mon
     assert _files(draw_demo(root, **TINY)).keys() == whole.keys() and len(drawn) == 4 * TINY_IMAGES
     assert len(_files(draw_demo(root, **TINY | {"train": 1}))) == len(whole) - 2
     assert sorted(p.name for p in tmp_path.iterdir()) == [".demo.lock", "demo"]  # nothing else is left beside it
+    monkeypatch.chdir(root)
+    with pytest.raises(ValueError, match="is the folder that you are in"):
+        draw_demo(".", **TINY)
 
 
 def test_several_processes_at_once(tmp_path):

@@ -37,7 +37,7 @@ def test_a_refined_entry_is_computed_once_and_goes_on_after_a_kill(entry, tmp_pa
     with pytest.raises(KeyboardInterrupt):
         run(task, store, killed)
     (written,) = (tmp_path / "checkpoints").glob("*.safetensors")
-    written.with_name(f".{written.name}.4711").touch()  # as of a process that was killed while it wrote
+    written.with_name(f".{written.name}.rcp-0123abcd").mkdir()  # as of a process that was killed while it wrote
     lines = []
     result = run(task, store, lines.append)
     assert not any("refinement epoch   1" in line for line in lines) and result.computed

@@ -1,5 +1,6 @@
 """The store: atomic, shared by processes, never trusting what is damaged; and entries that travel in one file."""
 
+import json
 import multiprocessing
 import os
 import random
@@ -19,6 +20,7 @@ from conftest import CAMPAIGN
 from rcp import paths
 from rcp.files import scratch, sweep
 from rcp.paths import require_disk
+from reproduce import store as store_module
 from reproduce.__main__ import main
 from reproduce.run import run_grid
 from reproduce.store import FILES, Store, key_of
@@ -207,13 +209,16 @@ def test_what_killed_processes_left_is_removed_at_the_next_start(tmp_path):
         _killed(_half, root, kind)
     left = [p.parent.name for p in tmp_path.rglob(".*.rcp-*")]
     assert sorted(left) == sorted(["features", "entries", tmp_path.name])
+    (mine := tmp_path / ".all.zip.rcp-mine").mkdir()
+    os.mkfifo(pipe := tmp_path / ".all.zip.rcp-00000000")
     run_grid([], store, log=len)  # nothing to compute, nothing to remove
     assert len(list(root.rglob(".*.rcp-*"))) == 2
     with pytest.raises(AttributeError):
         run_grid([None], store, log=len)
     assert not list(root.rglob(".*.rcp-*"))
     store.pack(tmp_path / "all.zip")
-    assert not list(tmp_path.rglob(".*.rcp-*")) and len(Store(root).load("entries", ONE)) == 2
+    assert {*tmp_path.rglob(".*.rcp-*")} == {mine, pipe}, "nothing else bears such a name"
+    assert len(Store(root).load("entries", ONE)) == 2
 
 
 def test_what_a_running_process_writes_is_not_removed(tmp_path):
@@ -312,7 +317,7 @@ def test_packed_entries_travel(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("how", ["no zip", "absent", "outside", "damaged", "another key", "null", "deep", "a bomb",
-                                 "a bomb within", "empty"])  # fmt: skip
+                                 "a bomb within", "empty", "NaN"])  # fmt: skip
 def test_a_file_that_pack_did_not_write_is_refused_whole(tmp_path, how):
     saved(tmp_path / "gpu").pack(file := tmp_path / "entries.zip")
     with zipfile.ZipFile(file) as packed:
@@ -327,6 +332,12 @@ def test_a_file_that_pack_did_not_write_is_refused_whole(tmp_path, how):
     if how == "a bomb within":
         np.savez_compressed(inner := tmp_path / "bomb.npz", scores=np.zeros(2**28 + 2**27, np.uint8))
         contents = {name: data if name.endswith("json") else inner.read_bytes() for name, data in contents.items()}
+    if how == "NaN":
+        info, arrays = Store(tmp_path / "gpu").load("entries", ONE)
+        info, of = info | {"metrics": {"image_auroc": float("nan")}}, json.dumps
+        with mock.patch("reproduce.store.json.dumps", lambda *a, **k: of(*a, **k | {"allow_nan": True})):
+            changed = json.dumps(info | {"checksum": store_module._checksum(info, arrays)}).encode()
+        contents = {name: changed if name.endswith("json") else data for name, data in contents.items()}
     if how == "damaged":
         contents = {n: d.replace(b'checksum": "', b'checksum": "0') for n, d in contents.items()}
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed:

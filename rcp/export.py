@@ -78,7 +78,7 @@ def export(detector, path: str | Path) -> Path:
     any_number = {"images": {0: torch.export.Dim("n", min=1, max=4096)}}
     described = {"transform": repr(detector.transform), "threshold": detector.threshold_, "outputs": OUTPUTS}
     about = {"rcp": json.dumps(described)}
-    with scratch(path) as folder, torch.no_grad(), warnings.catch_warnings():
+    with scratch(path.resolve()) as folder, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program, written = torch.export.export(module, (images[:2],), dynamic_shapes=any_number), folder / path.name
         if path.suffix == ".pt2":
@@ -87,7 +87,8 @@ def export(detector, path: str | Path) -> Path:
         else:
             run = _write_onnx(program, images, written, about)
         _check(detector, images.numpy(), [np.asarray(out) for out in run(images)])
-        return written.replace(path)
+        written.replace(path.resolve())
+    return path
 
 
 def _write_onnx(program, images: Tensor, path: Path, about: dict):

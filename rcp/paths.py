@@ -55,11 +55,11 @@ def require_memory(device, patches: int, bank: int, what: str) -> None:
         raise MemoryError(f"coreset_ratio: {what} need {there}; {advice}")
 
 
-def require_writable(file: str | Path, to: str, mark: bytes = b"") -> None:
+def require_writable(file: str | Path, to: str, mark: bytes = b"", appended: bool = False) -> None:
     """Raises OSError before the work where ``file`` could not be written; "no folder FOLDER to ..." where that is why. to: "save {} in".
 
     Also where it is a folder, a device or a pipe: to rename a file to it would take its place; where it is named as an image, or a file
-    that is there does not hold ``mark``, as all do that are written under such a name.
+    that is there does not hold ``mark``, as all do that are written under such a name. appended: it is, not replaced by another.
     """
     from rcp.data.images import IMAGE_SUFFIXES  # which needs this module
     from rcp.files import scratch
@@ -73,8 +73,10 @@ def require_writable(file: str | Path, to: str, mark: bytes = b"") -> None:
         raise FileNotFoundError(f"no folder {folder} to {to.format(file)}")
     if there:
         file.open("ab").close()
+    if there and appended:
+        return
     try:
-        with scratch(file) as beside:
+        with scratch(file.resolve()) as beside:
             (beside / file.name).touch()
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(file)) from None

@@ -39,7 +39,7 @@ def watch(
     """
     require("folder", folder.is_dir(), "a folder that is there", str(folder))
     require("seconds", seconds <= 10**6, "at most a million", seconds)
-    require_writable(log, "log in {}")
+    require_writable(log, "log in {}", appended=True)
     with log.open("a") as lock:
         require("log", hold(lock.fileno()) is not False, "one that no other watch writes", str(log))
         yield from _look(detector, folder, log, seconds, looks)
@@ -60,7 +60,7 @@ def _look(detector: ReConPatch, folder: Path, log: Path, seconds: float, looks: 
             if _is_done(done, path, now):
                 continue
             before, same, looked = waiting.get(path, (None, 0, 0))
-            again[path] = now, same, looked = now, same + 1 if before == now else 0, looked + 1
+            again[path] = _, same, looked = _key(now), same + 1 if before == _key(now) else 0, looked + 1
             found, why = _scored(detector, path, now, same) if same else (None, "it is another at each look")
             if found:
                 with log.open("a") as file:  # one write: a kill leaves all of the line or a cut one
@@ -90,18 +90,19 @@ def _scored(detector: ReConPatch, path: Path, now: tuple, looks: int) -> tuple[d
             of_disk = isinstance(error.__cause__, OSError) and error.__cause__.errno is not None
             given_up = looks >= GIVEN_UP and not of_disk
             return {"path": str(path), "error": str(error)} | about if given_up else None, str(error)
-        return found | about if stamp(path) == now else None, "it was replaced meanwhile"
+        same = _key(stamp(path)) == about["key"] and (stamp(path) == now or _digest(path) == about["digest"])
+        return found | about if same else None, "it was replaced meanwhile"
     except OSError as error:
         return None, str(error)
 
 
 def _is_done(done: dict, path: Path, now: tuple) -> bool:
     """Whether the file is an image that was scored, renamed perhaps: an inode, size and time may come again with another content."""
-    name, changed, digest = done.get(_key(now), (None, None, ""))
+    digest, changed = done.get(_key(now), ("", {}))
     with suppress(OSError):
-        if (name, changed) != (path.name, now[3]) and digest and digest == _digest(path):
-            done[_key(now)] = path.name, now[3], digest
-    return digest is None or done.get(_key(now), ())[:2] == (path.name, now[3])
+        if changed.get(path.name) != now[3] and digest and digest == _digest(path):
+            changed[path.name] = now[3]
+    return digest is None or changed.get(path.name) == now[3]
 
 
 def _digest(path: Path) -> str:
@@ -120,8 +121,8 @@ def _key(now: tuple) -> str:
 
 
 def _entry(found: dict) -> dict[str, tuple]:
-    """Key -> name, time of the last change and digest (None in a log of before)."""
-    return {found["key"]: (Path(found["path"]).name, found.get("changed"), found.get("digest"))}
+    """Key -> digest (None in a log of before), and the time of the last change under each name: a link has another."""
+    return {found["key"]: (found.get("digest"), {Path(found["path"]).name: found.get("changed")})}
 
 
 def _done(log: Path) -> dict[str, tuple]:

@@ -334,7 +334,8 @@ def publish(run: Path, folder: Path) -> dict[str, str]:
 def _absolute_paths(given) -> list[str]:
     """Those in nested lists and dicts, the longest first, also as HTML has them."""
     if isinstance(given, str):
-        return [given, html.escape(given)] if given.startswith("/") and len(given) > 1 else []
+        path = given.rstrip("/")
+        return [path, html.escape(path)] if path.startswith("/") else []
     within = given.values() if isinstance(given, dict) else given if isinstance(given, list) else ()
     return sorted({path for value in within for path in _absolute_paths(value)}, key=len, reverse=True)
 
@@ -346,9 +347,7 @@ def _without_folders(node, paths: Sequence[str], kind: str = ""):
     if isinstance(node, list):
         return [_without_folders(value, paths) for value in node]
     for path in paths if isinstance(node, str) and not kind.startswith("image/") else ():
-        found = (
-            rf"(data:[^,\s]+;base64,[\w+/=]+)|(?<![\w.-]){re.escape(path)}(?![\w-])"  # an image within HTML stays, too
-        )
+        found = rf"(data:[^,\s]+;base64,[\w+/=]+)|(?<![\w.]){re.escape(path)}"  # an image within HTML stays, too
         node = re.sub(found, lambda m, path=path: m[1] or Path(path).name, node)
     return node
 

@@ -276,8 +276,6 @@ def draw_demo(root: str | Path, *, train: int = 12, good: int = 8, per_defect: i
     given, root = Path(root), Path(root).resolve()
     counts = {"train": train, "good": good, "per_defect": per_defect}
     wanted = {"version": VERSION, **counts}
-    if Path.cwd().is_relative_to(root):  # which is replaced
-        raise ValueError(f"draw_demo: root {root} is the folder that you are in; expected another")
     if min(counts.values()) < 1:
         raise ValueError(f"draw_demo: expected numbers of images of at least 1, found {counts}")
     root.mkdir(parents=True, exist_ok=True)
@@ -285,6 +283,8 @@ def draw_demo(root: str | Path, *, train: int = 12, good: int = 8, per_defect: i
         whole, _, foreign = _state(root, wanted)
         if whole:  # from an earlier call, or another process was first
             return given
+        if Path.cwd().is_relative_to(root):  # which is replaced
+            raise ValueError(f"draw_demo: root {root} is the folder that you are in; expected another")
         if foreign:
             raise ValueError(f"draw_demo: root {root} holds {foreign[0]}, not of the demo set; expected a new folder")
         with scratch(root) as beside, ThreadPoolExecutor() as pool:

@@ -108,8 +108,8 @@ def _upright(image: Image.Image) -> Image.Image:
 def _rgb(image: Image.Image) -> Image.Image:
     image = _upright(image)
     if image.mode.startswith("I;16"):  # Pillow's own conversion would clip at 255
-        if 255 < np.max(image) < 2**14:
-            words = "an image of 16 bits has no level above 16,383 (a camera's 10, 12 or 14 bits?): it is read as a dark one"
+        if 0 < np.max(image) < 2**14:
+            words = "an image of 16 bits has no level above 16,383 (8 bits, or a camera's 10 to 14?): it is read as a dark one"
             warnings.warn(f"{words}; scale it to 65,535 where that is not meant", stacklevel=2)
         image = Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
     if image.has_transparency_data:
@@ -157,11 +157,14 @@ def _defective(image: Image.Image) -> np.ndarray:
     if image.has_transparency_data and np.ptp(alpha := np.asarray(_in(image, "RGBA").getchannel("A"))):
         levels, image = alpha, _in(_in(image, "RGBA"), "RGB")
         if len(colours := image.getcolors(LABELS) or ()) > 1:
-            black, seen = (0, 0, 0) in (colour for _, colour in colours), alpha > alpha.max() / 2
-            drawn = (np.asarray(image) != ((0, 0, 0) if black else max(colours)[1])).any(2)
-            shapes = (seen, alpha > 0) if black else (seen, ~seen, alpha > 0, alpha == 0)
-            alike = max((drawn & shape).sum() / (drawn | shape).sum() for shape in shapes)
-            require("alpha", alike > 0.5, "the shape that the colours draw (save the mask without alpha)", "another")
+            rgb, seen, hidden = np.asarray(image), alpha > alpha.max() / 2, alpha == 0
+            drawn = (rgb != max(colours)[1]).any(2)
+            alike = max((drawn & shape).sum() / (drawn | shape).sum() for shape in (seen, ~seen, ~hidden, hidden))
+            one = (rgb[~hidden] == rgb[~hidden][0]).all()  # colour that is seen
+            # black is seen and white is not: a brush, or white made clear?
+            either = hidden.any() and not rgb[seen].any() and (rgb[hidden] == 255).all()
+            words = "the shape that the colours draw (save the mask without alpha)"
+            require("alpha", (one or alike > 0.5) and not either, words, "another")
     elif image.mode in ("1", "L") or image.mode.startswith("I;16"):
         levels = np.asarray(image).astype(np.uint16)
     else:

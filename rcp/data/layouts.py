@@ -382,7 +382,7 @@ def load_dataset(root: str | Path, category: str | None = None, layout: str = "a
     name, folders = _find(root, layout)
     if category is None and len(folders) > 1:
         raise ValueError(f"{root} holds {len(folders)} categories; name one with category=: {', '.join(folders)}")
-    if category is None and images_in(root) and root not in folders.values():
+    if category is None and name == "own" and images_in(root) and root not in folders.values():
         raise ValueError(f"{root} holds images and {next(iter(folders))}/, a data set: name the one that is meant")
     category = next(iter(folders)) if category is None else composed(str(category))
     check_names(f"{root} (layout {name}) has no category", [category], folders)

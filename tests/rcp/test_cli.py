@@ -17,6 +17,7 @@ from PIL import Image
 from rcp.__main__ import main
 from rcp.data import load_dataset
 from rcp.detector import load
+from rcp.files import file_hash
 from rcp.prediction import Prediction, results_folder
 from rcp.watch import watch
 
@@ -205,7 +206,25 @@ def test_watch_tells_images_of_one_inode_size_and_time_apart(data, part, tmp_pat
             out.seek(1000)
             out.write(b"another")
         assert found(other) == [other.name] and found(other) == [], "another content is one"
+        with other.open("r+b") as out:
+            out.seek(2000)
+            out.write(b"the name stays, and the log holds it")
+        assert found(other) == [other.name] and found(other) == []
         other.unlink()
+    (folder / "0.png").write_bytes(data.test[0].read_bytes())
+    (folder / "1.png").symlink_to("0.png")
+    (folder / "2.png").hardlink_to(folder / "0.png")
+    hashed = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("rcp.watch.file_hash", lambda path: hashed.append(path) or file_hash(path))
+        assert len(list(watch(detector, folder, log, 0, 30))) == 1 and len(hashed) < 9, "not at each look"
+    for link in ("0.png", "1.png", "2.png"):
+        (folder / link).unlink()
+    shutil.copy2(data.test[0], folder / "last.png")
+    with pytest.MonkeyPatch.context() as patched:  # a right that changes is no other image
+        patched.setattr("time.sleep", lambda _: (folder / "last.png").chmod(0o644))
+        assert len(list(watch(detector, folder, log, 0, 3))) == 1
+    (folder / "last.png").unlink()
     shutil.copy2(data.test[0], folder / "last.png")
     assert found(folder / "last.png") == ["last.png"]
     lines = [json.loads(line) for line in log.read_text().splitlines()]

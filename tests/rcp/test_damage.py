@@ -14,6 +14,7 @@ from rcp import Config, PatchCore, ReConPatch
 from rcp.data import Transform, load_images
 from rcp.detector import load
 from rcp.files import read_tensors
+from rcp.paths import require_writable
 
 TINY = {"backbone": "resnet18", "weights": "random:0", "resize": 64, "image_size": 64, "dim": 32, "coreset_ratio": 0.1}
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8)
@@ -56,6 +57,10 @@ def test_a_detector_is_for_all_to_read_and_a_link_to_it_stays(saved, tmp_path):
     load(saved["ReConPatch"]).save(link)
     assert load(tmp_path / "part.rcp").f_
     assert link.is_symlink() and (tmp_path / "part.rcp").is_file()
+    with mock.patch("pathlib.Path.mkdir", side_effect=PermissionError(13, "Permission denied")):
+        with pytest.raises(PermissionError, match=r"Permission denied: .*part\.rcp'$"):  # and no hidden folder's name
+            require_writable(tmp_path / "part.rcp", "save {} in", b"rcp-detector")
+        require_writable(tmp_path / "part.rcp", "log in {}", b"rcp-detector", appended=True)
     (tmp_path / "new").touch()
     assert (tmp_path / "part.rcp").stat().st_mode == (tmp_path / "new").stat().st_mode
     with (

@@ -424,9 +424,10 @@ def test_greyscale_and_16_bit(tmp_path):
         assert np.array_equal(EXACT.image(tmp_path / name), expected)
     Image.fromarray(np.full((8, 8), 65535, np.uint16)).save(tmp_path / "white.png")
     assert (EXACT.image(tmp_path / "white.png") == 255).all()
-    Image.fromarray(np.full((8, 8), 1000, np.uint16)).save(tmp_path / "dark.png")
-    with pytest.warns(UserWarning, match="no level above 16,383"):
-        assert (EXACT.image(tmp_path / "dark.png") == 4).all()  # 1000 / 257 = 3.9; clipping would give 255
+    for level, expected in ((1000, 4), (200, 1), (2**14 - 1, 64)):
+        Image.fromarray(np.full((8, 8), level, np.uint16)).save(tmp_path / "dark.png")
+        with pytest.warns(UserWarning, match="no level above 16,383"):
+            assert (EXACT.image(tmp_path / "dark.png") == expected).all()  # 1000 / 257 = 3.9; clipping would give 255
 
 
 def test_transparent_pixels_show_white(tmp_path):
@@ -611,6 +612,11 @@ def test_a_mask_of_several_pages_or_with_two_shapes_is_refused(tmp_path):
     both.save(tmp_path / "white.png")  # the white is what is transparent: which of both is defective?
     with pytest.raises(ValueError, match=r"white\.png: alpha: expected the shape that the colours draw"):
         Transform(48, 48).mask(tmp_path / "white.png")
+    for colour, rest in (((255, 0, 0), (255, 255, 255)), ((255, 255, 255), (255, 255, 255)), ((0, 0, 0), (0, 0, 0))):
+        layer = np.where(TRUTH[..., None], (*colour, 255), (*rest, 0)).astype(np.uint8)
+        layer[0, :9] = 0  # a strip that is neither seen nor of the rest's colour
+        Image.fromarray(layer).save(tmp_path / "layer.png")
+        assert np.array_equal(Transform(48, 48).mask(tmp_path / "layer.png"), TRUTH)
     both.putalpha(0)
     both.save(tmp_path / "none.png")
     with pytest.raises(ValueError, match=r"none\.png: alpha: expected some pixel that is not transparent"):

@@ -360,3 +360,9 @@ def test_images_beside_a_data_set_are_not_passed_over(tmp_path):
         images_of(tmp_path, train=True)
     with pytest.warns(UserWarning, match="left out"):
         assert len(load_dataset(tmp_path, category="old").train) == 1
+    (tmp_path / "old" / "train").rename(tmp_path / "old" / "good")
+    (tmp_path / "old" / "train").mkdir()
+    (tmp_path / "old" / "good").rename(tmp_path / "old" / "train" / "good")
+    (tmp_path / "old" / "test").mkdir()
+    with pytest.warns(UserWarning, match="left out"):
+        assert load_dataset(tmp_path).layout == "mvtec"

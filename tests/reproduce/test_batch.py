@@ -217,13 +217,15 @@ def test_what_is_published_names_no_machine_and_leaves_out_what_failed(tmp_path,
     for root in ("/d", "/ds", "/mnt/jürgen & söhne/mvtec"):
         executed = nbformat.read(folder / "table_1.ipynb", 4)
         executed.metadata["papermill"]["parameters"]["data_root"] = root
-        shown = {"image/png": image, "text/html": f"{page} {html.escape(root)}/x", "text/plain": f"{root}, data{root}"}
+        text = f"{root}, data{root}, {root}-venv, -I{root}"
+        shown = {"image/png": image, "text/html": f"{page} {html.escape(root)}/x", "text/plain": text}
         executed.cells[-1].outputs = [nbformat.v4.new_output("display_data", shown)]
         nbformat.write(executed, folder / "table_1.ipynb")
         assert cli.main(["publish", str(folder), "--into", str(into)]) == 0
         (found,) = nbformat.read(file, 4).cells[-1].outputs
         name = root.rpartition("/")[2]
-        assert found.data == shown | {"text/html": f"{page} {name}/x", "text/plain": f"{name}, data{root}"}
+        text = f"{name}, data{root}, {name}-venv, -I{root}"
+        assert found.data == shown | {"text/html": f"{page} {name}/x", "text/plain": text}
     file.write_text("mine")
     for to in (into, batch.PROJECT / "notebooks"):
         assert cli.main(["publish", str(folder), "--into", str(to)]) == 1

@@ -75,6 +75,7 @@ def test_drawn_once_and_again_where_incomplete_or_different(tmp_path, drawn, mon
     assert len(_files(draw_demo(root, **TINY | {"train": 1}))) == len(whole) - 2
     assert sorted(p.name for p in tmp_path.iterdir()) == [".demo.lock", "demo"]  # nothing else is left beside it
     monkeypatch.chdir(root)
+    assert draw_demo(".", **TINY | {"train": 1}), "it is there"
     with pytest.raises(ValueError, match="is the folder that you are in"):
         draw_demo(".", **TINY)
 

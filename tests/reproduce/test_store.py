@@ -216,7 +216,10 @@ def test_what_killed_processes_left_is_removed_at_the_next_start(tmp_path):
     with pytest.raises(AttributeError):
         run_grid([None], store, log=len)
     assert not list(root.rglob(".*.rcp-*"))
+    (tmp_path / "link.zip").symlink_to("all.zip")
     store.pack(tmp_path / "all.zip")
+    store.pack(tmp_path / "link.zip")
+    assert (tmp_path / "link.zip").is_symlink()
     assert {*tmp_path.rglob(".*.rcp-*")} == {mine, pipe}, "nothing else bears such a name"
     assert len(Store(root).load("entries", ONE)) == 2
 

@@ -73,13 +73,17 @@ def bank_memory(table: pd.DataFrame) -> Figure:
 
 @style()
 def against_time(frame: pd.DataFrame, metric: str = "image_auroc") -> Figure:
-    """Accuracy against the time of an image and the time to fit (log axes): a dot for each method, its mean over categories.
+    """Accuracy against the time of an image and the time to fit (log axes): a dot for each method, its mean over the categories that all
+    of them have, which are named.
 
     frame: rows of method, category, the metric (a fraction), inference_ms and fit_seconds.
     """
     if frame.empty:
         return nothing()
-    means = frame.groupby("method", sort=False)[[metric, "inference_ms", "fit_seconds"]].mean()
+    there = frame.dropna(subset=metric).groupby("category", sort=False)["method"].nunique()
+    names = there.index[there == frame["method"].nunique()]
+    of = frame[frame["category"].isin(names)].groupby("method", sort=False)
+    means = of[[metric, "inference_ms", "fit_seconds"]].mean()
     figure, axes = subplots(1, 2, (7.2, 3.0), sharey=True)
     for axis, column in zip(axes[0], ("inference_ms", "fit_seconds"), strict=True):
         for i, (name, row) in enumerate(means.iterrows()):
@@ -87,7 +91,7 @@ def against_time(frame: pd.DataFrame, metric: str = "image_auroc") -> Figure:
             axis.plot(row[column], 100 * row[metric], shape, ms=6, color=PALETTE[i % len(PALETTE)], label=plain(name))
         axis.set(xscale="log", xlabel=METRICS[column])
         axis.margins(x=0.25)
-    axes[0, 0].set_ylabel(f"{METRICS[metric]}, %")
+    axes[0, 0].set_ylabel(f"{METRICS[metric]}, %\n({plain(', '.join(names))})")
     legend(figure, 4, fontsize=7)
     return figure
 

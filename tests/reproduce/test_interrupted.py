@@ -65,7 +65,7 @@ def test_killed_at_any_moment(whole, tmp_path):
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         wrong += [] if _as_whole(tasks, tmp_path / str(i), expected) else [moment]
-    print(f"\nkills: {5 * CAMPAIGN}, lost, wrong or left lying: {len(wrong)}")
+    print(f"\nkills: {5 * CAMPAIGN} (seed 0), lost, wrong or left lying: {len(wrong)}")
     assert not wrong
 
 
@@ -83,7 +83,7 @@ def test_eight_processes_on_one_store(whole, tmp_path):
     lines = [line for line in log.read_text().splitlines() if not line.endswith("...")]
     computed = sum(not line.endswith("from the store") for line in lines)
     print(
-        f"\nprocesses: 8 on {stores} stores of {len(tasks)} entries, asked for {len(lines)}, computed {computed}, all as alone"
+        f"\nprocesses: 8 (seeds 0 to 7) on {stores} stores of {len(tasks)} entries, asked {len(lines)}, computed {computed}, all as alone"
     )
     assert (len(lines), computed) == (8 * stores * len(tasks), stores * len(tasks))
 

@@ -21,10 +21,10 @@ def nearest_entries(queries: Tensor, entries: Tensor, k: int = 1) -> Tensor:
     require("k", k <= len(entries), f"at most {len(entries)} (the entries of the memory bank)", k)
     if queries.device.type == "cpu" and (faiss := _faiss()):
         return torch.from_numpy(faiss.knn(queries.contiguous().numpy(), entries.contiguous().numpy(), k)[1])
-    centred = entries - entries.mean(0)
+    centred = entries - (mean := entries.mean(0))
     norms, some = centred.square().sum(1), max(1, 2**26 // len(entries))  # 256 MB of distances at a time
-    parts = ((norms - 2 * (part - entries.mean(0)) @ centred.T) for part in queries.split(some))
-    return torch.cat([d2.topk(k, largest=False).indices for d2 in parts])
+    parts = (torch.addmm(norms, part - mean, centred.T, alpha=-2) for part in queries.split(some))
+    return torch.cat([d2.argmin(1, keepdim=True) if k == 1 else d2.topk(k, largest=False).indices for d2 in parts])
 
 
 @lru_cache

@@ -10,7 +10,7 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from reproduce.studies import HeldOut
-from reproduce.tables import AUROC, COLUMNS, METRICS, compare, paired
+from reproduce.tables import AUROC, COLUMNS, METRICS, compare, paired, with_all_categories
 
 RULE = """A difference counts where all three agree: the bootstrap interval over test images leaves zero out; it is more than two
 standard deviations of the seeds' own differences; and, where the bank is a coreset, more than two of the coreset's noise
@@ -23,8 +23,8 @@ PAIRS = [("ReConPatch", "random f"), ("ReConPatch", "PatchCore"), ("random f", "
 def contrasts(grid, pairs: Sequence[tuple[str, str]] = PAIRS, by: Sequence[str] = ("backbone", "coreset_ratio")):
     """Rows of :func:`reproduce.tables.paired` for each pair of methods, with columns first, second, noise and answer (see RULE).
 
-    grid: as of :func:`reproduce.grids.does_training_help`. noise: NaN where the bank is no coreset. answer: "above", "below" or
-    "within noise".
+    grid: as of :func:`reproduce.grids.does_training_help`. noise: NaN where the bank is no coreset. answer: "above", "below", "within
+    noise", or "equal on every draw" of the test images (as where both are at 100).
     """
     fixed, of = grid.where(coreset_start={"mean"}), noise(grid)
     rows = [paired(fixed, by, {"method": a}, {"method": b}).assign(first=a, second=b) for a, b in pairs]
@@ -35,7 +35,26 @@ def contrasts(grid, pairs: Sequence[tuple[str, str]] = PAIRS, by: Sequence[str] 
     counts, size = (rows["low"] > 0) | (rows["high"] < 0), rows["mean"].abs()
     for kind in ("spread", "noise"):
         counts &= ~(size <= 2 * rows[kind].astype(float))
-    return rows.assign(answer=np.where(counts, np.where(rows["mean"] > 0, "above", "below"), "within noise"))
+    equal = (rows["low"] == 0) & (rows["high"] == 0)
+    kinds = {"equal on every draw": equal, "above": counts & (rows["mean"] > 0), "below": counts}
+    return rows.assign(answer=np.select(list(kinds.values()), list(kinds), "within noise"))
+
+
+def starts_in_words(grid) -> str:
+    """A sentence for each CNN: where the greedy bank begun at the mean stands among those begun at random patches, and the other methods
+    held against the mean of these; image AUROC with 1 %, means over categories and seeds.
+    """
+    of, found = noise(grid, "image_auroc"), []
+    mean = compare(grid.where(coreset_start={"mean"}, coreset_ratio={0.01}).frame(), by=["backbone"])
+    for r in of[of["row"] == "all"].to_dict("records"):
+        own = mean[mean["setting"].str.endswith(r["backbone"])].set_index("setting")["mean"]
+        own = own.rename(lambda name: name.rpartition(", ")[0])
+        away = [f"{name} {v - r['mean']:+.2f}" for name, v in own.items() if name != "PatchCore"]
+        found.append(
+            f"{r['backbone']}: PatchCore with 1 % has {own['PatchCore']:.2f} begun at the mean, {r['mean']:.2f} ± {r['spread']:.2f} "
+            f"begun at random ({r['seeds']} starts). Minus the latter: {', '.join(away)}."
+        )
+    return "\n".join(found) or "Nothing is computed yet."
 
 
 def noise(grid, metric: str | Sequence[str] = AUROC) -> pd.DataFrame:
@@ -62,37 +81,40 @@ def answers(rows: pd.DataFrame) -> str:
     found = []
     for (first, second), part in rows.dropna(subset="mean").groupby(["first", "second"], sort=False):
         single, means = part[part["kind"] == "category"], part[part["kind"] == "all"]
-        above, below, within = ((single["answer"] == answer).sum() for answer in ("above", "below", "within noise"))
-        span = f"means over categories from {means['mean'].min():+.2f} to {means['mean'].max():+.2f} points"
+        n = {a: (single["answer"] == a).sum() for a in ("above", "below", "within noise", "equal on every draw")}
+        drawn = ((means["low"] > 0) | (means["high"] < 0)).sum()
         follows = {(True, False): "it helps", (False, True): "it hurts", (True, True): "it depends"}
-        some = " in some" if 0 < above + below < len(single) else ""
-        follows = follows.get((above > 0, below > 0), "no effect is shown") + some
+        some = " in some" if 0 < n["above"] + n["below"] < len(single) else ""
+        follows = follows.get((n["above"] > 0, n["below"] > 0), "no effect is shown") + some
         found.append(
-            f"{first} against {second}: {follows}. Above in {above}, below in {below}, within noise in {within} of {len(single)} "
-            f"(CNN, bank, category); {span}."
+            f"{first} against {second}: {follows}; {', '.join(f'{a} in {k}' for a, k in n.items())} of {len(single)} (CNN, bank, "
+            f"category). Means over categories from {means['mean'].min():+.2f} to {means['mean'].max():+.2f} points, "
+            f"{drawn} of {len(means)} by more than the draw of the test images."
         )
     return "\n".join(found) or "Nothing is computed yet."
 
 
 def standings(grid, ours: Sequence[str] = ("ReConPatch", "PatchCore")) -> str:
-    """A sentence for each of ours: its rank by mean image AUROC over the categories that all methods have, and against each other method
-    in how many categories it is above or below, the 95 % interval over test images leaving zero out.
+    """A sentence for each of ours: its rank by mean image AUROC among the methods that have every category, and against each other method
+    in how many categories it is above or below, the 95 % interval over test images leaving zero out. What is not ranked is named.
     """
     frame = grid.frame()
     if frame.empty:
         return "Nothing is computed yet."
-    wide = frame.astype({"image_auroc": float}).pivot_table("image_auroc", "category", "method", sort=False).dropna()
+    whole = with_all_categories(frame)
+    wide = whole.astype({"image_auroc": float}).pivot_table("image_auroc", "category", "method", sort=False).dropna()
     means, found = 100 * wide.mean().sort_values(ascending=False), []
     for own in (name for name in ours if name in means):
         rank, beside = 1 + (means.round(2) > round(means[own], 2)).sum(), []
-        for other in means.index.drop(own):
+        for other in dict.fromkeys(name for name in frame["method"] if name != own):
             rows = paired(grid, (), {"method": own}, {"method": other})
             rows = rows[rows["kind"] == "category"]
             beside.append(f"{other} {(rows['low'] > 0).sum()} / {(rows['high'] < 0).sum()} of {len(rows)}")
         words = f"{own} is number {rank} of {len(means)} by mean image AUROC ({means[own]:.2f}, {len(wide)} categories)"
         beside = ", ".join(beside) or "no other is there"
         found.append(f"{words}; above / below by more than the draw of the test images explains: {beside}.")
-    return "\n".join(found)
+    left = ", ".join(dict.fromkeys(frame["method"][~frame["method"].isin(means.index)]))
+    return "\n".join([*found, *[f"Not ranked, for they lack categories: {left}."] * bool(left)])
 
 
 def table(frame: pd.DataFrame, metrics: Sequence[str] = (*AUROC, "aupro", "d_prime")) -> pd.DataFrame:

@@ -348,7 +348,8 @@ def provenance(results: Sequence[Result], entries: int) -> str:
     commits, devices = (", ".join(sorted({info[name] for info in infos})) for name in ("commit", "device"))
     seeds = ", ".join(map(str, sorted({info["config"]["seed"] for info in infos})))
     same = f" ({len(once)} results, the others are the same)" if len(once) < len(results) else ""
-    done = f"{len(results)} of {entries} entries done{same}; commit {commits}; {_versions(infos[0]['versions'])}; {devices}"
+    of = " | ".join(sorted({_versions(info["versions"]) for info in infos}))  # of each machine
+    done = f"{len(results)} of {entries} entries done{same}; commit {commits}; {of}; {devices}"
     return textwrap.fill(f"{done}; {hours:.2f} hours of computing; seeds {seeds}", 100)
 
 

@@ -189,6 +189,13 @@ def _minus(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     return both[list(first)]
 
 
+def with_all_categories(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the methods that have every category of the one that has most: means of the others would be of other images."""
+    has = frame.groupby("method", sort=False)["category"].agg(set) if len(frame) else {}
+    most = max(has, key=len, default=set())
+    return frame[frame["method"].map(lambda name: most <= has[name]) & frame["category"].isin(most)] if most else frame
+
+
 def one_at_a_time(frame: pd.DataFrame, varied: str, **defaults) -> pd.DataFrame:
     """The rows in which all but one of the named hyper-parameters are at their defaults, by ascending value of that one."""
     at_default = [frame[name] == value for name, value in defaults.items() if name != varied and len(frame)]
@@ -308,6 +315,7 @@ def styled(text: pd.DataFrame, caption: str) -> Styler:
     props = {
         "caption": "caption-side: top; text-align: left; font-weight: bold; padding: 0.4em 0",
         "td, th": "padding: 0.15em 0.3em; text-align: right; font-size: 85%",
+        "th.col_heading.level0[colspan]": "text-align: center; border-bottom: 1px solid",
         "th.row_heading": "text-align: left; white-space: nowrap; position: sticky; left: 0; background: inherit",
     }
     table = text.style.format(_escaped).format_index(escape="html", axis=0).format_index(escape="html", axis=1)

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMITS = {"rcp": 3448, "reproduce": 3622, "tests": 6563}
+LIMITS = {"rcp": 3448, "reproduce": 3646, "tests": 6576}
 
 
 def code_lines(file: Path) -> int:

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from reproduce.figures.style import DEFECTIVE, GREY, NORMAL, PALETTE, legend, nothing, plain, style, subplots
-from reproduce.tables import METRICS
+from reproduce.tables import METRICS, with_all_categories
 
 
 @style()
@@ -73,17 +73,15 @@ def bank_memory(table: pd.DataFrame) -> Figure:
 
 @style()
 def against_time(frame: pd.DataFrame, metric: str = "image_auroc") -> Figure:
-    """Accuracy against the time of an image and the time to fit (log axes): a dot for each method, its mean over the categories that all
-    of them have, which are named.
+    """Accuracy against the time of an image and the time to fit (log axes): a dot for each method that has every category, its mean.
 
     frame: rows of method, category, the metric (a fraction), inference_ms and fit_seconds.
     """
     if frame.empty:
         return nothing()
-    there = frame.dropna(subset=metric).groupby("category", sort=False)["method"].nunique()
-    names = there.index[there == frame["method"].nunique()]
-    of = frame[frame["category"].isin(names)].groupby("method", sort=False)
-    means = of[[metric, "inference_ms", "fit_seconds"]].mean()
+    frame = with_all_categories(frame.dropna(subset=metric))
+    names = frame["category"].drop_duplicates()
+    means = frame.groupby("method", sort=False)[[metric, "inference_ms", "fit_seconds"]].mean()
     figure, axes = subplots(1, 2, (7.2, 3.0), sharey=True)
     for axis, column in zip(axes[0], ("inference_ms", "fit_seconds"), strict=True):
         for i, (name, row) in enumerate(means.iterrows()):

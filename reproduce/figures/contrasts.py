@@ -36,6 +36,8 @@ def contrasts(rows: pd.DataFrame) -> Figure:
             axis.plot([r["low"], r["high"]], [y, y], lw=0.9, color=(colour := PALETTE[pair]))
             axis.errorbar(r["mean"], y, xerr=np.nan_to_num(r["spread"]), elinewidth=3, alpha=0.6, color=colour)
             axis.plot(r["mean"], y, "o", ms=4, color=colour, label=f"{r['first']} - {r['second']}")
+            if r["seeds"] < r["of"]:
+                axis.plot(r["mean"], y, "o", ms=2, color="w")
             if np.isfinite(r["noise"]):
                 at = names.index(r["row"]) + np.array([-0.45, 0.45])
                 axis.fill_betweenx(at, -2 * r["noise"], 2 * r["noise"], color=BAND, lw=0, zorder=0, label=NOISE)

@@ -63,6 +63,21 @@ def test_a_difference_counts_only_beyond_all_three_kinds_of_noise():
     assert by_images["answer"] == "within noise" and by_images["low"] <= 0 < by_images["mean"]
 
 
+def test_where_the_default_start_stands_among_random_ones_is_said():
+    say = effects.starts_in_words(a_grid({"none": (0.0, 0.0), "trained": (3.0, 3.0)}, 0.02))
+    own, trained = (100 * tables.image_auroc(LABELS, scored(gain)) for gain in (0, 3))
+    assert f"has {own:.2f} begun at the mean, 90.00 ± 2.00 begun at random (3 starts)" in say
+    assert say.endswith(f"Minus the latter: ReConPatch {trained - 90:+.2f}.")
+    assert effects.starts_in_words(Grid([], [], [])) == "Nothing is computed yet."
+
+
+def test_only_methods_that_have_every_category_are_ranked():
+    parts = a_grid({"none": (0.0, 0.0), "trained": (3.0, 3.0)}, 0.0), a_grid({"none": (0.0, 0.0)}, 0.0, category="two")
+    say = effects.standings(Grid(*(sum((getattr(g, n) for g in parts), []) for n in ("entries", "results")), []))
+    assert say.startswith("PatchCore is number 1 of 1 by mean image AUROC") and ", 2 categories)" in say
+    assert "ReConPatch 0 / 1 of 1." in say and say.endswith("Not ranked, for they lack categories: ReConPatch.")
+
+
 def test_the_noise_of_a_coreset_is_none_of_a_full_bank():
     grid = a_grid({"random": (0.0, 0.0), "trained": (3.0, 3.01)}, noise=0.3)
     whole = [Entry(e.config.replace(coreset_ratio=1.0), "", "one") if e.config.linear else e for e in grid.entries]
@@ -72,9 +87,10 @@ def test_the_noise_of_a_coreset_is_none_of_a_full_bank():
 
 def test_the_answer_follows_from_the_numbers():
     say = effects.answers(effects.contrasts(a_grid({"random": (0.0, 0.0), "trained": (3.0, 3.01)}, 0.001)))
-    assert say.startswith("ReConPatch against random f: it helps. Above in 1, below in 0, within noise in 0 of 1 ")
+    assert say.startswith("ReConPatch against random f: it helps; above in 1, below in 0, within noise in 0, ")
     say = effects.answers(effects.contrasts(a_grid({"random": (0.0, 0.0), "trained": (0.0, 0.0)}, 0.001)))
-    assert "no effect is shown. Above in 0, below in 0, within noise in 1 of 1" in say
+    assert "no effect is shown; above in 0, below in 0, within noise in 0, equal on every draw in 1 of 1" in say
+    assert say.endswith("+0.00 points, 0 of 1 by more than the draw of the test images.")
     assert effects.answers(effects.contrasts(Grid([], [], []))) == "Nothing is computed yet."
 
 

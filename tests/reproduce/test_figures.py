@@ -141,9 +141,10 @@ def test_a_name_is_drawn_as_it_is_or_escaped_visibly(name):
     assert all(c in shown or rf"\u{ord(c):04x}" in shown or rf"\U{ord(c):08x}" in shown for c in name)
 
 
-def test_accuracy_against_time_is_of_the_categories_that_all_methods_have():
+def test_accuracy_against_time_is_of_the_methods_that_have_all_categories():
     values = [("A", "easy", 1.0), ("A", "hard", 0.5), ("B", "easy", 0.9), ("B", "hard", None), ("B", "other", 0.1)]
+    values += [("C", "hard", 0.2), ("C", "easy", 0.6), ("C", "more", None)]
     rows = [{"method": m, "category": c, "image_auroc": v, "inference_ms": 5, "fit_seconds": 7} for m, c, v in values]
     axis = figures.against_time(pd.DataFrame(rows).astype({"image_auroc": float})).axes[0]
-    assert {line.get_label(): line.get_ydata()[0] for line in axis.lines} == {"A": 100, "B": 90}
-    assert axis.get_ylabel().endswith("(easy)") and not figures.against_time(pd.DataFrame()).legends
+    assert {line.get_label(): line.get_ydata()[0] for line in axis.lines} == {"A": 75, "C": 40}
+    assert axis.get_ylabel().endswith("(easy, hard)") and not figures.against_time(pd.DataFrame()).legends

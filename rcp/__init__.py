@@ -2,7 +2,7 @@
 
 __version__ = "0.1.0"
 
-__all__ = ["Config", "PatchCore", "ReConPatch", "__version__", "train"]
+__all__ = ["Config", "PatchCore", "ReConPatch", "__version__", "load", "train"]
 
 import os
 
@@ -13,7 +13,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from rcp import coreset, data, decision, maps, metrics, model, prediction, scoring
 from rcp.checks import guard
 from rcp.config import Config
-from rcp.detector import PatchCore, ReConPatch
+from rcp.detector import PatchCore, ReConPatch, load
 from rcp.refinement import simulation
 
 # What users call has its arguments checked there; what calls itself many times a second has not.

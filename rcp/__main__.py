@@ -1,13 +1,15 @@
 """``rcp``: from a folder of images of good parts to a decision on new ones (``rcp --help``)."""
 
 import argparse
+import ast
 import json
 import sys
-from contextlib import nullcontext
-from itertools import chain
+import warnings
+from contextlib import nullcontext, suppress
+from itertools import chain, islice
 from pathlib import Path
 
-from rcp.checks import check_type
+from rcp.checks import check_type, require
 from rcp.config import WHOLE, Config
 from rcp.data.sources import images_of
 from rcp.detector import ReConPatch, load
@@ -34,34 +36,41 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _fit(o: argparse.Namespace) -> None:
-    given = {n: v for n, v in vars(o).items() if n in ("backbone", "weights", "device") and v is not None}
+    given = {n: v for n, v in vars(o).items() if n in ("backbone", "weights", "device") and v is not None} | dict(o.set)
     build = Config.for_inspection if o.preset == "inspection" else Config.build
-    detector = ReConPatch.from_config(build(**PRESETS[o.preset] | given | dict(o.set)))
+    config = build(**PRESETS[o.preset] | given)
+    without = sorted(given.keys() - config.upto("scores").keys() - {"device", "seed"})
+    require("set", not without, f"what {config} uses", without)
+    detector = ReConPatch.from_config(config)
     require_writable(o.output, "write {} in", b"rcp-detector")
     detector.false_alarm_rate = o.false_alarm_rate
-    detector.fit(o.folder, _say, skip_unreadable=o.skip_unreadable).save(o.output)
+    images = o.images[0] if len(o.images) == 1 else o.images
+    detector.fit(images, _say, skip_unreadable=o.skip_unreadable).save(o.output)
     _say(f"saved {o.output}: {detector!r}")
 
 
 def _predict(o: argparse.Namespace) -> int:
     detector, skipped, defective = _loaded(o), [] if o.skip_unreadable else None, []
     given = [images_of(image) for image in o.images]  # what is misspelt is said before any is scored
-    threshold, why = detector.decide(detector.refiner_ is not None)
-    if threshold is None:
-        _say(f"no decision: {why}")
+    out = detector.predict_iter(chain(*given), skipped=skipped)
+    first = list(islice(out, 1))  # where none can be read, what an earlier run wrote stays
     with results_folder(o.out, chain(*given)) if o.out else nullcontext():
-        try:
-            for number, one in enumerate(detector.predict_iter(chain(*given), skipped=skipped), 1):
-                (found,) = one.records()
-                print(json.dumps(found) if o.json else _line(found), flush=True)
-                defective.append(found["defective"])
-                if o.out:
-                    tabulated([found]).to_csv(o.out / "predictions.csv", **AS_CSV)  # a killed run leaves what it has
-                    one.save_overlay(o.out, 0, number)
-        finally:
-            for name, reason in skipped or ():
-                _say(f"left out, {name}: {reason}")
-    return (int(any(defective)) if threshold is not None and defective else 2) if o.fail else 0
+
+        def tell(found: dict) -> None:
+            print(json.dumps(found) if o.json else _line(found), flush=True)
+            if o.out:
+                tabulated([found]).to_csv(o.out / "predictions.csv", **AS_CSV)  # a killed run leaves what it has
+
+        for number, one in enumerate(chain(first, out), 1):
+            (found,) = one.records()
+            tell(found)
+            defective.append(found["defective"])
+            if o.out:
+                one.save_overlay(o.out, 0, number)
+        for name, reason in skipped or ():
+            tell({"path": str(name), "error": reason, "boxes": ()})
+    decided = defective and None not in defective and not skipped
+    return (1 if any(defective) else 0 if decided else 2) if o.fail else 0
 
 
 def _watch(o: argparse.Namespace) -> None:
@@ -84,6 +93,9 @@ def _loaded(o: argparse.Namespace) -> ReConPatch:
     detector = load(o.detector, weights=o.weights, device=o.device)
     if o.false_alarm_rate is not None:
         detector.false_alarm_rate = o.false_alarm_rate
+    threshold, why = detector.decide(detector.refiner_ is not None)
+    if threshold is None:
+        _say(f"no decision: {why}")
     return detector
 
 
@@ -107,10 +119,10 @@ def _setting(text: str) -> tuple[str, object]:
     name, equals, value = text.partition("=")
     if not equals:
         raise argparse.ArgumentTypeError(f"expected NAME=VALUE, such as coreset_ratio=0.1, got {text!r}")
-    try:
-        return name, json.loads(value)
-    except (json.JSONDecodeError, RecursionError):
-        return name, value
+    for read in (json.loads, ast.literal_eval):  # (2, 3) too
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            return name, read(value)
+    return name, value
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -128,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     fit = command("fit", _fit, "learn from a folder of images of good parts")
-    fit.add_argument("folder", help="images, or train/ and perhaps test/")
+    fit.add_argument("images", nargs="+", help="a folder of images, or of train/ and perhaps test/; or images")
     fit.add_argument("-o", "--output", type=path, required=True, help="the detector's file, such as part.rcp")
     words = "default: %(default)s; but for paper, nothing is cropped"
     fit.add_argument("--preset", choices=PRESETS, default="inspection", help=words)
@@ -154,5 +166,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def script() -> int:
+    warnings.formatwarning = lambda words, *_, **__: f"rcp: {words}\n"  # without a line of code
+    return main()
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(script())

@@ -25,6 +25,7 @@ from rcp.data.layouts import Dataset, load_dataset
 from rcp.data.sources import batches, images_of
 from rcp.files import allocate, read_tensors, write_tensors
 from rcp.maps import center_and_deviation, score_maps
+from rcp.metrics import UndefinedMetric, normal_threshold
 from rcp.model import EachEpoch, Trained, represent
 from rcp.patches import PatchExtractor, images_at_a_time, pool
 from rcp.paths import require_disk, require_memory, require_writable
@@ -206,6 +207,8 @@ class ReConPatch:
         with self.timings_("decode"):
             skipped = self.skipped_ if skip_unreadable else None
             paths, decoded, originals = self._decoded(images_of(images, train=True), skipped)
+        if self.false_alarm_rate is not None and min(c.calibration_folds, len(paths)) > 1:
+            decision.rate_of(len(paths), self.false_alarm_rate)
         left_out = f" ({len(self.skipped_)} are unreadable: {self.skipped_[0][0]})" if self.skipped_ else ""
         require("images", len(paths) > 0, f"at least one image without defects{left_out}", paths)
         said = [f"left out, {name}: {why}" for name, why in self.skipped_] + self._cropped(originals, images)
@@ -228,7 +231,8 @@ class ReConPatch:
             if self.refine:
                 self.fit_refinement(decoded, textures, log, paths)
                 self.fold_banks_ = ()
-        log(self.promise())
+        for line in (*self._apart(paths), self.promise()):
+            log(line)
         return self
 
     def _decoded(self, images, skipped: list | None) -> tuple[list, np.ndarray | None, list[Original]]:
@@ -261,6 +265,16 @@ class ReConPatch:
         side = self.config.image_size
         words = f"the crop sees {min(seen):.0%} of the area of images of {seen[min(seen)]} px; a defect outside it is not found"
         return [f"{words}{outside} (all of it: aspect='squash', resize={side}, image_size={side})"]
+
+    def _apart(self, names: Sequence) -> list[str]:
+        """A line where held-out scores of training images stand far above the others': a defect among them raises the threshold."""
+        try:
+            limit = normal_threshold(self.train_scores_, z=5)
+        except UndefinedMetric:
+            return []
+        far = [str(names[i]) for i in np.argsort(-self.train_scores_) if self.train_scores_[i] > limit]
+        words = "training images score far above the others; a defect among them raises the threshold, so look at them"
+        return [f"{len(far)} of {len(names)} {words}: {', '.join(far[:5])}{', ...' * (len(far) > 5)}"] * bool(far)
 
     def train(self, p: np.ndarray, log: Log = print, each_epoch: EachEpoch | None = None) -> Trained:
         """f and its history from p (n, h · w, D), see :func:`rcp.model.represent`; (None, []) of a PatchCore."""
@@ -492,7 +506,8 @@ class ReConPatch:
         self._check_fitted()
         require_writable(path, "save {} in", b"rcp-detector")
         tensors, c = {"bank": self.bank_.entries}, self.config
-        header = {"format": "rcp-detector-2", "config": json.dumps(c.asdict())}
+        weights = str(Path(c.weights).absolute()) if Path(c.weights).is_file() else c.weights
+        header = {"format": "rcp-detector-2", "config": json.dumps(c.asdict() | {"weights": weights})}
         header["backbone"] = self._weights or backbone.weights_identity(c.backbone, c.weights)
         header["false_alarm_rate"] = json.dumps(self.false_alarm_rate)
         if self.train_scores_ is not None:
@@ -540,6 +555,8 @@ class ReConPatch:
             raise ValueError(f"{path} is not a detector saved by rcp, or is damaged ({why})") from None
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{path}: {error}; if they moved, name them as weights") from None
         c, expected = detector.config, header.get("backbone")
         if (identity := backbone.weights_identity(c.backbone, c.weights)) != expected:
             words = f"weights: {c.weights} are not the weights {path} was fitted with"

@@ -21,9 +21,9 @@ OUTPUTS = ("scores", "maps", "defective")
 
 
 class Deployed(nn.Module):
-    """images: (n, S, S, 3) uint8, resized and cropped -> scores (n,), maps (n, S, S) float32, defective (n,) bool.
+    """images: (n, S, S, 3) uint8, resized and cropped -> scores (n,), maps (n, S, S) float32, and with a threshold defective (n,) bool.
 
-    The whole of Eq. 9 and 10 by plain products, so that any runtime can run it. Without a threshold no image is called defective.
+    The whole of Eq. 9 and 10 by plain products, so that any runtime can run it.
     """
 
     def __init__(self, detector):
@@ -33,7 +33,7 @@ class Deployed(nn.Module):
         self.dim, self.held_as = bank.entries.shape[1], getattr(torch, c.feature_dtype)
         self.side = extractor.shape()[:2]
         self.weighted = c.coreset_ratio < 1 and c.weighting != "none" and len(bank.entries) > 1
-        self.threshold = float("inf") if detector.threshold_ is None else detector.threshold_
+        self.threshold = detector.threshold_
         rows, columns = (axis_operator(n, c.image_size, c.blur).float() for n in self.side)
         held = {"entries": bank.entries, "centre": bank.entries.mean(0), "rows": rows, "columns": columns.T}
         if self.weighted:
@@ -41,7 +41,7 @@ class Deployed(nn.Module):
         for name, tensor in held.items():
             self.register_buffer(name, tensor.detach().cpu().clone(memory_format=torch.contiguous_format))
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         p = self.aggregate([m.float() for m in self.trunk(normalize(images))])
         p = p.to(self.held_as).float().flatten(0, 1)
         x = pool(p, self.dim) if self.f is None else self.f(p)
@@ -54,11 +54,14 @@ class Deployed(nn.Module):
             s = (1 - torch.exp(d - around.logsumexp(1))) * d  # Eq. 10
         s = s.reshape(-1, *self.side)
         scores = s.flatten(1).amax(1)
-        return scores, self.rows @ s @ self.columns, scores >= self.threshold
+        decided = () if self.threshold is None else (scores >= self.threshold,)
+        return scores, self.rows @ s @ self.columns, *decided
 
 
 def export(detector, path: str | Path) -> Path:
     """Writes ``path`` (.onnx or .pt2), checked against ``predict`` on images of noise; resize and crop stay outside, named in the file.
+
+    A detector without a threshold gives scores and maps alone.
 
     Raises:
         ValueError: another suffix; a detector with tiles, or a refinement network; what the file gives is off by more than 1e-4
@@ -76,7 +79,8 @@ def export(detector, path: str | Path) -> Path:
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, c.image_size, c.image_size, 3), np.uint8))
     module = copy.deepcopy(Deployed(detector)).eval().cpu()  # the detector stays where it is
     any_number = {"images": {0: torch.export.Dim("n", min=1, max=4096)}}
-    described = {"transform": repr(detector.transform), "threshold": detector.threshold_, "outputs": OUTPUTS}
+    names = OUTPUTS[: 2 if module.threshold is None else 3]
+    described = {"transform": repr(detector.transform), "threshold": module.threshold, "outputs": names}
     about = {"rcp": json.dumps(described)}
     with scratch(path.resolve()) as folder, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -85,15 +89,15 @@ def export(detector, path: str | Path) -> Path:
             torch.export.save(program, written, extra_files=about)
             run = torch.export.load(written).module()
         else:
-            run = _write_onnx(program, images, written, about)
+            run = _write_onnx(program, images, written, about, names)
         _check(detector, images.numpy(), [np.asarray(out) for out in run(images)])
         written.replace(path.resolve())
     return path
 
 
-def _write_onnx(program, images: Tensor, path: Path, about: dict):
+def _write_onnx(program, images: Tensor, path: Path, about: dict, names: tuple[str, ...]):
     """Writes the file; -> what runs it: onnxruntime where it is there, else the program that it was made from."""
-    made = torch.onnx.export(program, (images[:2],), input_names=["images"], output_names=OUTPUTS, verbose=False)
+    made = torch.onnx.export(program, (images[:2],), input_names=["images"], output_names=names, verbose=False)
     made.model.metadata_props.update(about)
     made.save(path)
     if importlib.util.find_spec("onnxruntime") is None:

@@ -143,10 +143,12 @@ class Prediction:
             low, high = 0.5 * self.threshold, 1.5 * self.threshold
         heat = np.nan_to_num(np.clip((whole - low) / max(high - low, 1e-12), 0, 1))
         grey.paste(Image.new("RGB", grey.size, "#d62728"), mask=Image.fromarray((170 * heat).astype(np.uint8)))
-        draw, thick = ImageDraw.Draw(grey), max(1, min(side, *grey.size) // 200)
-        for box in self.boxes(i, upright=True):
-            draw.rectangle([*box[:2], box.right - 1, box.bottom - 1], outline="#ffd92f", width=thick)
         grey.thumbnail((side, side))
+        draw, scale = ImageDraw.Draw(grey), grey.width / width  # frames after it is small: else they fade
+        for box in self.boxes(i, upright=True):
+            left, top, right, bottom = (round(scale * v) for v in box[:4])
+            place = left, top, max(left, right - 1), max(top, bottom - 1)
+            draw.rectangle(place, outline="#ffd92f", width=max(1, min(grey.size) // 200))
         return grey
 
     def records(self) -> Iterator[dict]:

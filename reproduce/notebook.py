@@ -132,7 +132,7 @@ class Settings:
         categories_ = list(dict.fromkeys(entry.category for entry in single)) or self.categories
         backbones = " + ".join(dict.fromkeys(c.backbone for c in configs))
         weights = ", ".join(dict.fromkeys(Path(c.weights).stem for c in configs))
-        epochs = _epochs_in_words((c.epochs, c.image_size) for c in configs)
+        epochs = _epochs_in_words((c.epochs, c.image_size) for c in configs if c.representation == "trained")
         if self.profile == "demo":
             images = "drawn images" if Path(self.data_root).parent == runs_root() else self.data_root
             return f"Demo: {images}, {backbones} with weights {weights}, {epochs}. The numbers are not the paper's."
@@ -312,7 +312,9 @@ def by_tag(members: dict[str, str]) -> dict[str, str]:
 
 def _epochs_in_words(trained: Iterable[tuple[int, int]]) -> str:
     """(epochs, side of the images) -> "4 epochs" or "2 epochs at 160 px, 4 at 224 px"."""
-    (first, side), *others = dict.fromkeys(trained)
+    if not (trained := list(dict.fromkeys(trained))):
+        return "no f trained"
+    (first, side), *others = trained
     words = f"{first} epoch{'s' if first != 1 else ''}"
     if all(epochs == first for epochs, _ in others):
         return words

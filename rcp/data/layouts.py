@@ -349,7 +349,8 @@ def _find(root: Path, layout: str) -> tuple[str, dict[str, Path]]:
     there = [p.name + "/" * p.is_dir() for p in sorted(root.iterdir(), key=_natural)]
     listed = ", ".join(there[:12]) + (f" and {len(there) - 12} more" if len(there) > 12 else "") or "nothing"
     looked_for = "".join(f"\n  {name}: {LAYOUTS[name][1]}" for name in wanted)
-    deeper = [p for p in _folders(root) if any(_fits(f, name) for f in _folders(p) for name in wanted)]
+    deeper = [f for f in _folders(root) if images_in(f)]
+    deeper += [p for p in _folders(root) if any(_fits(f, name) for f in _folders(p) for name in wanted)]
     hint = f"\nDid you mean {deeper[0]}?" if deeper else ""
     raise ValueError(f"no known layout in {root}. Looked for{looked_for}\nFound: {listed}{hint}")
 
@@ -381,7 +382,9 @@ def load_dataset(root: str | Path, category: str | None = None, layout: str = "a
     root = _absolute(root)
     name, folders = _find(root, layout)
     if category is None and len(folders) > 1:
-        raise ValueError(f"{root} holds {len(folders)} categories; name one with category=: {', '.join(folders)}")
+        raise ValueError(
+            f"{root} holds {len(folders)} categories; give the folder of one, or category=: {', '.join(folders)}"
+        )
     if category is None and name == "own" and images_in(root) and root not in folders.values():
         raise ValueError(f"{root} holds images and {next(iter(folders))}/, a data set: name the one that is meant")
     category = next(iter(folders)) if category is None else composed(str(category))

@@ -62,10 +62,17 @@ def test_loose_jpegs_without_labels_to_decisions(data, part, tmp_path, capsys):
         assert main(["predict", str(part), str(tmp_path), "--out", str(out)]) == 2
     assert len((out / "predictions.csv").read_text().splitlines()) == 4, "rows are written as they come"
     (tmp_path / "text.jpg").write_text("text")
-    for name, left in (("1.jpg", ["0001_1.jpg"]), ("text.jpg", [])):
-        assert main(["predict", str(part), str(tmp_path / name), "--skip-unreadable", "--out", str(out)]) == 0
+    assert main(["predict", str(part), str(tmp_path / "1.jpg"), "--out", str(out)]) == 0
+    assert main(["predict", str(part), str(tmp_path / "text.jpg"), "--out", str(out)]) == 2
+    assert [p.name for p in out.glob("*.jpg")] == ["0001_1.jpg"], "where nothing can be read, what was there stays"
+    capsys.readouterr()
+    for names, left in ((["1.jpg", "text.jpg"], ["0001_1.jpg"]), (["text.jpg"], [])):
+        given = [str(part), *(str(tmp_path / name) for name in names), "--skip-unreadable", "--out", str(out)]
+        assert main(["predict", *given, "--fail", "--json"]) == 2, "what was not seen has not passed"
         assert [p.name for p in out.glob("*.jpg")] == left, "of the run before nothing is left"
-        assert len((out / "predictions.csv").read_text().splitlines()) == 1 + len(left)
+        assert len((out / "predictions.csv").read_text().splitlines()) == 1 + len(names)
+        last = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert last["path"].endswith("text.jpg") and "none of PNG" in last["error"]
     assert main(["info", str(part)]) == 0
     assert "memory bank" in (said := capsys.readouterr().err) and "false alarms" in said and "whitened" in said
 
@@ -96,6 +103,8 @@ def test_exit_status(data, part, tmp_path, capsys):
         (["fit", str(data.folder), "-o", str(tmp_path / "pipe"), *HOW], "pipe is there, and is no file"),
         (["fit", str(data.folder), "-o", str(tmp_path / "a.rcp"), "--set", "dim=" + "[" * 10**5], "dim: expected int"),
         (["fit", str(data.folder), "-o", str(tmp_path / "a.rcp"), "--set", "dmi=3"], "Did you mean 'dim'?"),
+        (["fit", str(data.folder), "-o", str(tmp_path / "a.rcp"), "--set", "epochs=3"], "uses, got ['epochs']"),
+        (["fit", str(data.folder), "-o", str(tmp_path / "a.rcp"), *HOW, "--false-alarm-rate", "1e-4"], "for this rate"),
         (["fit", str(data.folder), "-o", str(tmp_path / "a.rcp"), *HOW, "--backbone", ""], "has a model ''"),
         (["fit", str(data.folder), "-o", str(tmp_path / "a.rcp"), *HOW, "--weights", ""], "weights: expected a tag"),
         (["info", str(part), "--device", "gpu"], "device: expected auto, cpu or an available cuda device"),

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import save
 
 from rcp import PatchCore, ReConPatch, backbone
-from rcp.data import load_dataset
+from rcp.data import Transform, load_dataset
 from rcp.detector import resolve_device
 
 SMALL = {
@@ -160,6 +160,34 @@ def test_what_fit_and_predict_refuse(tmp_path, data):
         ReConPatch(**SMALL).fit([*data.train[:2], bad])
     with pytest.raises(ValueError, match=r"coreset_ratio: expected at least 0\.0078, which is one of 128 patches"):
         ReConPatch(**SMALL | {"coreset_ratio": 0.001}).fit(data.train[:2])
+
+
+def test_a_false_alarm_rate_beyond_so_few_images_is_refused_before_any_feature_is_computed(data, monkeypatch):
+    detector = ReConPatch(**SMALL, false_alarm_rate=0.01)
+    monkeypatch.setattr(type(detector.extractor), "__call__", lambda *_a, **_k: pytest.fail("features were computed"))
+    with pytest.raises(ValueError, match=r"false_alarm_rate: expected at least .* with 4 images \(or 99 for this rate"):
+        detector.fit(data.train[:4])
+
+
+def test_training_images_that_stand_apart_are_named(data):
+    few, said = [Transform(64, 64).image(path) for path in data.train[:12]], []
+    PatchCore(**SMALL).fit([*few, 255 - few[0]], said.append)
+    assert "1 of 13 training images score far above the others" in said[0] and said[0].endswith(": image 12")
+    PatchCore(**SMALL).fit(few, said.append)
+    assert len(said) == 3, "the threshold alone"
+
+
+def test_weights_of_a_relative_path_are_found_from_elsewhere_and_missed_by_name(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    state = backbone.Backbone("resnet18", "random:0", (1, 2, 3)).trunk.state_dict()
+    (tmp_path / "w.safetensors").write_bytes(save({name: t.contiguous() for name, t in state.items()}))
+    PatchCore(**SMALL | {"weights": "w.safetensors"}).fit(data.train[:4], log=len).save("part.rcp")
+    monkeypatch.chdir(tmp_path.parent)
+    assert PatchCore.load(tmp_path / "part.rcp").predict(data.test[:1]).scores
+    (tmp_path / "w.safetensors").rename(tmp_path / "v.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"part\.rcp: weights: no file .*; if they moved, name them as weights"):
+        PatchCore.load(tmp_path / "part.rcp")
+    assert PatchCore.load(tmp_path / "part.rcp", weights=tmp_path / "v.safetensors").bank_
 
 
 def test_a_bad_image_is_named_before_any_feature_is_computed(tmp_path, data, monkeypatch):

@@ -60,6 +60,18 @@ def test_onnxruntime_gives_what_predict_gives(detector, tmp_path):
         assert_same(detector, session.run(["scores", "maps", "defective"], {"images": images}), images)
 
 
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+def test_a_detector_without_a_threshold_exports_no_decision(suffix, tmp_path):
+    file, detector = tmp_path / f"part{suffix}", fitted(dim=64, calibration_folds=0)
+    if suffix == ".onnx":
+        onnxruntime = pytest.importorskip("onnxruntime")
+        session = onnxruntime.InferenceSession(detector.export(file))
+        assert [out.name for out in session.get_outputs()] == ["scores", "maps"]
+    else:
+        scores, _maps = torch.export.load(detector.export(file)).module()(torch.from_numpy(ODD))
+        np.testing.assert_allclose(scores, detector.predict(ODD).scores, rtol=1e-4)
+
+
 def test_what_differs_from_predict_is_refused(detector):
     own = detector.predict(IMAGES)
     _check(detector, IMAGES, [own.scores, own.maps])

@@ -191,6 +191,8 @@ def test_places_come_back_through_crop_resize_and_exif(tmp_path, orientation, ho
     upright = out.maps_on_original(0, upright=True)
     assert upright.shape == ((400, 640) if orientation < 5 else (640, 400))
     assert out.overlay(0).size == ((640, 400) if orientation < 5 else (400, 640))
+    small = np.asarray(dataclasses.replace(out, threshold=0.0, why="").overlay(0, 64))
+    assert (small == (255, 217, 47)).all(2).sum() > 60, "a frame is drawn after the image is made small"
 
 
 def test_a_name_that_holds_the_end_of_a_line_is_one_row_and_none_is_computed(detector, data, tmp_path, monkeypatch):

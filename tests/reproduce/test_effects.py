@@ -72,8 +72,11 @@ def test_where_the_default_start_stands_among_random_ones_is_said():
 
 
 def test_only_methods_that_have_every_category_are_ranked():
-    parts = a_grid({"none": (0.0, 0.0), "trained": (3.0, 3.0)}, 0.0), a_grid({"none": (0.0, 0.0)}, 0.0, category="two")
-    say = effects.standings(Grid(*(sum((getattr(g, n) for g in parts), []) for n in ("entries", "results")), []))
+    one, two = (
+        a_grid({"none": (0.0, 0.0), "trained": (3.0, 3.0)}, 0.0),
+        a_grid({"none": (0.0, 0.0)}, 0.0, category="two"),
+    )
+    say = effects.standings(Grid(one.entries + two.entries, one.results + two.results, []))
     assert say.startswith("PatchCore is number 1 of 1 by mean image AUROC") and ", 2 categories)" in say
     assert "ReConPatch 0 / 1 of 1." in say and say.endswith("Not ranked, for they lack categories: ReConPatch.")
 

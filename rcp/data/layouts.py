@@ -383,7 +383,7 @@ def load_dataset(root: str | Path, category: str | None = None, layout: str = "a
     name, folders = _find(root, layout)
     if category is None and len(folders) > 1:
         raise ValueError(
-            f"{root} holds {len(folders)} categories; give the folder of one, or category=: {', '.join(folders)}"
+            f"{root} holds {len(folders)} categories; name one with category=: {', '.join(folders)}; or give its folder"
         )
     if category is None and name == "own" and images_in(root) and root not in folders.values():
         raise ValueError(f"{root} holds images and {next(iter(folders))}/, a data set: name the one that is meant")

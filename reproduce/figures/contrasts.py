@@ -43,6 +43,10 @@ def contrasts(rows: pd.DataFrame) -> Figure:
                 axis.fill_betweenx(at, -2 * r["noise"], 2 * r["noise"], color=BAND, lw=0, zorder=0, label=NOISE)
         axis.axvline(0, lw=0.7, color=GREY, zorder=0.5)
         axis.set_title(f"{cnn}, bank of {bank:.0%}")
+    for how, words in (({"lw": 0.9}, "95 %, test images"), ({"lw": 3, "alpha": 0.6}, "± sd of the seeds")):
+        axes[0, 0].plot([], [], color=GREY, label=words, **how)
+    if (rows["seeds"] < rows["of"]).any():
+        axes[0, 0].plot([], [], "o", ms=4, color=GREY, mfc="w", label="fewer seeds")
     axes[0, 0].set_yticks(range(len(names)), ["mean" if name == "all" else plain(name) for name in names])
     axes[0, 0].set_ylim(len(names) - 0.5, -0.5)
     for axis in axes[-1]:

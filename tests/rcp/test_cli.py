@@ -104,6 +104,7 @@ def test_exit_status(data, part, tmp_path, capsys):
         (["fit", str(data.folder), "-o", str(tmp_path / "a.rcp"), "--set", "dim=" + "[" * 10**5], "dim: expected int"),
         (["fit", str(data.folder), "-o", str(tmp_path / "a.rcp"), "--set", "dmi=3"], "Did you mean 'dim'?"),
         (["fit", str(data.folder), "-o", str(tmp_path / "a.rcp"), "--set", "epochs=3"], "uses, got ['epochs']"),
+        (["fit", str(data.folder), "-o", str(tmp_path / "a.rcp"), "--set", "tiles=(0, 2)"], "got (0, 2)"),
         (["fit", str(data.folder), "-o", str(tmp_path / "a.rcp"), *HOW, "--false-alarm-rate", "1e-4"], "for this rate"),
         (["fit", str(data.folder), "-o", str(tmp_path / "a.rcp"), *HOW, "--backbone", ""], "has a model ''"),
         (["fit", str(data.folder), "-o", str(tmp_path / "a.rcp"), *HOW, "--weights", ""], "weights: expected a tag"),
@@ -118,7 +119,7 @@ def test_exit_status(data, part, tmp_path, capsys):
     copies.mkdir()
     for i in range(4):
         shutil.copy(data.train[0], copies / f"{i}.png")
-    assert main(["fit", str(copies), "-o", str(tmp_path / "c.rcp"), *HOW]) == 0
+    assert main(["fit", *map(str, copies.iterdir()), "-o", str(tmp_path / "c.rcp"), *HOW]) == 0
     assert main(["predict", str(tmp_path / "c.rcp"), defect, "--fail"]) == 2, "no threshold is no good part"
     assert "no decision: images: expected normal images that differ" in capsys.readouterr().err
     for usage in ([], [str(part), defect, "--out", ""]):

@@ -44,8 +44,7 @@ def _fit(o: argparse.Namespace) -> None:
     detector = ReConPatch.from_config(config)
     require_writable(o.output, "write {} in", b"rcp-detector")
     detector.false_alarm_rate = o.false_alarm_rate
-    images = o.images[0] if len(o.images) == 1 else o.images
-    detector.fit(images, _say, skip_unreadable=o.skip_unreadable).save(o.output)
+    detector.fit(o.images if o.images[1:] else o.images[0], _say, skip_unreadable=o.skip_unreadable).save(o.output)
     _say(f"saved {o.output}: {detector!r}")
 
 
@@ -61,14 +60,16 @@ def _predict(o: argparse.Namespace) -> int:
             if o.out:
                 tabulated([found]).to_csv(o.out / "predictions.csv", **AS_CSV)  # a killed run leaves what it has
 
-        for number, one in enumerate(chain(first, out), 1):
-            (found,) = one.records()
-            tell(found)
-            defective.append(found["defective"])
-            if o.out:
-                one.save_overlay(o.out, 0, number)
-        for name, reason in skipped or ():
-            tell({"path": str(name), "error": reason, "boxes": ()})
+        try:
+            for number, one in enumerate(chain(first, out), 1):
+                (found,) = one.records()
+                tell(found)
+                defective.append(found["defective"])
+                if o.out:
+                    one.save_overlay(o.out, 0, number)
+        finally:  # where it is interrupted, too
+            for name, reason in skipped or ():
+                tell({"path": str(name), "error": reason, "boxes": ()})
     decided = defective and None not in defective and not skipped
     return (1 if any(defective) else 0 if decided else 2) if o.fail else 0
 
@@ -93,8 +94,7 @@ def _loaded(o: argparse.Namespace) -> ReConPatch:
     detector = load(o.detector, weights=o.weights, device=o.device)
     if o.false_alarm_rate is not None:
         detector.false_alarm_rate = o.false_alarm_rate
-    threshold, why = detector.decide(detector.refiner_ is not None)
-    if threshold is None:
+    if why := detector.decide(detector.refiner_ is not None)[1]:
         _say(f"no decision: {why}")
     return detector
 

@@ -51,7 +51,7 @@ class Backbone(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0 if seed is None else seed)
             self.trunk, full_keys = _build(name, weights, self.levels)
-        if _is_file(weights):
+        if is_file(weights):
             _load_file(self.trunk, full_keys, Path(weights), name)
         self.eval().requires_grad_(False)
         with torch.inference_mode():
@@ -75,7 +75,7 @@ def normalize(images: Tensor) -> Tensor:
 
 def weights_identity(name: str, weights: str) -> str:
     """What the weights are, not where: a file's content hash, else the tag or ``random:SEED`` itself, with the model's name."""
-    if not _is_file(weights):
+    if not is_file(weights):
         return f"{name}/{weights}"
     return f"{name}/blake2b:{_file_hash(weights, *stamp(Path(weights)))}"
 
@@ -100,7 +100,7 @@ def check(name: str, weights: str) -> None:
     if tag and tag not in tags:
         expected = f"expected {', '.join(tags)}, a file, or random:SEED.{nearest(tag, tags)}"
         raise ValueError(f"weights: {name} has no weights {tag!r}; {expected}")
-    if _is_file(weights) and not Path(weights).is_file():
+    if is_file(weights) and not Path(weights).is_file():
         expected = "expected a .safetensors or .pth file, a tag such as IMAGENET1K_V1, or random:SEED"
         raise FileNotFoundError(f"weights: no file {weights} ({expected})")
 
@@ -123,7 +123,8 @@ def imported(package: str) -> ModuleType:
             sys.modules.pop(module.__name__, None)
 
 
-def _is_file(weights: str) -> bool:
+def is_file(weights: str) -> bool:
+    """Whether weights are named as a file, not by a tag or a seed."""
     return Path(weights).suffix in {".safetensors", ".pth", ".pt"} or "/" in weights
 
 
@@ -136,7 +137,7 @@ def _seed_of(weights: str) -> int | None:
 
 
 def _tag_of(weights: str) -> str | None:
-    return None if _is_file(weights) or _seed_of(weights) is not None else weights
+    return None if is_file(weights) or _seed_of(weights) is not None else weights
 
 
 @lru_cache

@@ -349,8 +349,8 @@ def _find(root: Path, layout: str) -> tuple[str, dict[str, Path]]:
     there = [p.name + "/" * p.is_dir() for p in sorted(root.iterdir(), key=_natural)]
     listed = ", ".join(there[:12]) + (f" and {len(there) - 12} more" if len(there) > 12 else "") or "nothing"
     looked_for = "".join(f"\n  {name}: {LAYOUTS[name][1]}" for name in wanted)
-    deeper = [f for f in _folders(root) if images_in(f)]
-    deeper += [p for p in _folders(root) if any(_fits(f, name) for f in _folders(p) for name in wanted)]
+    deeper = [p for p in _folders(root) if any(_fits(f, name) for f in _folders(p) for name in wanted)]
+    deeper += [f for f in _folders(root) if f.name.lower() in NORMAL and any(map(named_as_image, f.glob("*")))]
     hint = f"\nDid you mean {deeper[0]}?" if deeper else ""
     raise ValueError(f"no known layout in {root}. Looked for{looked_for}\nFound: {listed}{hint}")
 

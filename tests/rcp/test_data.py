@@ -266,7 +266,7 @@ def test_no_known_layout(mvtec):
     found = ("Found: mvtec/, readme.md", f"Did you mean {mvtec}?")
     for part in (str(mvtec.parent), "1cls.csv", "train/good", "train/ok", "own: train", *found):
         assert part in str(error.value)
-    draw(mvtec.parent / "sorted/OK/1.png")
+    assert all(draw(mvtec.parent / "sorted" / name) for name in ("NG/1.png", "OK/1.png"))
     with pytest.raises(ValueError, match=r"Did you mean .*sorted/OK\?"):
         load_dataset(mvtec.parent / "sorted")
     (mvtec.parent / "empty").mkdir()

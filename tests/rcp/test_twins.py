@@ -187,9 +187,9 @@ def test_bound_of_distances_holds():
 
 def test_search_without_faiss_is_the_same(monkeypatch):
     queries, bank = torch.randn(9, 4), torch.randn(12, 4)
-    with_faiss = nearest_entries(queries, bank, 3)
+    with_faiss = {k: nearest_entries(queries, bank, k) for k in (1, 3)}
     monkeypatch.setattr("rcp.scoring._faiss", lambda: None)
-    assert torch.equal(nearest_entries(queries, bank, 3), with_faiss)
+    assert all(torch.equal(nearest_entries(queries, bank, k), found) for k, found in with_faiss.items())
     with pytest.raises(ValueError, match="k: expected at most 12"):
         nearest_entries(queries, bank, 13)
 

@@ -80,8 +80,7 @@ def export(detector, path: str | Path) -> Path:
     module = copy.deepcopy(Deployed(detector)).eval().cpu()  # the detector stays where it is
     any_number = {"images": {0: torch.export.Dim("n", min=1, max=4096)}}
     names = OUTPUTS[: 2 if module.threshold is None else 3]
-    described = {"transform": repr(detector.transform), "threshold": module.threshold, "outputs": names}
-    about = {"rcp": json.dumps(described)}
+    about = {"rcp": json.dumps(dict(transform=repr(detector.transform), threshold=module.threshold, outputs=names))}
     with scratch(path.resolve()) as folder, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program, written = torch.export.export(module, (images[:2],), dynamic_shapes=any_number), folder / path.name

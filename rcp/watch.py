@@ -46,8 +46,10 @@ def watch(
 
 
 def _look(detector: ReConPatch, folder: Path, log: Path, seconds: float, looks: int | None) -> Iterator[dict]:
-    done, waiting, _ = _done(log), {}, detector.extractor  # weights that cannot be had are no fault of an image
-    said: set[str] = set()
+    (done, before), waiting, said, _ = _done(log), {}, set(), detector.extractor  # its weights are no fault of an image
+    if before not in (None, now := detector.threshold_):
+        words = "which stay; to score all images anew, name another log"
+        warnings.warn(f"{log} holds decisions of the threshold {before}, not {now}, {words}", stacklevel=3)
     while looks is None or looks > 0:
         require("folder", folder.is_dir(), "a folder that is there", str(folder))
         there, again = dict(_files(folder)), {}
@@ -125,17 +127,17 @@ def _entry(found: dict) -> dict[str, tuple]:
     return {found["key"]: (found.get("digest"), {Path(found["path"]).name: found.get("changed")})}
 
 
-def _done(log: Path) -> dict[str, tuple]:
-    """The images that the log holds, in order; a cut last line is removed."""
-    done, whole = {}, 0
+def _done(log: Path) -> tuple[dict[str, tuple], float | None]:
+    """The images that the log holds, in order, and the threshold of the last decision; a cut last line is removed."""
+    done, whole, threshold = {}, 0, None
     with log.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
                 require("log", line.endswith(b"\n"), "whole lines", line)
-                done |= _entry(json.loads(line))
-                whole += len(line)
+                done |= _entry(found := json.loads(line))
+                whole, threshold = whole + len(line), found.get("threshold", threshold)
             except (ValueError, TypeError, KeyError, RecursionError):
                 cut = not line.endswith(b"\n") and (whole or b'{"path"'.startswith(line[:7]))
                 require("log", cut, "lines of JSON that watch wrote", f"{log}, line {number}")
                 os.truncate(log, whole)
-    return done
+    return done, threshold

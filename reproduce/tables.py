@@ -337,7 +337,7 @@ def readable(rows: pd.DataFrame, best: str = "{}") -> pd.DataFrame:
     sign = rows["metric"].map(lambda metric: -1 if metric in LESS else 1)
     value = (sign * rows["mean"].astype(float)).round(2)
     of = value.groupby([rows["metric"], rows["kind"], rows["row"]])
-    is_best = (value == of.transform("max")) & (of.transform("nunique") > 1)
+    is_best = (value == of.transform("max")) & (of.transform("nunique") > 1) & ("low" not in rows)  # of differences none is
     settings_alone, several = (rows["kind"] == "all").all(), [rows[c].nunique() > 1 for c in ("setting", "metric")]
     for r, wins in zip(rows.to_dict("records"), is_best, strict=True):
         title, digits = METRICS.get(r["metric"], r["metric"]), _DIGITS.get(r["metric"], 2)

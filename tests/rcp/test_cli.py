@@ -256,6 +256,9 @@ def test_watch_says_what_it_cannot_score(data, part, tmp_path, monkeypatch):
         with pytest.warns(UserWarning, match=r"latest\.png waits since 12 looks: it is another at each look"):
             assert not list(watch(detector, tmp_path, log, 0, 14))
     assert len(list(watch(detector, tmp_path, log, 0, 3))) == 1, "it is scored as soon as it can be"
+    detector.false_alarm_rate = 0.3
+    with pytest.warns(UserWarning, match=r"holds decisions of the threshold [0-9.]+, not [0-9.]+, which stay"):
+        assert not list(watch(detector, tmp_path, log, 0, 3)), "each image is scored once, whatever the detector"
 
 
 def test_a_killed_watch_loses_and_repeats_nothing(data, part, tmp_path):

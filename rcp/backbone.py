@@ -56,7 +56,10 @@ class Backbone(nn.Module):
         self.eval().requires_grad_(False)
         with torch.inference_mode():
             maps = self(torch.zeros(1, 3, 64, 64))
-        self.channels = tuple(m.shape[1] for m in maps)
+        shapes = [tuple(m.shape) for m in maps]
+        square = all(len(shape) == 4 and shape[2] == shape[3] for shape in shapes)
+        require("backbone", square, "a CNN with maps (n, C, h, w)", f"{name} with {shapes}")
+        self.channels = tuple(shape[1] for shape in shapes)
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)

@@ -196,6 +196,8 @@ class Config:
         drawn = self.selection == "random" or self.coreset_projection is not None or self.coreset_start == "random"
         if not self.linear and (self.coreset_ratio == 1 or not drawn):
             unused.add("seed")
+        if self.linear and self.init == "orthogonal":  # f is drawn after g, whatever its size took of the draws
+            unused.discard("projection")
         found = {n: values[n] for n, about in declared.items() if about["stage"] in stages and n not in unused}
         return found | {"extracted_dim": self.extracted_dim}
 

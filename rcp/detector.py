@@ -165,7 +165,7 @@ class ReConPatch:
 
     @property
     def threshold_(self) -> float | None:
-        return self.decide()[0]
+        return self.decide(self.refiner_ is not None)[0]
 
     def decide(self, refined: bool = False) -> tuple[float | None, str]:
         """-> (threshold, "") or (None, why there is none)."""
@@ -355,7 +355,8 @@ class ReConPatch:
 
         normal = center_and_deviation(self.train_patch_scores_)
         with self.timings_("refinement"):
-            how = self.refine, normal, textures, log, checkpoint, self.device, names
+            of = self.config.upto("scores") | {"weights": ""}  # which may lie elsewhere when it goes on
+            how = self.refine, normal, textures, log, checkpoint, self.device, names, of
             self.refiner_, self.refinement_history_ = refinement.train(images, see, *how)
         return self
 

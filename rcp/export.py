@@ -31,7 +31,7 @@ class Deployed(nn.Module):
         c, extractor, bank = detector.config, detector.extractor, detector.bank_
         self.trunk, self.aggregate, self.f = extractor.backbone, extractor.aggregate, detector.f_
         self.dim, self.held_as = bank.entries.shape[1], getattr(torch, c.feature_dtype)
-        self.side = extractor.shape()[:2]
+        self.side, self.of_cnn = extractor.shape()[:2], extractor.backbone_dtype
         self.weighted = c.coreset_ratio < 1 and c.weighting != "none" and len(bank.entries) > 1
         self.threshold = detector.threshold_
         rows, columns = (axis_operator(n, c.image_size, c.blur).float() for n in self.side)
@@ -42,7 +42,7 @@ class Deployed(nn.Module):
             self.register_buffer(name, tensor.detach().cpu().clone(memory_format=torch.contiguous_format))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        p = self.aggregate([m.float() for m in self.trunk(normalize(images))])
+        p = self.aggregate([m.float() for m in self.trunk(normalize(images).to(self.of_cnn))])
         p = p.to(self.held_as).float().flatten(0, 1)
         x = pool(p, self.dim) if self.f is None else self.f(p)
         entries = self.entries - self.centre  # distances stay, and small ones keep their digits

@@ -174,7 +174,7 @@ def train(features: Tensor, config: Config, log: Log = print, each_epoch: EachEp
     require("features", fits, "patches (n, h · w, D)", tuple(features.shape))
     n, patches, in_dim = features.shape
     device, flat = features.device, features.reshape(-1, in_dim)
-    smallest = len(flat) if config.batch_images == 0 else patches
+    smallest = patches * min(config.batch_images or n, n)
     batch = min(config.batch_size, smallest)
     require("k", config.k < batch, f"fewer than the {smallest} patches of a mini-batch", config.k)
     student = initial(features, config)

@@ -195,23 +195,25 @@ def by_bank(frame: pd.DataFrame, ms: pd.DataFrame) -> pd.DataFrame:
 
 
 def knees(banks: pd.DataFrame, noise_: Mapping[str, float]) -> pd.DataFrame:
-    """The smallest bank of each line and metric whose mean is within two deviations of the coreset's noise of the line's best.
+    """The banks of each line and metric whose mean is within two deviations of the coreset's noise of the line's best.
 
-    banks: of :func:`by_bank`. Columns line, metric, best, at and knee (ratios), and "all - 1 %": what the paper's 1 % loses, in points.
+    banks: of :func:`by_bank`. Columns line, metric, best, at (a ratio), within (their ratios, in words), and
+    "all - 1 %": what the paper's 1 % loses, in points.
     """
     rows = []
     for (line, part), metric in ((group, m) for group in banks.groupby("line", sort=False) for m in noise_):
         best, of = part.loc[part[metric].idxmax()], part.set_index("coreset_ratio")[metric]
-        knee = part[part[metric] >= best[metric] - 2 * np.nan_to_num(noise_[metric])]["coreset_ratio"].min()
-        row = {"line": line, "metric": METRICS[metric], "best": best[metric], "at": best["coreset_ratio"], "knee": knee}
+        there = sorted(part[part[metric] >= best[metric] - 2 * np.nan_to_num(noise_[metric])]["coreset_ratio"])
+        row = {"line": line, "metric": METRICS[metric], "best": best[metric], "at": best["coreset_ratio"]}
+        row |= {"within": ", ".join(map("{:.1%}".format, there))}
         rows.append(row | {"all - 1 %": of.get(1.0, np.nan) - of.get(0.01, np.nan)})
-    return pd.DataFrame(rows, columns=["line", "metric", "best", "at", "knee", "all - 1 %"])
+    return pd.DataFrame(rows, columns=["line", "metric", "best", "at", "within", "all - 1 %"])
 
 
 def knees_in_words(found: pd.DataFrame) -> str:
     """A sentence for each line and metric."""
     words = [
-        f"{r['line']}: {r['metric']} is best with {r['at']:.1%} ({r['best']:.2f}), within noise of it from {r['knee']:.1%} on"
+        f"{r['line']}: {r['metric']} is best with {r['at']:.1%} ({r['best']:.2f}), within noise of it with {r['within']}"
         + (f"; all patches instead of 1 %: {r['all - 1 %']:+.2f}." if np.isfinite(r["all - 1 %"]) else ".")
         for r in found.to_dict("records")
     ]

@@ -331,13 +331,13 @@ def readable(rows: pd.DataFrame, best: str = "{}") -> pd.DataFrame:
     """Text: a row per category and mean and a column per setting; where there are only means of all, a row per setting.
 
     Ours is mean ± spread over seeds. Published, difference and 95 % interval have columns where there is one. Wider than a page, the
-    table is turned. best: how the best of several settings is written.
+    table is turned. best: how the best of several settings is written; of differences with an interval none is.
     """
     table: dict = {}
     sign = rows["metric"].map(lambda metric: -1 if metric in LESS else 1)
     value = (sign * rows["mean"].astype(float)).round(2)
     of = value.groupby([rows["metric"], rows["kind"], rows["row"]])
-    is_best = (value == of.transform("max")) & (of.transform("nunique") > 1) & ("low" not in rows)  # of differences none is
+    is_best = (value == of.transform("max")) & (of.transform("nunique") > 1) & ("low" not in rows)
     settings_alone, several = (rows["kind"] == "all").all(), [rows[c].nunique() > 1 for c in ("setting", "metric")]
     for r, wins in zip(rows.to_dict("records"), is_best, strict=True):
         title, digits = METRICS.get(r["metric"], r["metric"]), _DIGITS.get(r["metric"], 2)

@@ -53,6 +53,9 @@ def _opened(source: "str | Path | Image.Image | np.ndarray", name: str | Path = 
         # Another library may have switched this on for the whole process: half an image would then pass as a whole one.
         ImageFile.LOAD_TRUNCATED_IMAGES = False
         with Image.open(source, formats=FORMATS) as image:
+            image.deep = ";16" in str(
+                image.tile
+            )  # which is gone once it is loaded; of 16 bits in colour Pillow keeps the upper 8
             if image.format == "TIFF":
                 image.filename = ""  # else raw pixels are mapped at the size that EXIF's turn gives them
                 _check_levels(image.tag_v2)
@@ -106,11 +109,12 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    image = _upright(image)
-    if image.mode.startswith("I;16"):  # Pillow's own conversion would clip at 255
-        if 0 < np.max(image) < 2**14:
-            words = "an image of 16 bits has no level above 16,383 (8 bits, or a camera's 10 to 14?): it is read as a dark one"
-            warnings.warn(f"{words}; scale it to 65,535 where that is not meant", stacklevel=2)
+    deep, image = getattr(image, "deep", False), _upright(image)
+    grey = image.mode.startswith("I;16")
+    if (grey or deep) and 0 < np.max(image if grey else image.getextrema()[:3]) < (2**14 if grey else 2**6):
+        words = "an image of 16 bits has no level above 16,383 (8 bits, or a camera's 10 to 14?): it is read as a dark"
+        warnings.warn(f"{words} one; scale it to 65,535 where that is not meant", stacklevel=2)
+    if grey:  # Pillow's own conversion would clip at 255
         image = Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
     if image.has_transparency_data:
         image = _in(image, "RGBA")
@@ -148,8 +152,7 @@ def _defective(image: Image.Image) -> np.ndarray:
     Raises:
         ValueError: nowhere, or everywhere.
     """
-    # of 16 bits in colour Pillow keeps the upper 8
-    cut = image.mode[0] != "I" and ";16" in str(getattr(image, "tile", ""))
+    cut = image.mode[0] != "I" and image.deep
     pages = [page.size for page in ImageSequence.Iterator(image)] if getattr(image, "n_frames", 1) > 1 else [image.size]
     require("pages", pages.count(pages[0]) == 1, "one, or smaller copies beside it", len(pages))
     image.seek(0)

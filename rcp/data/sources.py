@@ -82,10 +82,16 @@ def batches(images: Iterable, transform: Transform, at_a_time: int, skipped: lis
         except (ValueError, OSError) as error:
             return error
 
-    numbered = enumerate(images)
-    while some := list(islice(numbered, at_a_time)):
-        names = [Path(im) if isinstance(im, str | Path) else _name_of_pixels(im) or f"image {i}" for i, im in some]
-        found = list(threaded(read, (image for _, image in some), names))
+    def drawn() -> Iterator[tuple]:
+        for i, image in enumerate(images):
+            of_file = isinstance(image, str | Path)
+            name = Path(image) if of_file else _name_of_pixels(image) or f"image {i}"
+            yield name, None if of_file else read(image, name)  # pixels at once: a generator may use their memory again
+
+    given = drawn()
+    while some := list(islice(given, at_a_time)):
+        names = [name for name, _ in some]
+        found = list(threaded(lambda name, done: done or read(name, name), *zip(*some, strict=True)))
         bad = [(name, f) for name, f in zip(names, found, strict=True) if isinstance(f, Exception)]
         if bad and skipped is None:
             raise bad[0][1]

@@ -1,11 +1,18 @@
 """The compiled parts of :mod:`rcp.fast.search`."""
 
+from threading import Lock
+
 import numba
 import numpy as np
 import torch
 
 _BLOCK = 256  # patches whose largest ``near`` is held, so that most of them are passed over at once
 _FLAGS = {"fastmath": {"reassoc", "contract", "nsz"}, "cache": True}  # sums of squares may be vectorised
+try:
+    numba.njit(**_FLAGS)(lambda: 0)
+except RuntimeError:  # no folder to keep compiled code in can be written
+    _FLAGS["cache"] = False
+ALONE = Lock()  # held by who calls: where there is no OpenMP, two calls at a time end the process
 
 
 def threads() -> int:

@@ -41,7 +41,8 @@ def greedy_k_center(x: Tensor, count: int, first: Tensor, among: Tensor | None =
     if among is not None:
         near[~among.numpy()] = -1
     how = count, int(first), np.float32(error), kernels.threads()
-    return torch.from_numpy(kernels.lazy_greedy(x.contiguous().numpy(), y.numpy(), near, *how))
+    with kernels.ALONE:
+        return torch.from_numpy(kernels.lazy_greedy(x.contiguous().numpy(), y.numpy(), near, *how))
 
 
 def _greedy_step_by_step(x: Tensor, count: int, first: Tensor, among: Tensor | None) -> Tensor:
@@ -99,7 +100,8 @@ class Cells:
             # by differences: small ones keep their digits
             to_pivots = torch.cdist(y, self._pivots, compute_mode="donot_use_mm_for_euclid_dist")
             arrays = [a.numpy() for a in (x.contiguous(), y, to_pivots, y.norm(dim=1), self.entries)]
-            found = kernels.nearest_in_cells(*arrays, *self._cells, *self._margins, most, kernels.threads())
+            with kernels.ALONE:
+                found = kernels.nearest_in_cells(*arrays, *self._cells, *self._margins, most, kernels.threads())
             if (found < 0).mean() > 0.3:
                 return None
         return torch.from_numpy(found)

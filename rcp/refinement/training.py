@@ -33,6 +33,7 @@ def train(
     checkpoint: str | Path | None = None,
     device: torch.device | str = "cpu",
     names: Sequence[str | Path] | None = None,
+    of: dict | None = None,
 ) -> tuple[RefinementNet, list[dict]]:
     """Trains a refinement network on simulated anomalies in normal images; -> it, and a row per epoch (loss, anomalous, seconds).
 
@@ -46,6 +47,7 @@ def train(
         textures: (m, S, S, 3) uint8, as :meth:`RefinementConfig.load_textures` gives them.
         checkpoint: file that is written after every epoch and read where it exists; none where left out.
         names: of the images, for the notice that nothing stands out from the background of some.
+        of: what else the maps depend on, that can be JSON; a checkpoint serves no other.
 
     Raises:
         ValueError: no textures, images too small, a checkpoint of another training; before any work.
@@ -61,7 +63,8 @@ def train(
     optimizer = torch.optim.SGD(net.parameter_groups(), momentum=how.momentum, weight_decay=how.weight_decay)
     batches = -(-len(images) // how.batch_size)
     full = [group["lr"] for group in optimizer.param_groups]
-    about = json.dumps(how.identity() | {"normal": normal, "images": hashlib.blake2b(images.tobytes()).hexdigest()})
+    content = hashlib.blake2b(images.tobytes()).hexdigest()
+    about = json.dumps(how.identity() | {"normal": normal, "images": content, "of": of})
     rows = _resume(checkpoint, net, optimizer, about)
     for epoch in range(len(rows), how.epochs):
         order = np.random.default_rng([how.seed, epoch]).permutation(len(images))

@@ -100,6 +100,13 @@ def test_wrong_names_are_refused_without_building_anything(name, weights, error,
         check(name, weights)
 
 
+def test_a_cnn_whose_channels_come_last_is_refused():
+    with pytest.raises(
+        ValueError, match=r"backbone: expected a CNN with maps \(n, C, h, w\), got 'mambaout_femto with"
+    ):
+        Backbone("mambaout_femto", "random:0", (2,))
+
+
 def test_a_level_that_is_not_there():
     with pytest.raises(ValueError, match=re.escape("layers: resnet18 has no level 5 (stride 64); it has [1, 2, 3, 4]")):
         Backbone("resnet18", "random:0", (2, 5))

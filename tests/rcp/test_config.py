@@ -5,8 +5,10 @@ import inspect
 import re
 
 import pytest
+import torch
 
 from rcp import Config, PatchCore, ReConPatch
+from rcp.model import initial
 
 
 def test_defaults_are_the_papers_single_model():
@@ -61,6 +63,14 @@ def test_patchcore_and_reconpatch_differ_by_one_switch():
     assert {name for name in with_f if with_f[name] != without[name]} == {"representation"}
     with pytest.raises(ValueError, match="representation: expected 'none' of a PatchCore, got 'trained'"):
         PatchCore(**small, representation="trained")
+
+
+def test_the_size_of_g_counts_for_a_random_f_where_f_is_drawn_after_it():
+    x = torch.zeros(1, 1, 32)
+    for init in ("default", "orthogonal"):
+        a, b = (Config(representation="random", init=init, dim=16, projection=n) for n in (8, 4))
+        same = torch.equal(*(initial(x, c).f.weight for c in (a, b)))
+        assert (a.upto("scores") == b.upto("scores")) == same == (init == "default")
 
 
 def test_patchcore_extracts_another_dimension_only_where_pooling_in_steps_is_not_exact():

@@ -548,6 +548,8 @@ def test_a_mask_in_colours_of_16_bits_is_black_and_white_or_refused(tmp_path):
             assert np.array_equal(Transform(48, 48).mask(tmp_path / "m.png"), TRUTH)
     with pytest.raises(ValueError, match=r"m\.png: .*black and white in 16 bits a colour"):
         Transform(48, 48).mask(tmp_path / "m.png")
+    with pytest.warns(UserWarning, match="no level above 16,383"):
+        assert Transform(48, 48).image(tmp_path / "m.png").max() == 1
 
 
 def tiff(path: Path, bits: int, zero: int, kind: int = 1) -> None:

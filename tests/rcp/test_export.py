@@ -41,8 +41,9 @@ def assert_same(detector, found, images):
         {"aggregation": "mean", "representation": "whitened"},
         {"coreset_ratio": 1.0, "dim": 64},
         {"weighting": "none", "dim": 64},
+        {"backbone_dtype": "bfloat16", "dim": 64},
     ],
-    ids=["pooled", "whitened mean", "full bank", "Eq. 9 alone"],
+    ids=["pooled", "whitened mean", "full bank", "Eq. 9 alone", "bfloat16"],
 )
 def test_what_is_exported_gives_what_predict_gives(how):
     detector = fitted(**how, false_alarm_rate=0.2)

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from rcp import PatchCore
 from rcp.data import load_dataset
@@ -70,6 +70,25 @@ def test_fit_takes_a_folder_or_a_generator_and_keeps_no_more_than_the_files(data
     for form in (str(data.folder), (np.asarray(Image.open(p).convert("RGB")) for p in data.train)):
         same = PatchCore(**SMALL).fit(form, log=len)
         assert (same.bank_.entries == detector.bank_.entries).all() and same.threshold_ == detector.threshold_
+
+
+def test_a_generator_may_use_the_memory_of_its_pixels_again(detector, folder):
+    apart = [np.asarray(Image.open(p).convert("RGB")) for p in sorted(folder.glob("*.png"))]
+
+    def camera():
+        held = np.empty_like(apart[0])
+        for image in apart:
+            held[:] = image
+            yield held
+
+    pages, expected = folder / "pages.tif", detector.predict(apart).scores
+    Image.fromarray(apart[0]).save(pages, save_all=True, append_images=[Image.fromarray(a) for a in apart[1:]])
+    for given in (camera(), ImageSequence.Iterator(Image.open(pages))):
+        np.testing.assert_array_equal(detector.predict(given).scores, expected)
+    opened = Image.open(folder / "0.png")
+    assert (detector.predict([opened] * 8).scores == detector.predict([apart[0]] * 8).scores).all(), (
+        "read by one thread"
+    )
 
 
 def test_a_generator_is_read_as_it_is_scored(detector, data):

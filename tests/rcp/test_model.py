@@ -102,3 +102,5 @@ def test_what_cannot_be_trained_is_named():
         train.__wrapped__(features, Config(**SMALL, epochs=1), len)  # as where finite ones diverge
     with pytest.raises(ValueError, match="k: expected fewer than the 4 patches of a mini-batch"):
         train(fake_features(n=1, patches=4), Config(**SMALL, epochs=1), len)
+    of_two = Config(**SMALL, epochs=1, batch_images=2)
+    assert train(fake_features(n=4, patches=4), of_two, len)[1], "those of two images together are enough"

@@ -127,9 +127,9 @@ def test_a_resumed_training_ends_where_an_uninterrupted_one_does(images, tmp_pat
 def test_a_checkpoint_of_another_training_is_refused_and_a_damaged_one_set_aside(images, tmp_path, caplog):
     file = tmp_path / "checkpoint.safetensors"
     trained(images, quick(epochs=1), checkpoint=file)
-    for other, how in ((images, quick(epochs=2)), (images[::-1], quick(epochs=1))):
+    for other, epochs, of in ((images, 2, None), (images[::-1], 1, None), (images, 1, {"blur": 0.0})):
         with pytest.raises(ValueError, match=r"checkpoint: expected one of these options, .*; remove it to start anew"):
-            trained(other, how, checkpoint=file)
+            trained(other, quick(epochs=epochs), checkpoint=file, of=of)
     file.write_bytes(file.read_bytes()[:50])
     os.mkfifo(tmp_path / "pipe")  # which would be waited for
     with pytest.raises(ValueError, match=r"checkpoint: expected a file, got .*pipe"):
@@ -232,6 +232,7 @@ def data(small_demo):
 def test_a_detector_fits_predicts_saves_and_loads_it(method, data, tmp_path):
     plain = method(**SMALL).fit(data.train, log=len).predict(data.test)
     detector = method(**SMALL, refine=REFINE).fit(data.train, log=len)
+    assert detector.threshold_ is None, "that of unrefined scores"
     assert [row["epoch"] for row in detector.refinement_history_] == [1, 2]
     unrefined, found = detector.predict(data.test, refined=False), detector.predict(data.test)
     np.testing.assert_array_equal(unrefined.maps, plain.maps)

@@ -1,5 +1,8 @@
 """Every quick twin gives what its plain form gives, on odd input too (ties, duplicates, constant, huge norms, far offsets)."""
 
+import os
+import subprocess
+import sys
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
@@ -151,6 +154,25 @@ def test_search(kind, entries, in_cells, monkeypatch):
     index = torch.from_numpy(rng.integers(entries, size=(len(queries), 3)))
     expected = np.sqrt(np.take_along_axis(d2, index.numpy(), 1))
     np.testing.assert_allclose(memory_bank.distances(asked, index), expected, rtol=1e-5)
+
+
+def test_compiled_search_needs_neither_openmp_nor_a_folder_to_keep_it_in():
+    """numba's own threads end the process where two calls meet, and it refuses to compile where it may not write."""
+    code = """
+import numba.core.caching, torch
+from concurrent.futures import ThreadPoolExecutor
+numba.core.caching.CacheImpl._locator_classes = []  # as where no folder can be written
+from rcp.fast import kernels, search
+assert kernels._FLAGS["cache"] is False
+x = torch.randn(300, 40) * torch.linspace(1, 0, 40) ** 9
+cells = search.Cells(x)
+with ThreadPoolExecutor(4) as pool:
+    for found in pool.map(cells.nearest, [x] * 40):
+        assert found.tolist() == list(range(300))
+"""
+    here = os.environ | {"NUMBA_THREADING_LAYER": "workqueue", "NUMBA_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", code], env=here, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_where_cells_rule_nothing_out_all_distances_are_computed(monkeypatch):

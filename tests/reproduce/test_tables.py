@@ -330,6 +330,7 @@ def test_a_shown_table_is_escaped_and_says_why_a_number_is_undefined():
     assert "| &lt;b&gt;x&lt;/b&gt; |" in tables.markdown(rows)
     two = tables.compare(frame({"PatchCore": {"bottle": [0.9]}, "ReConPatch": {"bottle": [0.8]}}), groups={})
     assert "<b>90.00</b>" in tables.show(two, "").to_html() and "<b>80" not in tables.show(two, "").to_html()
+    assert "<b>" not in tables.show(two.assign(low=0.0, high=1.0), "").to_html(), "of differences none is best"
     assert "undefined: no &lt;b&gt;x" in markup and "mean of all 1 (without &lt;b&gt;x" in markup
     text = tables.readable(tables.compare(frame(values)))
     assert list(text) == [("image AUROC (without <b>x</b>)", "ours")]

@@ -94,7 +94,7 @@ def _loaded(o: argparse.Namespace) -> ReConPatch:
     detector = load(o.detector, weights=o.weights, device=o.device)
     if o.false_alarm_rate is not None:
         detector.false_alarm_rate = o.false_alarm_rate
-    if why := detector.decide(detector.refiner_ is not None)[1]:
+    if why := detector.decide()[1]:
         _say(f"no decision: {why}")
     return detector
 

@@ -165,12 +165,12 @@ class ReConPatch:
 
     @property
     def threshold_(self) -> float | None:
-        return self.decide(self.refiner_ is not None)[0]
+        return self.decide()[0]
 
-    def decide(self, refined: bool = False) -> tuple[float | None, str]:
-        """-> (threshold, "") or (None, why there is none)."""
+    def decide(self, refined: bool = True) -> tuple[float | None, str]:
+        """-> (threshold, "") or (None, why there is none). refined: as of :meth:`predict`."""
         self._check_fitted()
-        if refined:
+        if refined and self.refiner_ is not None:
             return None, "held-out scores are of unrefined maps"
         if self.train_scores_ is None:
             return None, "no held-out scores (calibration_folds=0, or one image)"
@@ -181,7 +181,7 @@ class ReConPatch:
 
     def promise(self) -> str:
         """A sentence: the threshold, the false alarms to expect of it, and how far so few images let them vary; or why there is none."""
-        found, why = self.decide(self.refiner_ is not None)
+        found, why = self.decide()
         if found is None:
             return f"no threshold: {why}"
         n = len(self.train_scores_)

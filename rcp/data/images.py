@@ -53,9 +53,8 @@ def _opened(source: "str | Path | Image.Image | np.ndarray", name: str | Path = 
         # Another library may have switched this on for the whole process: half an image would then pass as a whole one.
         ImageFile.LOAD_TRUNCATED_IMAGES = False
         with Image.open(source, formats=FORMATS) as image:
-            image.deep = ";16" in str(
-                image.tile
-            )  # which is gone once it is loaded; of 16 bits in colour Pillow keeps the upper 8
+            # of 16 bits in colour Pillow keeps the upper 8, and this tells no more once they are loaded
+            image.deep = ";16" in str(image.tile)
             if image.format == "TIFF":
                 image.filename = ""  # else raw pixels are mapped at the size that EXIF's turn gives them
                 _check_levels(image.tag_v2)

@@ -25,10 +25,9 @@ def coreset_size(ratio: float, patches: int) -> int:
 def random_selection(patches: int, count: int, seed: int, among: Tensor | None = None) -> Tensor:
     """(count,) int64 indices drawn from the seed, each at most once. among: as in :func:`greedy_k_center`."""
     require("among", among is None or among.shape == (patches,), f"({patches},) of bool", among)
-    allowed = torch.arange(patches) if among is None else among.nonzero()[:, 0].cpu()
+    allowed = torch.arange(patches) if among is None else among.nonzero()[:, 0]
     require("count", count <= len(allowed), f"at most {len(allowed)} (the number of patches)", count)
-    drawn = torch.randperm(len(allowed), generator=torch.Generator().manual_seed(seed))[:count]
-    return allowed[drawn].to("cpu" if among is None else among.device)
+    return allowed[torch.randperm(len(allowed), generator=torch.Generator().manual_seed(seed))[:count]]
 
 
 def squared_distances_to(point: Tensor, x: Tensor) -> Tensor:
@@ -64,24 +63,21 @@ def greedy_k_center(
     require("features", fits, "patches (N, D)", tuple(features.shape))
     n, dim = features.shape
     require("among", among is None or (among.shape == (n,) and among.dtype == torch.bool), f"({n},) of bool", among)
-    allowed = n if among is None else int(among.sum())
-    require("count", 1 <= count <= allowed, f"1 to {allowed} (the number of patches)", count)
+    allowed = torch.arange(n, device=features.device) if among is None else among.nonzero()[:, 0]
+    require("count", 1 <= count <= len(allowed), f"1 to {len(allowed)} (the number of patches)", count)
     generator = torch.Generator().manual_seed(seed)
     x = features.float()
     if projection is not None:
         x = x @ (torch.randn(dim, projection, generator=generator) / projection**0.5).to(x)
     if start == "mean":
-        mean = x.mean(0) if among is None else among.to(x) @ x / allowed
-        from_mean = squared_distances_to(mean, x)
-        first = (from_mean if among is None else from_mean.where(among, -1)).argmax()
+        mean = x.mean(0) if among is None else among.to(x) @ x / len(allowed)
+        first = allowed[squared_distances_to(mean, x)[allowed].argmax()]
     else:
-        first = torch.randint(allowed, (), generator=generator).to(x.device)
-        first = first if among is None else among.nonzero()[first, 0]
+        first = allowed[torch.randint(len(allowed), (), generator=generator)]
     if fast.usable() and search.pays(x, count):
         return search.greedy_k_center(x, count, first, among)
-    near = torch.full((n,), torch.inf, device=x.device)  # squared distance to the nearest pick
-    if among is not None:
-        near[~among] = -1
+    near = torch.full((n,), -1.0, device=x.device)
+    near[allowed] = torch.inf  # squared distance to the nearest pick
     picks = []
     for _ in range(count):
         picks.append(first if not picks else near.argmax())

@@ -375,7 +375,8 @@ class ReConPatch:
     def score_patches(self, represented: Tensor, banks: Sequence[MemoryBank] = ()) -> Tensor:
         """f(p): (n, h · w, dim) -> (n, h, w) float32, Eq. 9 and 10. banks: one per image, else ``bank_``."""
         parts = represented if banks or self._one_by_one(represented) else [represented.flatten(0, 1)]
-        scores = [self._score(part, bank) for part, bank in zip(parts, banks or [self.bank_] * len(parts), strict=True)]
+        pairs = zip(parts, banks or [self.bank_] * len(parts), strict=True)
+        scores = [patch_scores(part, bank, self.config.weighting) for part, bank in pairs]
         return torch.cat(scores).reshape(len(represented), *self._grid(represented.shape[1]))
 
     def _grid(self, patches: int) -> tuple[int, int]:
@@ -460,7 +461,7 @@ class ReConPatch:
         return Prediction(scores, all_maps, self.transform, train_scores, patches, **about)
 
     def _memorize(self, represented: Tensor, count: int, among: Tensor | None = None) -> MemoryBank:
-        """(N, dim) -> the coreset of ``count`` patches as a memory bank; of all of them where the ratio is 1."""
+        """(N, dim) -> the coreset of ``count`` patches as a memory bank; where the ratio is 1 all of them, and no neighbours (b = 1)."""
         c = self.config
         if c.coreset_ratio == 1:
             return MemoryBank(represented if among is None else represented[among], 1)
@@ -468,11 +469,6 @@ class ReConPatch:
             return MemoryBank(represented[random_selection(len(represented), count, c.seed, among)], c.neighbours)
         how = {"start": c.coreset_start, "projection": c.coreset_projection, "seed": c.seed, "among": among}
         return MemoryBank(represented[greedy_k_center(represented, count, **how)], c.neighbours)
-
-    @torch.inference_mode()
-    def _score(self, queries: Tensor, bank: MemoryBank) -> Tensor:
-        c = self.config
-        return patch_scores(queries, bank, "none" if c.coreset_ratio == 1 else c.weighting)
 
     def _held_out_scores(self, represented: Tensor) -> np.ndarray | None:
         """(n, h · w, dim) -> (n, h · w): scores of training images' patches against a bank made of the other folds' images.
@@ -492,7 +488,7 @@ class ReConPatch:
             count = max(min(whole, 2), whole * int(others.sum()) // len(others))  # Eq. 10 needs a neighbour
             bank = self._memorize(represented.flatten(0, 1), count, others)
             for i in held.nonzero().flatten().tolist():
-                scores[i] = self._score(represented[i], bank).cpu().numpy()
+                scores[i] = patch_scores(represented[i], bank, self.config.weighting).cpu().numpy()
             if self.refine:
                 banks.append(bank)
         self.fold_banks_ = tuple(banks)
@@ -584,7 +580,7 @@ class ReConPatch:
         both.load_state_dict(of_learnt)  # none is missing, foreign or of another shape, or it raises
         self.f_, self.refiner_ = learnt.get("f"), learnt.get("refiner")
         require("bank", bank.shape[1] == c.bank_dim(size), f"{c.bank_dim(size)} columns by its config", bank.shape[1])
-        self.bank_ = MemoryBank(bank.to(self.device), c.neighbours)
+        self.bank_ = MemoryBank(bank.to(self.device), 1 if c.coreset_ratio == 1 else c.neighbours)
         self.train_scores_ = None if scores is None else scores.numpy()
 
     def __repr__(self) -> str:

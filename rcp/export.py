@@ -32,7 +32,7 @@ class Deployed(nn.Module):
         self.trunk, self.aggregate, self.f = extractor.backbone, extractor.aggregate, detector.f_
         self.dim, self.held_as = bank.entries.shape[1], getattr(torch, c.feature_dtype)
         self.side, self.of_cnn = extractor.shape()[:2], extractor.backbone_dtype
-        self.weighted = c.coreset_ratio < 1 and c.weighting != "none" and len(bank.entries) > 1
+        self.weighted = c.weighting != "none" and bank.b > 1
         self.threshold = detector.threshold_
         rows, columns = (axis_operator(n, c.image_size, c.blur).float() for n in self.side)
         held = {"entries": bank.entries, "centre": bank.entries.mean(0), "rows": rows, "columns": columns.T}

@@ -42,24 +42,23 @@ class MemoryBank:
 
     Args:
         entries: (M, D) float32, the coreset of the training f(p).
-        b: size of N_b(r*), r* among them.
+        b: size of N_b(r*), r* among them; at most M.
     """
 
     def __init__(self, entries: Tensor, b: int):
         require("entries", entries.ndim == 2 and entries.numel() > 0, "patches (M, D)", tuple(entries.shape))
-        self.entries, self.b = entries.float().contiguous(), b
+        self.entries, self.b = entries.float().contiguous(), min(b, len(entries))
         large = entries.device.type == "cpu" and len(entries) >= search.IN_CELLS
         self._quick = search.Cells(self.entries) if large and fast.usable() else None
 
     @cached_property
     def neighbourhood(self) -> Tensor:
-        """(M, b) int64: N_b(r) of each entry r, or as many as there are; r stands first, also where duplicates are as near."""
-        b = min(self.b, len(self.entries))
-        found = nearest_entries(self.entries, self.entries, b)
+        """(M, b) int64: N_b(r) of each entry r; r stands first, also where duplicates are as near."""
+        found = nearest_entries(self.entries, self.entries, self.b)
         own = torch.arange(len(found), device=found.device)[:, None]
         other = found != own
-        other &= other.cumsum(1) <= b - 1  # b others are found where duplicates take the place of r: keep b - 1
-        return torch.cat([own, found[other].reshape(len(found), b - 1)], 1)
+        other &= other.cumsum(1) <= self.b - 1  # b others are found where duplicates take the place of r: keep b - 1
+        return torch.cat([own, found[other].reshape(len(found), self.b - 1)], 1)
 
     def nearest(self, queries: Tensor) -> Tensor:
         """Eq. 9: index of r* = argmin_{r ∈ M} D(f(p), r). queries: (n, D) float32 -> (n,) int64."""
@@ -76,13 +75,13 @@ def patch_scores(queries: Tensor, bank: MemoryBank, weighting: Literal["patches"
     """Eq. 9 and 10: s = (1 - e^{D(f(p), r*)} / Σ_{r' ∈ N_b(r*)} e^{D(f(p), r')}) · D(f(p), r*), for every patch.
 
     queries: (n, D) = f(p) -> (n,) float32. ``weighting="none"`` is D(f(p), r*) alone, which
-    also serves where M holds a single entry, for which Eq. 10 would be 0.
+    also serves where N_b(r*) is r* alone (``b`` is 1, or M a single entry), for which Eq. 10 would be 0.
     """
     width = bank.entries.shape[1]
     require("queries", queries.ndim == 2 and queries.shape[1] == width, f"(n, {width})", tuple(queries.shape))
     nearest = bank.nearest(queries := queries.float())
     d = bank.distances(queries, nearest[:, None])[:, 0]
-    if weighting == "none" or len(bank.entries) == 1:
+    if weighting == "none" or bank.b == 1:
         return d
     around = bank.distances(queries, bank.neighbourhood[nearest])  # (n, b)
     return (1 - torch.exp(d - around.logsumexp(1))) * d

@@ -174,9 +174,8 @@ def train(features: Tensor, config: Config, log: Log = print, each_epoch: EachEp
     require("features", fits, "patches (n, h · w, D)", tuple(features.shape))
     n, patches, in_dim = features.shape
     device, flat = features.device, features.reshape(-1, in_dim)
-    smallest = patches * min(config.batch_images or n, n)
-    batch = min(config.batch_size, smallest)
-    require("k", config.k < batch, f"fewer than the {smallest} patches of a mini-batch", config.k)
+    batch = min(config.batch_size, patches * min(config.batch_images or n, n))
+    require("k", config.k < batch, f"fewer than the {batch} patches of a mini-batch", config.k)
     student = initial(features, config)
     teacher = copy.deepcopy(student).requires_grad_(False)
     steps = sum(1 for _ in mini_batches(n, patches, config, torch.Generator()))

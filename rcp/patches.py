@@ -98,8 +98,7 @@ class PatchExtractor:
         Raises:
             FloatingPointError: a feature is NaN or infinite; names the image and the likely cause.
         """
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            p = self.aggregate(maps)
+        p = self.aggregate(maps)
         dtype = getattr(torch, self.config.feature_dtype)
         if not torch.stack(torch.aminmax(p)).to(dtype).isfinite().all():  # NaN passes through both
             bad = int((~p.to(dtype).isfinite().flatten(1).all(1)).nonzero()[0])

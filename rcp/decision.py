@@ -52,13 +52,12 @@ def check_rate(rate: float) -> float:
     return rate
 
 
-def false_alarms(n: int, rate: float | None, m: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Between which shares of m further normal images the false alarms lie, with this probability: beta-binomial, n held-out scores."""
+def false_alarms(n: int, rate: float | None, m: int) -> tuple[float, float]:
+    """Between which shares of m further normal images the false alarms lie, in 95 of 100 cases: beta-binomial, n held-out scores."""
     from scipy.stats import betabinom  # a second to import, that a score does without
 
-    require("confidence", 0 < confidence < 1, "a share above 0 and below 1", confidence)
     k = _rank(n, rate_of(n, rate))
-    low, high = betabinom(m, n + 1 - k, k).interval(confidence)
+    low, high = betabinom(m, n + 1 - k, k).interval(0.95)
     return float(low / m), float(high / m)
 
 

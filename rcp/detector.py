@@ -225,8 +225,6 @@ class ReConPatch:
             allocate(file, "patch features")
             with self.timings_("features"):
                 self.extractor(decoded, out=p, names=paths)
-            if not self.refine:
-                del decoded
             self._remember(p, *self.train(p, log))
             if self.refine:
                 self.fit_refinement(decoded, textures, log, paths)

@@ -539,12 +539,11 @@ class ReConPatch:
             here = {"device": "auto" if device is None else device} | ({"weights": str(weights)} if weights else {})
             config = Config.build(**json.loads(header["config"]) | here)
             refine = json.loads(header["refine"]) if "refine" in header else None
-            rate = json.loads(header.get("false_alarm_rate", "null"))
             detector = cls.from_config(config, refine)
             if not isinstance(detector, cls):
                 raise ValueError(f"holds a {type(detector).__name__}, not a {cls.__name__}")
-            detector._restore(tensors)
-            detector._false_alarm_rate = None if rate is None else decision.check_rate(rate)
+            detector.false_alarm_rate = json.loads(header.get("false_alarm_rate", "null"))
+            detector._restore(tensors)  # after it, a rate that its scores do not support would be refused
         except (KeyError, TypeError, AttributeError, RuntimeError, json.JSONDecodeError) as error:
             why = f"{type(error).__name__}: {error}"
             raise ValueError(f"{path} is not a detector saved by rcp, or is damaged ({why})") from None

@@ -207,15 +207,14 @@ class ReConPatch:
         with self.timings_("decode"):
             skipped = self.skipped_ if skip_unreadable else None
             paths, decoded, originals = self._decoded(images_of(images, train=True), skipped)
-        if self.false_alarm_rate is not None and min(c.calibration_folds, len(paths)) > 1:
+        if min(c.calibration_folds, len(paths)) > 1:
             decision.rate_of(len(paths), self.false_alarm_rate)
         left_out = f" ({len(self.skipped_)} are unreadable: {self.skipped_[0][0]})" if self.skipped_ else ""
         require("images", len(paths) > 0, f"at least one image without defects{left_out}", paths)
-        said = [f"left out, {name}: {why}" for name, why in self.skipped_] + self._cropped(originals, images)
-        if copies := len(decoded) - len({hashlib.blake2b(image).digest() for image in decoded}):
-            said.append(f"{copies} of {len(decoded)} images are copies: the threshold is then too low; leave them out")
-        for line in said:
+        for line in [f"left out, {name}: {why}" for name, why in self.skipped_] + self._cropped(originals, images):
             log(line)
+        if copies := len(decoded) - len({hashlib.blake2b(image).digest() for image in decoded}):
+            log(f"{copies} of {len(decoded)} images are copies: the threshold is then too low; leave them out")
         h, w, dim = self.extractor.shape()
         shape, dtype = (len(decoded), h * w, dim), np.dtype(c.feature_dtype)
         bank_size(c, len(decoded) * h * w, dim)

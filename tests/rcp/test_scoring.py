@@ -88,13 +88,13 @@ def test_scores_are_eq_9_and_10(seed, b, weighting):
 
 
 def test_scores_of_odd_input():
-    """Where the exponential overflows; of an entry itself; of a single entry, for which Eq. 10 would be 0."""
+    """Where the exponential overflows; of an entry itself; where N_b(r*) is r* alone, for which Eq. 10 would be 0."""
     s = patch_scores(draw(1, 4, 5, scale=1e4), MemoryBank(draw(0, 20, 5), 9))
     assert s.isfinite().all() and (s > 0).all()
     entries = draw(0, 20, 5, offset=1000.0)
     torch.testing.assert_close(patch_scores(entries, MemoryBank(entries, 9)), torch.zeros(20))
-    one, queries = draw(0, 1, 5), draw(2, 6, 5)
-    torch.testing.assert_close(patch_scores(queries, MemoryBank(one, 9)), torch.cdist(queries, one)[:, 0])
+    for bank in (MemoryBank(draw(0, 1, 5), 9), MemoryBank(draw(0, 20, 5), 1)):
+        torch.testing.assert_close(patch_scores(draw(2, 6, 5), bank), torch.cdist(draw(2, 6, 5), bank.entries).amin(1))
 
 
 def test_neighbourhoods_survive_duplicates_and_small_banks():

@@ -37,8 +37,6 @@ CHECKED = "nbval-check-output"  # tag of a cell whose stored output nbval compar
 # What notebooks import: its code, and all that it imports, is what their outputs come from.
 _IMPORTED = ("notebook", "grids", "studies", "tables", "effects", "verdict", "views", "figures", "paper")
 MODULES = tuple(f"reproduce.{name}" for name in _IMPORTED)
-# Begun before the others: side by side on a new machine, all would compile the same functions.
-FIRST = ("00_start_here", "figure_3", "paper_checks")
 
 
 @dataclass(frozen=True)
@@ -95,13 +93,11 @@ def reproduce(
             say(f"{where}: {outcome.error.splitlines()[-1] if outcome.error else f'{outcome.seconds:.0f} s'}")
         return outcome
 
-    begun = sorted(range(len(files)), key=lambda i: files[i].stem not in FIRST)
     code_of(*MODULES)  # found once, here: Python 3.11 cannot parse in two threads at a time
     pool = ThreadPoolExecutor(workers)  # each kernel is a process of its own
     with _alone(settings), _kernels_of(workers), contextlib.chdir(PROJECT):
         try:
-            outcomes = dict(zip(begun, pool.map(job, begun), strict=True))
-            outcomes = [outcomes[i] for i in range(len(files))]
+            outcomes = list(pool.map(job, range(len(files))))
         finally:  # interrupted: no further one is begun
             pool.shutdown(wait=False, cancel_futures=True)
     page = settings.out("index.html")

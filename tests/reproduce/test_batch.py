@@ -52,6 +52,7 @@ def test_a_batch_goes_on_after_a_failure_resumes_and_indexes(tmp_path, small_dem
     given = {"data_root": str(small_demo), "epochs": 3}
     row = "\nmain,image_auroc,01,category,gear,1,,,99,,1,1,98,1\n"
     wrote = {"table_1_extra.csv": "a,b\n1,2\n", "table_1.csv": ",".join(["table", *tables.COLUMNS]) + row}
+    wrote["table_1_entries.csv"] = "\n"  # of an empty store
     alone = VERDICT.replace("pd.DataFrame([row])", "None, '99.00 & more'")  # the paper prints no number
     writes = f"{alone}\nfor name, text in {wrote!r}.items():\n    settings.out(name).write_text(text)"
     files = [tiny(tmp_path, "table_1", writes), tiny(tmp_path, "bad", "raise ValueError('the <reason>')")]
@@ -311,12 +312,3 @@ def test_a_notebook_is_executed_in_place_whole_or_not_at_all(tmp_path, monkeypat
     with pytest.raises(OSError, match="no space"):
         batch.execute(file)
     assert file.read_bytes() == before and [*tmp_path.glob("*.ipynb")] == [file] and write is not full
-
-
-def test_what_compiles_for_others_is_begun_first_and_listed_in_its_place(monkeypatch, tmp_path):
-    begun, names = [], ["bank", "figure_3", "table_1"]
-    monkeypatch.setenv("RCP_RUNS", str(tmp_path))
-    monkeypatch.setattr(batch, "_run", lambda file, *_: begun.append(file.stem) or batch.Outcome(file.stem, ""))
-    notebook.Settings(render_only=True, dataset="none").out("bank_entries.csv").write_text("\n")  # of an empty store
-    assert [o.name for o in batch.reproduce({"render_only": True}, names, say=len)] == names
-    assert begun == ["figure_3", "bank", "table_1"]

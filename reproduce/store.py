@@ -44,17 +44,10 @@ class Store:
 
     Args:
         root: the store's folder; made when first written.
-
-    Raises:
-        ValueError: the folder was written by an rcp whose results are of other identities.
     """
 
     def __init__(self, root: str | Path):
         self.root = Path(check_type("the store", str | Path, root))
-        if os.path.lexists(self.root) and not self.root.is_dir():
-            raise ValueError(f"the store {self.root} is no folder (a file, or a link that leads nowhere)")
-        if (self.root / "cells").is_dir():
-            raise ValueError(f"the store {self.root} is of an earlier rcp (has cells/): remove it, or set RCP_RUNS")
 
     def folder(self, kind: str, identity: dict) -> Path:
         return self.root / kind / key_of(identity)

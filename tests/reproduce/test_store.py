@@ -147,18 +147,10 @@ def test_an_open_map_stays_valid_when_features_are_made_again(tmp_path):
     assert (computed(store, lambda out: out.fill(2)) == 2).all() and (old == 1).all()
 
 
-def test_a_store_of_an_earlier_version_is_refused(tmp_path):
-    (tmp_path / "cells").mkdir()
-    with pytest.raises(ValueError, match=r"is of an earlier rcp \(has cells/\)"):
-        Store(tmp_path)
-
-
-@pytest.mark.parametrize("root", [None, 3, "", "a\0b", "file", "link"])
-def test_a_store_that_is_no_folder_is_refused(tmp_path, root):
-    (tmp_path / "file").touch()
-    (tmp_path / "link").symlink_to("nowhere")
+@pytest.mark.parametrize("root", [None, 3, "", "a\0b"])
+def test_a_store_that_is_no_path_is_refused(root):
     with pytest.raises(ValueError, match="the store"):
-        Store(tmp_path / root if root in ("file", "link") else root)
+        Store(root)
 
 
 def test_features_are_computed_once_memory_mapped_and_read_only(tmp_path):

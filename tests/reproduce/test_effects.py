@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from test_entries import PATCHCORE, SMALL
 
+from rcp import detector
 from rcp.data import load_dataset
 from reproduce import effects, figures, grids, tables
 from reproduce.entries import Entry
@@ -19,9 +20,17 @@ LABELS = np.repeat([0, 1], 40)
 
 
 def result(scores, **metrics) -> Result:
-    return Result(
-        {"metrics": {"undefined": {}, **metrics}, "data": {"train": 1}}, {"scores": scores, "labels": LABELS}, False
-    )
+    info = {"metrics": {"undefined": {}, **metrics}, "data": {"train": 1}}
+    return Result(info, {"scores": scores, "labels": LABELS}, False)
+
+
+def grid_of(pairs: list[tuple]) -> Grid:
+    """(entry, result) of each."""
+    return Grid([entry for entry, _ in pairs], [found for _, found in pairs], [])
+
+
+def of_auroc(config, category: str, value: float) -> tuple[Entry, Result]:
+    return Entry(config, "", category), result(scored(0), image_auroc=value, pixel_auroc=value)
 
 
 def scored(better: float, seed: int = 0) -> np.ndarray:
@@ -41,8 +50,8 @@ def a_grid(gains: dict, noise: float, seeds=(0, 1), category="one") -> Grid:
             pairs.append((Entry(config, "", category), result(of, image_auroc=auroc, pixel_auroc=auroc)))
     for start, value in enumerate((0.9 - noise, 0.9, 0.9 + noise)):
         config = dataclasses.replace(PATCHCORE, coreset_ratio=0.01, coreset_start="random", seed=start)
-        pairs.append((Entry(config, "", category), result(scored(0), image_auroc=value, pixel_auroc=value)))
-    return Grid(*map(list, zip(*pairs, strict=True)), [])
+        pairs.append(of_auroc(config, category, value))
+    return grid_of(pairs)
 
 
 def answer_of(gains: dict, noise: float) -> pd.Series:
@@ -72,11 +81,9 @@ def test_where_the_default_start_stands_among_random_ones_is_said():
 
 
 def test_only_methods_that_have_every_category_are_ranked():
-    one, two = (
-        a_grid({"none": (0.0, 0.0), "trained": (3.0, 3.0)}, 0.0),
-        a_grid({"none": (0.0, 0.0)}, 0.0, category="two"),
-    )
-    say = effects.standings(Grid(one.entries + two.entries, one.results + two.results, []))
+    one = a_grid({"none": (0.0, 0.0), "trained": (3.0, 3.0)}, 0.0)
+    two = a_grid({"none": (0.0, 0.0)}, 0.0, category="two")
+    say = effects.standings(grid_of(one.pairs() + two.pairs()))
     assert say.startswith("PatchCore is number 1 of 1 by mean image AUROC") and ", 2 categories)" in say
     assert "ReConPatch 0 / 1 of 1." in say and say.endswith("Not ranked, for they lack categories: ReConPatch.")
 
@@ -100,10 +107,8 @@ def test_the_answer_follows_from_the_numbers():
 def test_the_spread_is_of_the_seeds_own_differences():
     grid = a_grid({"none": (0.0, 2.0), "trained": (1.0, 3.0)}, noise=0.0)
     row = tables.paired(grid.where(coreset_start={"mean"})).iloc[0]
-    own = [
-        100 * (tables.image_auroc(LABELS, scored(a)) - tables.image_auroc(LABELS, scored(b)))
-        for a, b in ((1, 0), (3, 2))
-    ]
+    of = [100 * tables.image_auroc(LABELS, scored(gain)) for gain in range(4)]
+    own = of[1] - of[0], of[3] - of[2]
     assert (row["mean"], row["spread"]) == pytest.approx((np.mean(own), np.std(own, ddof=1)))
 
 
@@ -113,16 +118,8 @@ def test_the_spread_is_of_the_seeds_own_differences():
 def test_a_move_is_measured_from_the_default_the_others_unmoved():
     choices = {"sigma": (0.1, 1.0), "coreset_projection": (128, None)}
     values = {(1.0, None): 0.90, (0.1, None): 0.93, (1.0, 128): 0.85, (0.1, 128): 0.10}
-    pairs = [
-        (
-            Entry(SMALL.replace(sigma=s, coreset_projection=p), "", "one"),
-            result(scored(0), image_auroc=v, pixel_auroc=v),
-        )
-        for (s, p), v in values.items()
-    ]
-    rows = effects.moves(
-        Grid(*map(list, zip(*pairs, strict=True)), []), choices, {"sigma": 1.0, "coreset_projection": None}
-    )
+    pairs = [of_auroc(SMALL.replace(sigma=s, coreset_projection=p), "one", v) for (s, p), v in values.items()]
+    rows = effects.moves(grid_of(pairs), choices, {"sigma": 1.0, "coreset_projection": None})
     image = rows[rows["metric"] == "image_auroc"].set_index("setting")["mean"]
     assert image.to_dict() == pytest.approx({"sigma 0.1": 3, "coreset_projection 128": -5})
     noise = {"image_auroc": 2.0, "pixel_auroc": 0.1}
@@ -135,11 +132,8 @@ def test_a_move_is_measured_from_the_default_the_others_unmoved():
 def test_what_is_missing_of_a_value_does_not_count_for_the_default_either():
     """One category's default is 20 points above the other's: where that one alone is computed, the choice must not seem to gain 10."""
     values = {(1.0, "easy"): 0.99, (1.0, "hard"): 0.79, (0.1, "easy"): 0.98}
-    pairs = [
-        (Entry(SMALL.replace(sigma=s), "", c), result(scored(0), image_auroc=v, pixel_auroc=v))
-        for (s, c), v in values.items()
-    ]
-    rows = effects.moves(Grid(*map(list, zip(*pairs, strict=True)), []), {"sigma": (0.1, 1.0)}, {"sigma": 1.0})
+    pairs = [of_auroc(SMALL.replace(sigma=s), c, v) for (s, c), v in values.items()]
+    rows = effects.moves(grid_of(pairs), {"sigma": (0.1, 1.0)}, {"sigma": 1.0})
     assert rows["mean"].tolist() == pytest.approx([-1, -1])
     about = {"method": "PatchCore", "selection": "greedy", "seed": 0, "bank_bytes": 1e6, "pixel_auroc": 0.5}
     of = [("easy", 0.1, 0.99), ("easy", 0.01, 0.98), ("hard", 0.1, 0.79)]
@@ -159,33 +153,22 @@ def test_every_open_choice_is_varied_around_its_default(demo_root, monkeypatch, 
     base = default.replace(calibration_folds=0)
     away = [[n for n in base.names() if getattr(c, n) != getattr(base, n)] for c in moved]
     assert max(map(len, away)) == 1 and {n for names in away for n in names} == set(grids.choices(s))
-    some = grids.open_choices(s, only=["sigma"])
-    assert {e.config.sigma for e in some} == {0.1, 1.0, 10.0} and len(
-        {e.config for e in some if e.method == "ReConPatch"}
-    ) == 3
+    some = {e.config for e in grids.open_choices(s, only=["sigma"]) if e.method == "ReConPatch"}
+    assert {c.sigma for c in some} == {0.1, 1.0, 10.0} and len(some) == 3
 
 
 # ---- the size of the bank ----
 
 
 def test_the_banks_within_noise_of_the_best_are_named():
-    banks = pd.DataFrame(
-        {
-            "line": "PatchCore, greedy",
-            "coreset_ratio": [0.001, 0.01, 0.1, 1.0],
-            "image_auroc": [80, 95, 97, 94],
-            "pixel_auroc": 90.0,
-        }
-    )
+    aurocs = {"image_auroc": [80, 95, 97, 94], "pixel_auroc": 90.0}
+    banks = pd.DataFrame({"line": "PatchCore, greedy", "coreset_ratio": [0.001, 0.01, 0.1, 1.0], **aurocs})
     found = effects.knees(banks, {"image_auroc": 1.2, "pixel_auroc": np.nan}).set_index("metric")
-    assert found.loc["image AUROC", ["at", "within"]].tolist() == [0.1, "1.0%, 10.0%"]
-    assert (
-        found.loc["image AUROC", "all - 1 %"] == pytest.approx(-1) and found.loc["pixel AUROC", "within"][:4] == "0.1%"
-    )
+    image, pixel = found.loc["image AUROC"], found.loc["pixel AUROC"]
+    assert image[["at", "within"]].tolist() == [0.1, "1.0%, 10.0%"], "of all patches it is not"
+    assert image["all - 1 %"] == pytest.approx(-1) and pixel["within"][:4] == "0.1%"
     words = effects.knees_in_words(found.reset_index())
-    assert "within noise of it with 1.0%, 10.0%; all patches instead of 1 %: -1.00." in words, (
-        "of all patches it is not"
-    )
+    assert "within noise of it with 1.0%, 10.0%; all patches instead of 1 %: -1.00." in words
 
 
 def test_a_bank_of_all_patches_ends_both_lines(demo_root, monkeypatch, tmp_path):
@@ -193,9 +176,8 @@ def test_a_bank_of_all_patches_ends_both_lines(demo_root, monkeypatch, tmp_path)
     s = Settings(profile="paper", data_root=str(demo_root), seeds=(0,), categories=("gear",))
     entries = [e for e in grids.bank(s, starts=2) if e.config.coreset_start == "mean"]
     results = [result(scored(0), image_auroc=e.config.coreset_ratio, pixel_auroc=0.5) for e in entries]
-    table = effects.by_bank(
-        Grid(entries, results, []).frame(), pd.DataFrame({"coreset_ratio": [1.0], "inference_ms": [7.0]})
-    )
+    ms = pd.DataFrame({"coreset_ratio": [1.0], "inference_ms": [7.0]})
+    table = effects.by_bank(Grid(entries, results, []).frame(), ms)
     ratios = {line: sorted(part["coreset_ratio"]) for line, part in table.groupby("line")}
     assert all(of == [0.001, 0.003, 0.01, 0.03, 0.1, 1.0] for of in ratios.values())
     assert table["line"].nunique() == 4 and set(table["ms"].dropna()) == {7.0}
@@ -226,29 +208,28 @@ def test_a_trained_f_is_refused_for_it_has_seen_what_is_held_out(demo_root, tmp_
 
 
 def test_a_whitening_is_of_the_other_fold_alone(demo_root, tmp_path, monkeypatch):
-    from rcp import detector
+    seen, represent = [], detector.represent
 
-    seen = []
-    monkeypatch.setattr(
-        detector, "represent", lambda p, c, *a, of=detector.represent: (seen.append(len(p)), of(p, c, *a))[1]
-    )
+    def counted(p, *how):
+        seen.append(len(p))
+        return represent(p, *how)
+
+    monkeypatch.setattr(detector, "represent", counted)
     run(HeldOut(Entry(SMALL.replace(representation="whitened"), str(demo_root), "fabric"), 8), Store(tmp_path))
     n = len(load_dataset(demo_root, category="fabric").train)
     assert sorted(seen) == [n // 2, n - n // 2]
 
 
+TRUTH = np.arange(30) / 30
+
+
 def criteria_rows(**columns) -> pd.DataFrame:
-    truth = np.arange(30) / 30
-    return pd.DataFrame(
-        {"category": "one", "image_auroc": truth, "pixel_auroc": truth[::-1]}
-        | dict.fromkeys(effects.CRITERIA, 0.0)
-        | columns
-    )
+    of = {"category": "one", "image_auroc": TRUTH, "pixel_auroc": TRUTH[::-1]}
+    return pd.DataFrame(of | dict.fromkeys(effects.CRITERIA, 0.0) | columns)
 
 
 def test_rank_correlations_and_what_the_favourite_costs():
-    truth = np.arange(30) / 30
-    rows = effects.rank_correlations(criteria_rows(texture_image_auroc=truth**2, structure_image_auroc=-truth))
+    rows = effects.rank_correlations(criteria_rows(texture_image_auroc=TRUTH**2, structure_image_auroc=-TRUTH))
     found = rows[rows["truth"] == "image_auroc"].set_index("setting")
     good, bad = (found.loc[effects.CRITERIA[name]] for name in ("texture_image_auroc", "structure_image_auroc"))
     assert (good["mean"], good["cost"], good["settings"]) == pytest.approx((1, 0, 30))
@@ -256,21 +237,15 @@ def test_rank_correlations_and_what_the_favourite_costs():
     alike = found.loc[effects.CRITERIA["steadiness"]]
     assert np.isnan(alike["mean"]) and alike["why"] == "all settings are alike"
     say = effects.can_be_chosen(rows)
-    assert (
-        "simulated textures, ρ with image AUROC: yes (1 of 1" in say
-        and "simulated structure, ρ with image AUROC: no (0 of 1" in say
-    )
+    assert "simulated textures, ρ with image AUROC: yes (1 of 1" in say
+    assert "simulated structure, ρ with image AUROC: no (0 of 1" in say
     assert list(rows)[: len(tables.COLUMNS)] == tables.COLUMNS
 
 
 def test_a_criterion_must_hold_in_every_category():
-    truth = np.arange(30) / 30
-    two = pd.concat(
-        [criteria_rows(texture_image_auroc=truth), criteria_rows(texture_image_auroc=-truth, category="two")]
-    )
-    assert "simulated textures, ρ with image AUROC: it depends (1 of 2" in effects.can_be_chosen(
-        effects.rank_correlations(two)
-    )
+    one, two = (criteria_rows(texture_image_auroc=of, category=c) for c, of in (("one", TRUTH), ("two", -TRUTH)))
+    say = effects.can_be_chosen(effects.rank_correlations(pd.concat([one, two])))
+    assert "simulated textures, ρ with image AUROC: it depends (1 of 2" in say
 
 
 def test_a_setting_needs_both_its_entry_and_what_is_known_without_labels(held_out):
@@ -290,12 +265,9 @@ def test_no_setting_of_the_study_trains_f(demo_root, monkeypatch, tmp_path):
 
 
 def test_figures_are_drawn_of_nothing_and_of_something():
-    from reproduce import figures
-
-    rows = effects.contrasts(a_grid({"none": (0, 0), "random": (0, 0), "trained": (1, 1.1)}, 0.01))
-    other = a_grid({"none": (0, 0), "random": (0, 0), "trained": (1, 1.1)}, 0.01, category="two")
-    one = a_grid({"none": (0, 0), "random": (0, 0), "trained": (1, 1.1)}, 0.01)
-    both = effects.contrasts(Grid(one.entries + other.entries, one.results + other.results, []))
+    gains = {"none": (0, 0), "random": (0, 0), "trained": (1, 1.1)}
+    one, two = (a_grid(gains, 0.01, category=name) for name in ("one", "two"))
+    rows, both = effects.contrasts(one), effects.contrasts(grid_of(one.pairs() + two.pairs()))
     for of, expected in ((rows, ["one"]), (both, ["one", "two", "mean"])):
         axis = figures.contrasts(of).axes[0]
         assert [t.get_text() for t in axis.get_yticklabels()] == expected
@@ -310,10 +282,8 @@ def test_figures_are_drawn_of_nothing_and_of_something():
 
 def test_all_numbers_stand_in_a_column_per_method_and_bank_and_what_is_missing_is_blank():
     of = {"backbone": "resnet18", "category": "<b>gear</b>", "pixel_auroc": 0.9, "aupro": 0.8, "d_prime": 1.5}
-    rows = [
-        of | {"method": m, "coreset_ratio": r, "image_auroc": v} for m, r, v in (("a", 0.01, 1.0), ("b", 1.0, None))
-    ]
-    text = effects.table(pd.DataFrame(rows))
+    methods = {"method": ["a", "b"], "coreset_ratio": [0.01, 1.0], "image_auroc": [1.0, None]}
+    text = effects.table(pd.DataFrame(of | methods))
     assert list(text) == [("a", "1%"), ("b", "100%")] and len(text) == 4
     assert text.loc[("image AUROC", "resnet18", "<b>gear</b>")].tolist() == ["100.00", ""]
     assert "<b>gear" not in tables.styled(text, "").to_html()

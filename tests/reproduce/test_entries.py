@@ -22,7 +22,7 @@ from reproduce.entries import Ensemble, Entry, fit
 from reproduce.notebook import Settings
 from reproduce.provenance import ROOT, ChangedCode, code_of, code_upto
 from reproduce.run import load, run, run_grid, shard_of
-from reproduce.store import Store
+from reproduce.store import Store, key_of
 
 SMALL = Config(
     backbone="resnet18", weights="random:0", resize=64, image_size=64, dim=64, projection=16, epochs=1, batch_size=256,
@@ -87,8 +87,7 @@ def test_identity_follows_what_matters_and_nothing_else(entry):
         dataclasses.replace(entry, perturbation=Perturbation(rotation=r), perturbed=p)
         for r, p in ((5, "both"), (5, "test"), (6, "both"))
     ]
-    identities = [same, *(t.identity() for t in turned)]
-    assert all(a != b for i, a in enumerate(identities) for b in identities[:i])
+    assert len({key_of(same), *(key_of(t.identity()) for t in turned)}) == 4
 
 
 def test_a_hyper_parameter_that_is_only_declared_is_part_of_the_identity(entry, store):
@@ -160,9 +159,12 @@ def test_a_result_of_code_images_or_weights_that_changed_meanwhile_is_not_stored
     monkeypatch.setitem(provenance.LOADED, file, (f"# why\n{text}", ()))
     assert code_of("rcp.scoring"), "a comment is no code"
     edited = text.replace("amax", "mean"), ()
-    monkeypatch.setattr(
-        entries_module.metrics, "evaluate", lambda *given: provenance.LOADED.update({file: edited}) or evaluate(*given)
-    )
+
+    def during_an_edit(*given):
+        provenance.LOADED[file] = edited
+        return evaluate(*given)
+
+    monkeypatch.setattr(entries_module.metrics, "evaluate", during_an_edit)
     assert run(mine, store).computed, "what was loaded has computed it"
     with pytest.raises(ChangedCode, match=r"scoring\.py is no longer the code that this Python has loaded: restart"):
         code_of("rcp.scoring")
@@ -228,22 +230,19 @@ def test_an_ensemble_is_the_mean_of_its_members_in_units_of_the_training_scores(
 
 def test_a_perturbed_entry_differs_in_the_splits_that_are_perturbed(entry, store):
     plain = run(entry, store)
-    perturbation = Perturbation(brightness=0.9, contrast=0.9)
-    test_only = run(dataclasses.replace(entry, perturbation=perturbation, perturbed="test"), store)
-    train_only = run(dataclasses.replace(entry, perturbation=perturbation, perturbed="train"), store)
-    assert np.array_equal(test_only.arrays["train_scores"], plain.arrays["train_scores"]), (
-        "the training set is as it was"
-    )
-    assert not np.allclose(test_only.scores, plain.scores)
-    assert not np.allclose(train_only.arrays["train_scores"], plain.arrays["train_scores"])
-    grid = run_grid([entry, dataclasses.replace(entry, perturbation=perturbation, perturbed="test")], store, log=len)
+    darker = dataclasses.replace(entry, perturbation=Perturbation(brightness=0.9, contrast=0.9))
+    of_test, of_train = (dataclasses.replace(darker, perturbed=split) for split in ("test", "train"))
+    held_out, scores = plain.arrays["train_scores"], run(of_test, store).scores
+    assert np.array_equal(run(of_test, store).arrays["train_scores"], held_out), "the training set is as it was"
+    assert not np.allclose(scores, plain.scores)
+    assert not np.allclose(run(of_train, store).arrays["train_scores"], held_out)
+    grid = run_grid([entry, of_test], store, log=len)
     assert grid.frame()["augmentation"].tolist() == ["without", "with"]
 
 
 def test_mistyped_ways_are_named_before_any_work(entry):
-    with pytest.raises(
-        ValueError, match=r"perturbed: expected one of 'both', 'train', 'test', got 'tset'\. Did you mean 'test'"
-    ):
+    words = r"perturbed: expected one of 'both', 'train', 'test', got 'tset'\. Did you mean 'test'"
+    with pytest.raises(ValueError, match=words):
         dataclasses.replace(entry, perturbed="tset")
     with pytest.raises(ValueError, match="deviation: expected one of 'median', 'mean', got 'medium'"):
         Ensemble((entry,), deviation="medium")
@@ -307,11 +306,10 @@ def test_no_disk_space_is_noticed_before_anything_is_decoded(entry, tmp_path, mo
 
 def test_without_masks_image_metrics_still_stand(demo_root, tmp_path):
     shutil.copytree(demo_root / "fabric", tmp_path / "set" / "fabric", ignore=shutil.ignore_patterns("ground_truth"))
-    result = run(Entry(PATCHCORE, str(tmp_path / "set"), "fabric"), Store(tmp_path / "runs"))
-    assert result.metrics["pixel_auroc"] is None and "pixel_auroc" in result.metrics["undefined"]
-    assert result.metrics["image_auroc"] == pytest.approx(
-        run(Entry(PATCHCORE, str(demo_root), "fabric"), Store(tmp_path / "runs")).metrics["image_auroc"]
-    )
+    roots, store = (tmp_path / "set", demo_root), Store(tmp_path / "runs")
+    without, whole = (run(Entry(PATCHCORE, str(root), "fabric"), store).metrics for root in roots)
+    assert without["pixel_auroc"] is None and "pixel_auroc" in without["undefined"]
+    assert without["image_auroc"] == pytest.approx(whole["image_auroc"])
 
 
 def test_a_test_set_of_one_class_says_what_is_undefined(demo_root, tmp_path):
@@ -328,9 +326,7 @@ def test_a_test_set_of_one_class_says_what_is_undefined(demo_root, tmp_path):
 def test_on_each_demo_category_both_methods_tell_defects_apart():
     """The entries of the demo notebooks, from their own store: computed here or there, once."""
     settings = Settings()
-    grid = run_grid(
-        settings.entries([settings.config(representation=r) for r in ("none", "trained")]), settings.store, log=len
-    )
-    frame = grid.frame()
+    configs = [settings.config(representation=r) for r in ("none", "trained")]
+    frame = run_grid(settings.entries(configs), settings.store, log=len).frame()
     assert len(frame) == 4 and set(frame["category"]) == {"gear", "fabric"}
     assert (frame["image_auroc"] > 0.7).all() and (frame["pixel_auroc"] > 0.8).all(), frame["image_auroc"]

@@ -2,7 +2,6 @@
 
 import dataclasses
 import sys
-import types
 from unittest import mock
 
 import numpy as np
@@ -74,13 +73,11 @@ def test_an_entry_that_several_tables_need_is_one_entry(settings):
 
 def test_umap_is_given_the_exact_neighbours_itself_first(monkeypatch):
     """As UMAP has them: a distance to itself that is not 0 would count as the nearest of all."""
-    given, x = {}, np.random.default_rng(0).standard_normal((40, 64)).astype(np.float32)
-    umap = types.SimpleNamespace(
-        UMAP=lambda **how: given.update(how) or types.SimpleNamespace(fit_transform=lambda x: x[:, :2]),
-        umap_=mock.Mock(),
-    )
+    x = np.random.default_rng(0).standard_normal((40, 64)).astype(np.float32)
+    umap = mock.Mock()
     monkeypatch.setitem(sys.modules, "umap", umap)
-    assert studies.embed(x, 5, 3).shape == (40, 2)
+    assert studies.embed(x, 5, 3) is umap.UMAP.return_value.fit_transform.return_value
+    given = umap.UMAP.call_args.kwargs
     indices, distances = given["precomputed_knn"]
     d = np.linalg.norm(x[:, None] - x[None], axis=2)
     assert (indices == d.argsort(1)[:, :5]).all() and distances.dtype == np.float32 and not distances[:, 0].any()

@@ -38,9 +38,8 @@ def literal_distances(levels, gallery) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", ["SPADE", "PatchCore", "PaDiM"])
 def test_a_peer_of_other_perturbations_or_another_blur_is_another(settings, name, tmp_path, monkeypatch):
-    plain = Peer(
-        settings.entries([settings.config(representation="none", backbone="resnet18", weights="random:0")])[0], name
-    )
+    config = settings.config(representation="none", backbone="resnet18", weights="random:0")
+    plain = Peer(settings.entries([config])[0], name)
     moved = dataclasses.replace(plain, entry=dataclasses.replace(plain.entry, perturbation=Perturbation()))
     softer = dataclasses.replace(plain.entry, config=plain.config.replace(blur=1.0))
     assert moved.identity() != plain.identity()
@@ -124,8 +123,6 @@ def test_what_no_peer_can_be_is_refused_before_any_work(given, message, settings
 
 
 def test_one_training_image_is_refused(settings, tmp_path):
-    from PIL import Image
-
     for part in ("train/good", "test/good", "test/bad"):
         (tmp_path / "part" / part).mkdir(parents=True)
         Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "part" / part / "0.png")

@@ -103,10 +103,8 @@ def test_two_batches_do_not_write_into_one_folder(tmp_path, small_demo, folder):
 
 
 def test_a_killed_batch_leaves_no_kernel(tmp_path, small_demo):
-    sleeps = (
-        f"{VERDICT}\nimport os, time\nopen({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\ntime.sleep(600)"
-    )
-    file = tiny(tmp_path, "sleeps", sleeps)
+    says = f"import os, time\nopen({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))"
+    file = tiny(tmp_path, "sleeps", f"{VERDICT}\n{says}\ntime.sleep(600)")
     command = [sys.executable, "-m", "reproduce", "reproduce", "--data-root", str(small_demo), "--notebooks", str(file)]
     running = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     written = wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
@@ -125,11 +123,8 @@ def wait_for(what, seconds: float = 60):
 
 def test_rendering_computes_nothing(tmp_path, small_demo, folder):
     without = "\n".join(line for line in DECLARED.splitlines() if "render_only" not in line)
-    files = [
-        tiny(tmp_path, "only", "raise ValueError('it computes')", without),
-        tiny(tmp_path, "drawn", "print(render_only)"),
-    ]
-    said = []
+    said, drawn = [], tiny(tmp_path, "drawn", "print(render_only)")
+    files = [tiny(tmp_path, "only", "raise ValueError('it computes')", without), drawn]
     only, drawn = batch.reproduce({"data_root": str(small_demo), "render_only": True}, files, say=said.append)
     assert only.seconds is None and not only.error and "[1/2] only: left as it is" in said
     assert drawn.seconds and not drawn.error and "True" in (folder / "drawn.ipynb").read_text()
@@ -238,15 +233,8 @@ def test_doctor_names_what_is_missing_and_how_to_get_it(capsys, monkeypatch, tmp
     monkeypatch.setenv("RCP_WEIGHTS", str(tmp_path))
     assert cli.main(["doctor"]) == 0
     out = capsys.readouterr().out
-    for part in (
-        "device",
-        "torch",
-        "faiss",
-        "GB free",
-        "reproduce download mvtec",
-        "reproduce weights wide_resnet50_2",
-    ):
-        assert part in out
+    commands = "reproduce download mvtec", "reproduce weights wide_resnet50_2"
+    assert all(part in out for part in ("device", "torch", "faiss", "GB free", *commands))
 
 
 def test_a_category_with_a_space_survives_a_list_that_was_split_at_its_spaces():

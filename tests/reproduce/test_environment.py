@@ -32,12 +32,13 @@ REGISTRIES = re.compile("|".join(host.replace(" ", r"\.") for host in HOSTS.spli
 MACHINE_PATHS = re.compile(r"(?<![\w.~*}>)-])/(?:work|farm|root|home|Users|tmp|mnt|scratch|opt)/[A-Za-z]")
 
 
-def requirements() -> dict[str, Requirement]:
-    """Dependencies and the extra ``test`` of pyproject.toml, by canonical name."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    lines = project["dependencies"] + [
-        x for extra in ("notebooks", "test") for x in project["optional-dependencies"][extra]
-    ]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def requirements(*extras: str) -> dict[str, Requirement]:
+    """Dependencies of pyproject.toml and of these extras, by canonical name."""
+    project = PYPROJECT["project"]
+    lines = [*project["dependencies"], *(line for extra in extras for line in project["optional-dependencies"][extra])]
     return {canonicalize_name(Requirement(line).name): Requirement(line) for line in lines}
 
 
@@ -64,18 +65,18 @@ def test_conda_environment_repeats_pyproject():
     listed = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     (pip,) = (entry["pip"] for entry in listed if isinstance(entry, dict))
     conda = {r.name: r.specifier for r in (Requirement(x) for x in listed if isinstance(x, str)) if r.name != "pip"}
-    python = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
-
-    wanted = {name: r.specifier for name, r in requirements().items()}
+    wanted = {name: r.specifier for name, r in requirements("notebooks", "test").items()}
     assert {r.name: r.specifier for r in map(Requirement, pip)} == {name: wanted.pop(name) for name in NOT_ON_CONDA}
-    assert str(conda.pop("python")) == python
+    assert str(conda.pop("python")) == PYPROJECT["project"]["requires-python"]
     assert conda == {CONDA_NAMES.get(name, name): bounds for name, bounds in wanted.items()}
 
 
 def test_lock_satisfies_every_bound():
+    """The build backend's, too: adamp comes as source, and the project itself is installed without build isolation."""
     locked = {canonicalize_name(pin.name): pin for pin, _ in pins()}
     assert len(locked) == len(pins()), "one version each, whatever the Python"
-    for name, wanted in requirements().items():
+    backend = {canonicalize_name(r.name): r for r in map(Requirement, PYPROJECT["build-system"]["requires"])}
+    for name, wanted in (requirements("notebooks", "test") | backend).items():
         assert name in locked, f"{name} is not in requirements.lock: make lock"
         (version,) = (s.version for s in locked[name].specifier)
         assert wanted.specifier.contains(version), f"{name}=={version} does not satisfy {wanted}: make lock"
@@ -106,9 +107,7 @@ def test_lock_names_no_index_and_no_path():
 ])  # fmt: skip
 def test_every_import_is_declared(folder, extras):
     """What is only there because something else needs it may be gone tomorrow."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    lines = [*project["dependencies"], *(x for extra in extras for x in project["optional-dependencies"][extra])]
-    declared = {canonicalize_name(Requirement(line).name) for line in lines}
+    declared = requirements(*extras)
     own = (
         {"rcp", "reproduce"} | {path.stem for path in (ROOT / "tests").rglob("*.py")}
         | {path.stem for path in (ROOT / folder).glob("*.py")}
@@ -120,18 +119,9 @@ def test_every_import_is_declared(folder, extras):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             modules += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
             for module in {name.partition(".")[0] for name in modules} - own - sys.stdlib_module_names:
-                if not declared & set(map(canonicalize_name, distributions.get(module, [module]))):
+                if not declared.keys() & set(map(canonicalize_name, distributions.get(module, [module]))):
                     undeclared.add(f"{path.relative_to(ROOT)}: {module}")
     assert not undeclared, sorted(undeclared)
-
-
-def test_build_backend_is_locked():
-    """adamp comes as source, and the project itself is installed without build isolation."""
-    backend = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
-    locked = {canonicalize_name(pin.name): pin for pin, _ in pins()}
-    for wanted in map(Requirement, backend):
-        (version,) = (s.version for s in locked[canonicalize_name(wanted.name)].specifier)
-        assert wanted.specifier.contains(version)
 
 
 @pytest.mark.parametrize("pattern", [REGISTRIES, MACHINE_PATHS], ids=["registry hosts", "machine paths"])
@@ -139,13 +129,10 @@ def test_no_tracked_file_names_a_machine(pattern):
     found = []
     for path in tracked_files():
         data = path.read_bytes()
-        if b"\0" in data:
-            continue
-        for number, line in enumerate(data.decode(errors="replace").splitlines(), 1):
+        for number, line in enumerate(data.decode(errors="replace").splitlines(), 1) if b"\0" not in data else ():
             if match := pattern.search(line):
-                found.append(
-                    f"{path.relative_to(ROOT)}:{number}: {line[max(0, match.start() - 30) : match.end() + 30]}"
-                )
+                around = line[max(0, match.start() - 30) : match.end() + 30]
+                found.append(f"{path.relative_to(ROOT)}:{number}: {around}")
     assert not found, "\n".join(found[:20])
 
 

@@ -82,9 +82,8 @@ def test_eight_processes_on_one_store(whole, tmp_path):
         assert _as_whole(tasks, tmp_path / str(i), expected)
     lines = [line for line in log.read_text().splitlines() if not line.endswith("...")]
     computed = sum(not line.endswith("from the store") for line in lines)
-    print(
-        f"\nprocesses: 8 (seeds 0 to 7) on {stores} stores of {len(tasks)} entries, asked {len(lines)}, computed {computed}, all as alone"
-    )
+    of = f"8 (seeds 0 to 7) on {stores} stores of {len(tasks)} entries"
+    print(f"\nprocesses: {of}, asked {len(lines)}, computed {computed}, all as alone")
     assert (len(lines), computed) == (8 * stores * len(tasks), stores * len(tasks))
 
 

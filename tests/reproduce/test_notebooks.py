@@ -134,10 +134,8 @@ def test_form_of_a_notebook(path):
 def test_on_colab_the_first_cell_fetches_the_project(tmp_path):
     cells = [nbformat.read(path, 4).cells[1] for path in NOTEBOOKS if path.stem in ("00_start_here", "02_your_images")]
     assert [cell.id for cell in cells] == ["colab", "colab"] and cells[0].source == cells[1].source
-    commit = "git -c user.name=a -c user.email=a@b commit -qm a"
-    subprocess.run(
-        f"git init -q from && cd from && touch a && git add a && {commit}", shell=True, cwd=tmp_path, check=True
-    )
+    made = "git init -q from && cd from && touch a && git add a && git -c user.name=a -c user.email=a@b commit -qm a"
+    subprocess.run(made, shell=True, cwd=tmp_path, check=True)
     pip = tmp_path / "pip"
     pip.write_text('#!/bin/sh\necho "$@" > pip.said')
     pip.chmod(0o755)

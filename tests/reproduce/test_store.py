@@ -105,9 +105,8 @@ def test_no_flipped_bit_and_no_zeroed_block_changes_a_number(tmp_path, name):
         (other / file.parent.name / name).write_bytes(changed)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            found = (
-                Store(other.parent).load("entries", ONE) if kind == "entries" else Store(other.parent).open_array(ONE)
-            )
+            there = Store(other.parent)
+            found = there.load("entries", ONE) if kind == "entries" else there.open_array(ONE)
         noticed += found is None
         assert (found is None) == bool(said)
         if found is not None and kind == "entries":
@@ -115,9 +114,8 @@ def test_no_flipped_bit_and_no_zeroed_block_changes_a_number(tmp_path, name):
         elif found is not None:
             assert (found == np.arange(8).reshape(4, 2)).all()
     assert noticed > 20
-    print(
-        f"\nstore, {name}: {i + 1} damaged files (seed {name!r}), {noticed} set aside, the others gave the same result, 0 silent"
-    )
+    of = f"{i + 1} damaged files (seed {name!r}), {noticed} set aside"
+    print(f"\nstore, {name}: {of}, the others gave the same result, 0 silent")
 
 
 def test_another_identitys_result_is_not_used(tmp_path):
@@ -230,12 +228,8 @@ def test_what_a_running_process_writes_is_not_removed(tmp_path):
                 (folder / "x").write_text(str(i))
                 os.replace(folder / "x", tmp_path / "x")
 
-    workers = [multiprocessing.get_context("fork").Process(target=work) for _ in range(6)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(60)
-    assert [w.exitcode for w in workers] == [0] * 6 and [p.name for p in tmp_path.iterdir()] == ["x"]
+    _side_by_side(6, work)
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
 
 
 def test_no_disk_space_names_needed_and_free(tmp_path, monkeypatch):
@@ -247,23 +241,24 @@ def test_no_disk_space_names_needed_and_free(tmp_path, monkeypatch):
         computed(Store(tmp_path), lambda _out: pytest.fail("computed"), (10**6, 1024), "float32")
 
 
-def _append(root, log):
-    def compute(out):
-        with open(log, "a") as file:
-            file.write("computed\n")
-        out[:] = 5
-
-    computed(Store(root), compute, (200, 200))
-
-
-def test_several_processes_compute_features_once(tmp_path):
+def _side_by_side(count, work, *arguments) -> None:
+    """So many processes that all do the work, to its end."""
     context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=_append, args=(tmp_path, tmp_path / "log")) for _ in range(4)]
+    workers = [context.Process(target=work, args=arguments) for _ in range(count)]
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(30)
-    assert [w.exitcode for w in workers] == [0] * 4
+        worker.join(60)
+    assert [w.exitcode for w in workers] == [0] * count
+
+
+def test_several_processes_compute_features_once(tmp_path):
+    def compute(out):
+        with open(tmp_path / "log", "a") as file:
+            file.write("computed\n")
+        out[:] = 5
+
+    _side_by_side(4, computed, Store(tmp_path), compute, (200, 200))
     assert (tmp_path / "log").read_text() == "computed\n"
 
 
@@ -284,10 +279,7 @@ def test_packed_entries_travel(tmp_path, capsys):
     Store(tmp_path / "full").pack(tmp_path / "full.zip")
     with pytest.warns(UserWarning, match="other numbers of one entry, kept as they are: " + key_of({"a": 1})):
         assert store.unpack(tmp_path / "full.zip") == (1, 2), "what a light pack left out comes with a whole one"
-    assert (
-        "patch_scores" in store.load("entries", {"a": 0})[1]
-        and "patch_scores" not in store.load("entries", {"a": 1})[1]
-    )
+    assert ["patch_scores" in store.load("entries", {"a": i})[1] for i in (0, 1)] == [True, False]
     assert main(["pack", str(file), "--runs", str(tmp_path / "empty")]) == 1
     assert "has no finished entries" in capsys.readouterr().err
     os.mkfifo(tmp_path / "pipe")

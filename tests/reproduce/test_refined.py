@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 from PIL import Image
+from test_entries import SMALL
 
 from rcp import ReConPatch
-from rcp.config import Config
 from rcp.data import load_dataset
 from rcp.metrics import evaluate
 from rcp.refinement import RefinementConfig
@@ -15,16 +15,12 @@ from reproduce.notebook import Settings
 from reproduce.run import run
 from reproduce.store import Store, key_of
 
-SMALL = {
-    "backbone": "resnet18", "weights": "random:0", "resize": 72, "image_size": 64, "dim": 16, "patch_dim": 32, "projection": None,
-    "epochs": 1, "batch_size": 64, "coreset_ratio": 0.05, "device": "cpu",
-}  # fmt: skip
 REFINE = {"channels": 8, "rates": (1, 2), "epochs": 2, "batch_size": 4, "kind": "structure"}
 
 
 @pytest.fixture
 def entry(small_demo):
-    return Entry(Config(**SMALL), str(small_demo), "gear")
+    return Entry(SMALL, str(small_demo), "gear")
 
 
 def test_a_refined_entry_is_computed_once_and_goes_on_after_a_kill(entry, tmp_path):
@@ -44,7 +40,7 @@ def test_a_refined_entry_is_computed_once_and_goes_on_after_a_kill(entry, tmp_pa
     assert not list((tmp_path / "checkpoints").iterdir()), "done: no checkpoint is left"
     assert not run(task, store, pytest.fail).computed
     data = load_dataset(entry.dataset, category="gear")
-    direct = ReConPatch(**SMALL, refine=REFINE).fit(data.train, log=len).predict(data.test)
+    direct = ReConPatch(**SMALL.asdict(), refine=REFINE).fit(data.train, log=len).predict(data.test)
     np.testing.assert_allclose(result.maps(), direct.maps, rtol=2e-2, atol=1e-4)  # kept in half precision
     np.testing.assert_allclose(result.scores, direct.scores, atol=1e-5)
     expected = evaluate(direct, data.test)
@@ -70,7 +66,7 @@ def test_identity_of_a_refined_entry(entry, tmp_path):
 
 def test_an_ensemble_of_refined_members_is_the_mean_of_their_maps(entry, tmp_path):
     store = Store(tmp_path)
-    entries = [Entry(Config(**(SMALL | {"weights": f"random:{i}"})), entry.dataset, "gear") for i in range(2)]
+    entries = [Entry(SMALL.replace(weights=f"random:{i}"), entry.dataset, "gear") for i in range(2)]
     members = tuple(Refined(e, RefinementConfig.build(**REFINE)) for e in entries)
     found = run(Ensemble(members), store, len)
     results = [run(m, store, pytest.fail) for m in members]

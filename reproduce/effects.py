@@ -94,7 +94,7 @@ def answers(rows: pd.DataFrame) -> str:
     return "\n".join(found) or "Nothing is computed yet."
 
 
-def standings(grid, ours: Sequence[str] = ("ReConPatch", "PatchCore")) -> str:
+def standings(grid) -> str:
     """A sentence for each of ours: its rank by mean image AUROC among the methods that have every category, and against each other method
     in how many categories it is above or below, the 95 % interval over test images leaving zero out. What is not ranked is named.
     """
@@ -104,7 +104,7 @@ def standings(grid, ours: Sequence[str] = ("ReConPatch", "PatchCore")) -> str:
     whole = with_all_categories(frame)
     wide = whole.astype({"image_auroc": float}).pivot_table("image_auroc", "category", "method", sort=False).dropna()
     means, found = 100 * wide.mean().sort_values(ascending=False), []
-    for own in (name for name in ours if name in means):
+    for own in (name for name in ("ReConPatch", "PatchCore") if name in means):
         rank, beside = 1 + (means.round(2) > round(means[own], 2)).sum(), []
         for other in dict.fromkeys(name for name in frame["method"] if name != own):
             rows = paired(grid, (), {"method": own}, {"method": other})
@@ -117,9 +117,9 @@ def standings(grid, ours: Sequence[str] = ("ReConPatch", "PatchCore")) -> str:
     return "\n".join([*found, *[f"Not ranked, for they lack categories: {left}."] * bool(left)])
 
 
-def table(frame: pd.DataFrame, metrics: Sequence[str] = (*AUROC, "aupro", "d_prime")) -> pd.DataFrame:
+def table(frame: pd.DataFrame) -> pd.DataFrame:
     """Means over seeds (percent, but for d′), as text: a row per metric, CNN and category, a column per method and bank."""
-    long = frame.melt(["backbone", "coreset_ratio", "category", "method"], list(metrics), "metric")
+    long = frame.melt(["backbone", "coreset_ratio", "category", "method"], [*AUROC, "aupro", "d_prime"], "metric")
     value = long["value"].astype(float) * np.where(long["metric"] == "d_prime", 1, 100)
     long = long.assign(value=value, metric=long["metric"].map(METRICS), bank=long["coreset_ratio"].map("{:.0%}".format))
     wide = long.pivot_table("value", ["metric", "backbone", "category"], ["method", "bank"], sort=False)

@@ -321,19 +321,19 @@ def _epochs_in_words(trained: Iterable[tuple[int, int]]) -> str:
     return ", ".join([f"{words} at {side} px", *(f"{epochs} at {size} px" for epochs, size in others)])
 
 
-def report(grid: Grid, entries: Sequence, say=print) -> None:
+def report(grid: Grid, entries: Sequence) -> None:
     """How many of these entries are there, which are missing, and which categories have no image AUROC, and why."""
-    say(f"{len(grid.results)} of {len(entries)} entries are there")
+    print(f"{len(grid.results)} of {len(entries)} entries are there")
     left: dict[str, list[str]] = {}
     for e in grid.missing:
         setting = f"{100 * e.config.coreset_ratio:g} % seed {e.config.seed}"
         left.setdefault(f"{e.category} {e.method}, {e.config.backbone}", []).append(setting)
     for of, settings in left.items():
-        say(f"missing: {of}: {len(settings)} ({', '.join(sorted(set(settings)))})")
+        print(f"missing: {of}: {len(settings)} ({', '.join(sorted(set(settings)))})")
     undefined = {e.category: r.metrics.get("undefined", {}).get("image_auroc") for e, r in grid.pairs()}
     for category, why in undefined.items():
         if why:
-            say(f"{category}: undefined, left out of the means ({why})")
+            print(f"{category}: undefined, left out of the means ({why})")
 
 
 def provenance(results: Sequence[Result], entries: int) -> str:

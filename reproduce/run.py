@@ -180,13 +180,13 @@ def run_grid(
     return Grid(there, [found[id(task)] for task in there], [task for task in tasks if not found[id(task)]])
 
 
-def _seldom(log: Callable[[str], None], seconds: float = 30.0) -> Callable[[str], None]:
-    """At most one line in so many seconds: a long training says where it is, a quick one nothing."""
+def _seldom(log: Callable[[str], None]) -> Callable[[str], None]:
+    """At most one line in half a minute: a long training says where it is, a quick one nothing."""
     last = time.monotonic()
 
     def say(line: str) -> None:
         nonlocal last
-        if time.monotonic() - last >= seconds:
+        if time.monotonic() - last >= 30:
             last = time.monotonic()
             log(line)
 

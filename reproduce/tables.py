@@ -246,7 +246,7 @@ def paired(
     return table.assign(of=table["seeds"].max())
 
 
-def bootstrap(groups: Sequence[tuple], draws: int = 2000, seed: int = 0) -> np.ndarray:
+def bootstrap(groups: Sequence[tuple], seed: int = 0) -> np.ndarray:
     """Image AUROC of the first method minus that of the second, a mean over categories, and its 95 % percentile interval: fractions.
 
     Test images are drawn with replacement, normal and defective ones apart and the same ones for both methods. The
@@ -255,7 +255,7 @@ def bootstrap(groups: Sequence[tuple], draws: int = 2000, seed: int = 0) -> np.n
     groups: of every category labels (n,), of both classes, scores of the first (seeds, n) and of the second (seeds, n); their numbers
         of seeds may differ.
     """
-    rng, differences = np.random.default_rng(seed), np.zeros(draws)
+    rng, draws, differences = np.random.default_rng(seed), 2000, 0
     more = [_wins(labels > 0, first) - _wins(labels > 0, second) for labels, first, second in groups]
     for wins in more:
         defective, normal = (rng.multinomial(n, np.full(n, 1 / n), draws) / n for n in wins.shape)

@@ -15,13 +15,12 @@ from reproduce.figures.style import DEFECTIVE, GREY, NORMAL, nothing, plain, sty
 
 
 @style()
-def feature_space(spaces: Mapping[str, ndarray], positions: ndarray, titles: Mapping[str, str] | None = None) -> Figure:
+def feature_space(spaces: Mapping[str, ndarray], positions: ndarray) -> Figure:
     """Patch features in two dimensions, coloured by where in the image the patch lies; the last panel is the key (Fig. 3, S1).
 
     Args:
         spaces: name -> (n, 2) float.
         positions: (n, 2) int, row and column of each patch.
-        titles: name -> what stands over its panel; the name itself where left out.
     """
     if not spaces:
         return nothing()
@@ -30,7 +29,7 @@ def feature_space(spaces: Mapping[str, ndarray], positions: ndarray, titles: Map
     *panels, key = axes[0]
     for axis, (name, points) in zip(panels, spaces.items(), strict=True):
         axis.scatter(*np.asarray(points).T, c=position_colours(positions), s=1.5, lw=0, rasterized=True)
-        axis.set(title=plain((titles or {}).get(name, name)), xticks=[], yticks=[], box_aspect=1)
+        axis.set(title=plain(name), xticks=[], yticks=[], box_aspect=1)
     side = int(positions.max()) + 1
     key.imshow(position_colours(np.indices((side, side)).reshape(2, -1).T).reshape(side, side, 3))
     key.set(xticks=[], yticks=[], frame_on=False, title="place in\nthe image")

@@ -9,7 +9,7 @@ from rcp.__main__ import path
 from rcp.data import download
 from reproduce import batch, bundle, doctor, grids, tables, verdict
 from reproduce.demo import draw_demo
-from reproduce.notebook import Settings, plain
+from reproduce.notebook import Settings
 from reproduce.store import Store, runs_root
 
 # Grids of entries alone, which a bundle can take.
@@ -82,7 +82,7 @@ def _entries(o: argparse.Namespace) -> None:
 
 
 def _bundle(o: argparse.Namespace) -> None:
-    given = {name: plain(value) for name in PARAMETERS if (value := getattr(o, name, None)) is not None}
+    given = {name: value for name in PARAMETERS if (value := getattr(o, name, None)) is not None}
     bundle.require_new(o.folder)  # before what is missing is looked for
     settings = Settings(**given)
     tasks = [task for name in o.grids for task in getattr(grids, name)(settings)]

@@ -29,7 +29,7 @@ from rcp.files import file_hash, scratch
 from rcp.paths import PROJECT, data_root, require_writable
 from rcp.refinement import Refinement
 from reproduce import grids, tables
-from reproduce.notebook import Settings, assigned, environment, plain
+from reproduce.notebook import Settings, assigned, environment
 from reproduce.provenance import ROOT, ChangedCode, code_of
 from reproduce.verdict import RULE, read
 
@@ -78,7 +78,7 @@ def reproduce(
     require("epochs", parameters.get("epochs") != 0, "a number above 0", 0)  # of a notebook, 0 is the profile's
     for named in parameters.get("members", {}).items():
         backbone.check(*(check_type("members", str, name) for name in named))
-    settings = Settings(**{n: plain(v) for n, v in parameters.items() if n in Settings.__dataclass_fields__})
+    settings = Settings(**{n: v for n, v in parameters.items() if n in Settings.__dataclass_fields__})
     if parameters.get("weights") and not settings.render_only and Path(settings.weights).is_file():
         # weights that are none would fail once per notebook
         backbone.Backbone(settings.backbone, settings.weights, settings.config().layers)

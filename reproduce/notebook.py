@@ -232,7 +232,7 @@ def settings(names: dict, dataset: str = "mvtec") -> Settings:
         left_out = [n for n in shared if n not in declared]
         if name not in shared and (meant := difflib.get_close_matches(name, left_out, 1, 0.8)):
             raise ValueError(f"unknown parameter {name!r} in the cell of parameters. Did you mean {meant[0]!r}?")
-        value = plain(names[name]) if kind is Any else check_type(name, kind, plain(names[name]))
+        value = names[name] if kind is Any else check_type(name, kind, names[name])
         inside = value if isinstance(value, tuple | dict) else [value]
         fits = kind is Any or all(isinstance(v, str) or (kind is not dict and 0 <= v < 2**63) for v in inside)
         require(name, fits, "no number below 0, and keys that are text", value)
@@ -240,7 +240,7 @@ def settings(names: dict, dataset: str = "mvtec") -> Settings:
             for cnn, weights in value.items():
                 backbone.check(cnn, check_type(name, str, weights))
     _end_with_batch()
-    given = {name: plain(names[name]) for name in valid if name in shared and name in names}
+    given = {name: names[name] for name in valid if name in shared and name in names}
     return Settings(**given | ({"categories": ()} if dataset == "btad" else {}), dataset=dataset)
 
 
@@ -250,11 +250,6 @@ def _end_with_batch() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if os.getppid() != int(batch):
             os._exit(1)
-
-
-def plain(value):
-    """A parameter as papermill has it (a list) -> as frozen settings hold it (a tuple)."""
-    return tuple(value) if isinstance(value, list) else value
 
 
 def assigned(source: str) -> dict[str, Any]:

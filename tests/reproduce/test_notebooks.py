@@ -155,7 +155,7 @@ PARAMETERS = {"categories": ["gear"], "epochs": 1, "device": "cpu", "seeds": [0,
 
 
 def shared(root) -> Settings:
-    return Settings(data_root=str(root), **{name: notebook.plain(value) for name, value in PARAMETERS.items()})
+    return Settings(data_root=str(root), **PARAMETERS)
 
 
 @pytest.fixture(scope="module")

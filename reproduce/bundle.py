@@ -32,7 +32,7 @@ from rcp.files import file_hash
 from reproduce.entries import Entry, features, representation
 from reproduce.provenance import ROOT, code_upto, commit
 from reproduce.run import load, run
-from reproduce.store import Store
+from reproduce.store import Store, key_of
 
 LIMIT = 50 * 2**20  # bytes of a bundle
 _longest = 0.0  # seconds of a task or a training in this process
@@ -91,7 +91,7 @@ def _dataset(folder: Path, category: str) -> Dataset:
 def missing(tasks: Iterable, store: Store) -> tuple[list[Entry], list]:
     """-> (entries that the store lacks, other tasks that it lacks: they do not travel)."""
     lacking = [task for task in dict.fromkeys(tasks) if load(task, store) is None]
-    found = {json.dumps(t.identity(), sort_keys=True): t for t in lacking if type(t) is Entry}
+    found = {key_of(t.identity()): t for t in lacking if type(t) is Entry}
     return list(found.values()), [t for t in lacking if type(t) is not Entry]
 
 

@@ -251,7 +251,7 @@ def rank_correlations(rows: pd.DataFrame) -> pd.DataFrame:
     found = []
     for category, part in rows.groupby("category", sort=False) if len(rows) else ():
         for criterion, truth in ((k, t) for k in CRITERIA for t in AUROC):
-            if _is_for(criterion, truth):
+            if criterion == "steadiness" or criterion.endswith(truth):
                 some = part[[criterion, truth]].astype(float).dropna()
                 alike = len(some) < 3 or (some.nunique() < 2).any()
                 rho, p = (np.nan, np.nan) if alike else spearmanr(some[criterion], some[truth])
@@ -260,10 +260,6 @@ def rank_correlations(rows: pd.DataFrame) -> pd.DataFrame:
                 about |= {"row": category, "left_out": "", "why": "all settings are alike" * bool(alike), "mean": rho}
                 found.append(about | {"truth": truth, "settings": len(some), "p": p, "cost": cost})
     return pd.DataFrame(found, columns=[*COLUMNS, "truth", "settings", "p", "cost"])
-
-
-def _is_for(criterion: str, truth: str) -> bool:
-    return criterion == "steadiness" or criterion.endswith(truth)
 
 
 def can_be_chosen(found: pd.DataFrame) -> str:

@@ -142,11 +142,7 @@ class Store:
 
     # -- results travel ------------------------------------------------------------------------------------------------
 
-    def infos(self) -> Iterator[dict]:
-        """What is known of each finished entry, without its arrays."""
-        return (info for _, info, _ in self._finished())
-
-    def _finished(self) -> Iterator[tuple[str, dict, dict[str, np.ndarray]]]:
+    def finished(self) -> Iterator[tuple[str, dict, dict[str, np.ndarray]]]:
         """(key, info, arrays) of each finished entry; as everywhere, a damaged one is set aside."""
         for folder in sorted((self.root / "entries").glob("[!.]*/")):
             if found := self._sound(folder, FILES, _entry):
@@ -162,7 +158,7 @@ class Store:
         file, how, n = Path(file).resolve(), zipfile.ZIP_LZMA if light else zipfile.ZIP_DEFLATED, 0
         with scratch(file) as folder:
             with zipfile.ZipFile(folder / file.name, "w", how) as packed:
-                for key, info, arrays in self._finished():
+                for key, info, arrays in self.finished():
                     if "config" in info:
                         info["config"]["weights"] = Path(info["config"]["weights"]).name
                     if light and "patch_scores" in arrays:

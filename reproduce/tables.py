@@ -458,7 +458,7 @@ def of_store(store, csv: Path) -> int:
     """
     require_writable(csv, "write {} in", b"task,category,")
     rows, kinds = [], {"members": "ensemble", "refinement": "refined"}
-    for info in store.infos():
+    for _, info, _ in store.finished():
         identity, measured = info["identity"], info["metrics"]
         kind = next((name for key, name in kinds.items() if key in identity), "entry")
         of = {"task": identity.get("study", kind), "category": info.get("data", {}).get("category", "")}

@@ -61,7 +61,9 @@ class Deployed(nn.Module):
 def export(detector, path: str | Path) -> Path:
     """Writes ``path`` (.onnx or .pt2), checked against ``predict`` on images of noise; resize and crop stay outside, named in the file.
 
-    A detector without a threshold gives scores and maps alone.
+    A detector without a threshold gives scores and maps alone. Where a patch is as near to two entries as float32 can tell, Eq. 10 may
+    weight it by the other one's neighbours here: with ResNet-50 and 1 % of bottle one map of 83 differs from ``predict``'s by 0.05
+    there, all others by at most 4e-4, scores by at most 6e-5.
 
     Raises:
         ValueError: another suffix; a detector with tiles, or a refinement network; what the file gives is off by more than 1e-4

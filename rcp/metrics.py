@@ -4,7 +4,6 @@ One rule for every threshold here: an image (or pixel) counts as defective where
 """
 
 import os
-from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -24,7 +23,9 @@ def image_auroc(labels: np.ndarray, scores: np.ndarray) -> float:
         UndefinedMetric: one class only.
         ValueError: shapes differ, labels other than 0 and 1, a score that is NaN or infinite.
     """
-    return _auroc(_rank(*_checked(labels, scores, "labels", "scores")))
+    _, below, up_to, normal = _rank(*_checked(labels, scores, "labels", "scores"))
+    # the share of (defective, normal) pairs in which the defective item has the higher score; equal scores count half
+    return int(below.sum() + up_to.sum()) / (2 * len(below) * normal)
 
 
 def pixel_auroc(masks: np.ndarray, maps: np.ndarray) -> float:
@@ -32,7 +33,7 @@ def pixel_auroc(masks: np.ndarray, maps: np.ndarray) -> float:
 
     Raises: as ``image_auroc``.
     """
-    return _auroc(_rank(*_checked(masks, maps, "masks", "maps")))
+    return image_auroc(*_checked(masks, maps, "masks", "maps"))
 
 
 def aupro(masks: np.ndarray, maps: np.ndarray, limit: float = 0.3) -> float:
@@ -49,7 +50,22 @@ def aupro(masks: np.ndarray, maps: np.ndarray, limit: float = 0.3) -> float:
     require("limit", 0 < limit <= 1, "a false positive rate in (0, 1]", limit)
     masks, maps = _checked(masks, maps, "masks", "maps")
     require("masks", masks.ndim == 3, "shape (n, H, W)", masks.shape)
-    return _aupro(masks, _rank(masks, maps), limit)
+    order, below, up_to, normal = _rank(masks, maps)
+    regions = ndimage.label(masks, structure=_IN_PLANE)[0][masks]
+    weights = 1 / np.bincount(regions)[regions]  # those of one region sum to 1
+    # The curve is the weighted mean of one ramp per defective pixel: it rises from 0 to 1 while the false positive rate
+    # goes from the share of normal pixels above its score to the share at or above it. So the area is a mean of ramp areas.
+    above = (normal - up_to) / normal
+    at_or_above = (normal - below) / normal
+    reached = np.clip(limit, above, at_or_above)
+    width = at_or_above - above
+    on_ramp = np.divide((reached - above) ** 2, 2 * width, out=np.zeros_like(width), where=width > 0)
+    share = np.average(on_ramp + np.maximum(limit - at_or_above, 0), weights=weights[order]) / limit
+    return min(float(share), 1.0)  # rounding must not carry a perfect result over 1
+
+
+# 8 neighbours within an image, none in the next
+_IN_PLANE = np.pad(np.ones((1, 3, 3), bool), ((1, 1), (0, 0), (0, 0)))
 
 
 def f1_threshold(labels: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
@@ -60,7 +76,15 @@ def f1_threshold(labels: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
 
     Raises: as ``image_auroc``.
     """
-    return _best_f1(_rank(*_checked(labels, scores, "labels", "scores")))
+    labels, scores = _checked(labels, scores, "labels", "scores")
+    order, below, _, normal = _rank(labels, scores)
+    # Between two defective scores a lower threshold only adds false alarms, so only defective scores can be best. Of
+    # equal scores the first has the right number of hits and the later ones have too few, so argmax takes the first.
+    defective = len(order)
+    hits = defective - np.arange(defective)
+    f1 = 2 * hits / (hits + normal - below + defective)
+    best = f1.argmax()
+    return float(scores[labels][order[best]]), float(f1[best])
 
 
 def normal_threshold(train_scores: np.ndarray | None, z: float = 3.5, beta: float = 1.4826) -> float:
@@ -144,15 +168,14 @@ def evaluate(prediction, split) -> dict[str, float | int | dict[str, str] | None
         return report
     masks, maps = _checked(split.load_masks(prediction.transform), prediction.maps, "masks", "maps", split.paths)
     report["n_masks_cropped_away"] = int((labels & ~masks.any(axis=(1, 2))).sum())
-    _add(report, of_pixels, _pixel_metrics, masks, maps, report["n_defective"])
-    return report
-
-
-def _pixel_metrics(masks: np.ndarray, maps: np.ndarray, defective: int) -> tuple[float, float, float, float]:
     if not masks.any():
-        raise UndefinedMetric(f"the masks of all {defective} defective images are empty after the crop")
-    ranks = _rank(masks, maps)  # once for all: sorting the pixels is most of the work
-    return _auroc(ranks), _aupro(masks, ranks), *_best_f1(ranks)
+        reason = f"the masks of all {report['n_defective']} defective images are empty after the crop"
+        _leave_out(report, of_pixels, reason)
+        return report
+    _add(report, ["pixel_auroc"], pixel_auroc, masks, maps)
+    _add(report, ["aupro"], aupro, masks, maps)
+    _add(report, ["f1_threshold_pixel", "f1_pixel"], f1_threshold, masks, maps)
+    return report
 
 
 def _add(report: dict, names: list[str], metric, *arguments) -> None:
@@ -178,63 +201,20 @@ def _flagged(scores: np.ndarray, threshold: float | None, kind: str) -> float:
     return float((scores >= threshold).mean())
 
 
-class _Ranks(NamedTuple):
+def _rank(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     """Where the m defective items stand among the normal ones: what every metric here needs of all the scores.
 
-    order: (m,) int64, the defective items by ascending score; scores: (m,) float, theirs in that order; below, up_to:
-    (m,) int64, number of normal items with a lower score, and with the same or a lower one; normal: how many there are.
+    Returns: (m,) int64, the defective items by ascending score; of each in that order, the number of normal items with a
+        lower score, and with the same or a lower one, both (m,) int64; how many normal items there are.
     """
-
-    order: np.ndarray
-    scores: np.ndarray
-    below: np.ndarray
-    up_to: np.ndarray
-    normal: int
-
-
-def _rank(labels: np.ndarray, scores: np.ndarray) -> _Ranks:
     for kind, missing in (("defective", not labels.any()), ("normal", labels.all())):
         if missing:
             raise UndefinedMetric(f"one class only: there are no {kind} {'images' if labels.ndim == 1 else 'pixels'}")
     defective, normal = scores[labels], scores[~labels]
     order = defective.argsort()  # searching in order is several times faster
-    defective = defective[order]
     normal.sort()
-    below, up_to = (np.searchsorted(normal, defective, side) for side in ("left", "right"))
-    return _Ranks(order, defective, below, up_to, len(normal))
-
-
-def _auroc(ranks: _Ranks) -> float:
-    """The share of (defective, normal) pairs in which the defective item has the higher score; equal scores count half."""
-    return int(ranks.below.sum() + ranks.up_to.sum()) / (2 * len(ranks.order) * ranks.normal)
-
-
-def _aupro(masks: np.ndarray, ranks: _Ranks, limit: float = 0.3) -> float:
-    regions = ndimage.label(masks, structure=_IN_PLANE)[0][masks]
-    weights = 1 / np.bincount(regions)[regions]  # those of one region sum to 1
-    # The curve is the weighted mean of one ramp per defective pixel: it rises from 0 to 1 while the false positive rate
-    # goes from the share of normal pixels above its score to the share at or above it. So the area is a mean of ramp areas.
-    above = (ranks.normal - ranks.up_to) / ranks.normal
-    at_or_above = (ranks.normal - ranks.below) / ranks.normal
-    reached = np.clip(limit, above, at_or_above)
-    width = at_or_above - above
-    on_ramp = np.divide((reached - above) ** 2, 2 * width, out=np.zeros_like(width), where=width > 0)
-    share = np.average(on_ramp + np.maximum(limit - at_or_above, 0), weights=weights[ranks.order]) / limit
-    return min(float(share), 1.0)  # rounding must not carry a perfect result over 1
-
-
-# 8 neighbours within an image, none in the next
-_IN_PLANE = np.pad(np.ones((1, 3, 3), bool), ((1, 1), (0, 0), (0, 0)))
-
-
-def _best_f1(ranks: _Ranks) -> tuple[float, float]:
-    # Between two defective scores a lower threshold only adds false alarms, so only defective scores can be best. Of
-    # equal scores the first has the right number of hits and the later ones have too few, so argmax takes the first.
-    defective = len(ranks.order)
-    hits = defective - np.arange(defective)
-    f1 = 2 * hits / (hits + ranks.normal - ranks.below + defective)
-    best = f1.argmax()
-    return float(ranks.scores[best]), float(f1[best])
+    below, up_to = (np.searchsorted(normal, defective[order], side) for side in ("left", "right"))
+    return order, below, up_to, len(normal)
 
 
 def _checked(labels, scores, labels_name: str, scores_name: str, paths=None) -> tuple[np.ndarray, np.ndarray]:

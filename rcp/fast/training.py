@@ -26,11 +26,7 @@ def contextual(neighbours: Tensor, k_half: int, expansion: str) -> Tensor:
     expanded = torch.zeros(n, n, device=neighbours.device)
     for member in range(k_half):  # one at a time: no column twice, so the sum has one order on a GPU too
         expanded.scatter_add_(1, columns[:, member], values[:, member])
-    columns = columns.flatten(1)
-    symmetric = (expanded.gather(1, columns) + expanded.T.gather(1, columns)) / 2
-    expanded.scatter_(1, columns, symmetric)
-    expanded.T.scatter_(1, columns, symmetric)
-    return expanded
+    return (expanded + expanded.T) / 2
 
 
 def relaxed_contrastive(z: Tensor, d2: Tensor, omega: Tensor, margin: float) -> Tensor:

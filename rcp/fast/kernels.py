@@ -6,7 +6,6 @@ import numba
 import numpy as np
 import torch
 
-_BLOCK = 256  # patches whose largest ``near`` is held, so that most of them are passed over at once
 _FLAGS = {"fastmath": {"reassoc", "contract", "nsz"}, "cache": True}  # sums of squares may be vectorised
 try:
     numba.njit(**_FLAGS)(lambda: 0)
@@ -63,30 +62,22 @@ def lazy_greedy(x, y, near, count, first, error, threads):
     near: (N,) float32, inf, or -1 where a patch may not be picked; changed in place.
     """
     n = len(x)
-    blocks = (n + _BLOCK - 1) // _BLOCK
     upto = np.zeros(n, np.int32)  # how many picks ``near`` knows of
-    top = np.full(blocks, np.inf, np.float32)  # not under the largest ``near`` of the block
     picks = np.empty(count, np.int64)
     centers, leading = np.empty((count, x.shape[1]), np.float32), np.empty((count, y.shape[1]), np.float32)
     found, where = np.empty(threads, np.float32), np.empty(threads, np.int64)
     pick = first
     for t in range(count):
         if t > 0:
-            block = top.argmax() * _BLOCK
-            likely = block + near[block : block + _BLOCK].argmax()
+            likely = near.argmax()
             floor = _update(likely, t, x, y, centers, leading, near, upto, np.float32(-1), error)
             for thread in numba.prange(threads):
                 best, at = floor, likely
-                for block in range(thread, blocks, threads):
-                    if top[block] >= best:
-                        largest = np.float32(-1)
-                        for i in range(block * _BLOCK, min(n, (block + 1) * _BLOCK)):
-                            if near[i] > best or (near[i] == best and i < at):
-                                d2 = _update(i, t, x, y, centers, leading, near, upto, best, error)
-                                if d2 > best or (d2 == best and i < at):
-                                    best, at = d2, i
-                            largest = max(largest, near[i])
-                        top[block] = largest
+                for i in range(thread * n // threads, (thread + 1) * n // threads):
+                    if near[i] > best or (near[i] == best and i < at):
+                        d2 = _update(i, t, x, y, centers, leading, near, upto, best, error)
+                        if d2 > best or (d2 == best and i < at):
+                            best, at = d2, i
                 found[thread], where[thread] = best, at
             winner = 0
             for thread in range(1, threads):

@@ -47,9 +47,8 @@ class Backbone(nn.Module):
         check(name, weights)
         gc.collect()  # a traced CNN is a cycle: the one before would stay until Python's collector happens by, 11 to 260 MiB each time
         self.name, self.levels = name, tuple(levels)
-        seed = _seed_of(weights)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0 if seed is None else seed)
+            torch.manual_seed(_seed_of(weights) or 0)
             self.trunk, full_keys = _build(name, weights, self.levels)
         if is_file(weights):
             _load_file(self.trunk, full_keys, Path(weights), name)

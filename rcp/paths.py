@@ -5,7 +5,10 @@ import os
 import shutil
 from pathlib import Path
 
+import torch
+
 from rcp.checks import require
+from rcp.files import scratch
 
 _PARENT = Path(__file__).resolve().parents[1]
 PROJECT = _PARENT if (_PARENT / "pyproject.toml").exists() else Path.cwd()  # installed as a package: where one works
@@ -25,15 +28,11 @@ def data_root(argument: str | Path | None = None) -> Path:
 
 def weights_root(argument: str | Path | None = None) -> Path:
     """Folder that weights given by tag are kept in (``RCP_WEIGHTS``, default torch.hub's own)."""
-    import torch
-
     return root_of(argument, "RCP_WEIGHTS", Path(torch.hub.get_dir()) / "checkpoints")
 
 
-def free_memory(device) -> int | None:
+def free_memory(device: torch.device) -> int | None:
     """Bytes that are free on a torch device; None where the system does not tell."""
-    import torch
-
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if not Path("/proc/meminfo").is_file():
@@ -62,7 +61,6 @@ def require_writable(file: str | Path, to: str, mark: bytes = b"", appended: boo
     that is there does not hold ``mark``, as all do that are written under such a name. appended: it is, not replaced by another.
     """
     from rcp.data.images import IMAGE_SUFFIXES  # which needs this module
-    from rcp.files import scratch
 
     file, there = Path(file), os.path.lexists(file)
     if there and not file.is_file():

@@ -34,7 +34,7 @@ def greedy_k_center(x: Tensor, count: int, first: Tensor, among: Tensor | None =
         return _greedy_step_by_step(x, count, first, among)
     from rcp.fast import kernels  # numba takes half a second to import
 
-    leading = Leading(x, among)
+    leading = Leading(x)
     y = leading(x)
     error = 2 * leading.error * y.norm(dim=1).max().item()  # a distance has two lengths
     near = np.full(len(x), np.inf, np.float32)
@@ -111,12 +111,11 @@ class Leading:
     """x: (n, D) float32 -> y: (n, size) float32 with ‖y_i - y_j‖ <= ‖x_i - x_j‖, up to 1e-5 of it and ``error`` of a length.
 
     Columns: the length of what the leading principal directions leave over, then the coordinates in them; a rotation keeps distances.
-    The directions are the covariance's of about 4,096 rows of x. among: (N,) bool, the rows that count; None is all.
+    The directions are the covariance's of about 4,096 rows of x.
     """
 
-    def __init__(self, x: Tensor, among: Tensor | None = None, size: int = 32):
-        rows = torch.arange(len(x)) if among is None else among.nonzero()[:, 0]
-        sample = x[rows[:: max(1, len(rows) // 4096)]].double()
+    def __init__(self, x: Tensor, size: int = 32):
+        sample = x[:: max(1, len(x) // 4096)].double()
         mean = sample.mean(0)
         directions = torch.linalg.eigh((sample - mean).T @ (sample - mean)).eigenvectors.flip(1).T[: size - 1]
         self.mean, self.basis = mean.float(), torch.zeros(size, x.shape[1])

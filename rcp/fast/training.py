@@ -1,4 +1,4 @@
-"""The quick twin of training f: sparse soft labels, Eq. 7's gradient in closed form, AdamP and a CUDA graph.
+"""The quick twin of training f: soft labels from lists of neighbours, Eq. 7's gradient in closed form, AdamP and a CUDA graph.
 
 An epoch takes 3.3 times less than the plain form on two cores; one step of 1,024 patches takes 0.61 ms on an H200.
 """

@@ -32,7 +32,7 @@ option = $(if $(value $(2)),$(1)=$(call quoted,$(value $(2))))
 OPTIONS = $(call option,--profile,PROFILE) $(call option,--data-root,DATA) $(call option,--btad-root,BTAD) $(call option,--weights,WEIGHTS) \
 	$(call option,--backbone,BACKBONE) $(call option,--categories-words,CATEGORIES) $(call option,--epochs,EPOCHS) \
 	$(call option,--seeds-words,SEEDS) $(call option,--device,DEVICE) $(call option,--shard,SHARD) \
-	$(if $(filter-out 0 false False FALSE no off,$(value RENDER_ONLY)),--render-only)
+	$(if $(filter-out 0 false False FALSE no No NO n off Off OFF,$(value RENDER_ONLY)),--render-only)
 # The same for the workflow, which takes them as settings of its own, in YAML's quotes: else 01 would be a number.
 setting = $(if $(value $(2)),$(1)=$(call quoted,'$(subst ','',$(value $(2)))'))
 SETTINGS = $(call setting,profile,PROFILE) $(call setting,data_root,DATA) $(call setting,btad_root,BTAD) $(call setting,weights,WEIGHTS) \

@@ -39,6 +39,9 @@ _IMPORTED = ("notebook", "grids", "studies", "tables", "effects", "verdict", "vi
 MODULES = tuple(f"reproduce.{name}" for name in _IMPORTED)
 
 
+_FOLDERS = ("RCP_RUNS", "RCP_DATA", "RCP_WEIGHTS")
+
+
 @dataclass(frozen=True)
 class Outcome:
     """One notebook of a batch: seconds is None where nothing had to be run; error is "" where all went well."""
@@ -69,6 +72,7 @@ def reproduce(
     files = list(dict.fromkeys(map(_found, notebooks))) or _of_project()
     stems = [file.stem for file in files]
     require("notebooks", len({*stems}) == len(stems), "one of each name: what they write goes by it", stems)
+    require("notebooks", "index" not in stems, "another name than index, which is the page of them all", stems)
     sources = [_read(file) for file in files]
     declared = [_declared(source) for source in sources]
     check_names("unknown parameter", parameters, sorted(set().union(*declared)))
@@ -164,10 +168,15 @@ def _alone(settings: Settings) -> contextlib.AbstractContextManager:
 
 
 def _kernels_of(workers: int) -> contextlib.AbstractContextManager:
-    """Kernels side by side share the cores, have no progress bars and end with this process; what the caller has set stays."""
+    """Kernels side by side share the cores, have no progress bars and end with this process; what the caller has set stays.
+
+    Folders that variables name become absolute: kernels run in the project's folder.
+    """
     cores = str(max(1, (os.cpu_count() or 1) // workers))
     threads = {"OMP_NUM_THREADS": cores, "NUMBA_NUM_THREADS": cores} if workers > 1 else {}
-    return mock.patch.dict(os.environ, threads | {"TQDM_DISABLE": "1", "RCP_BATCH": str(os.getpid())} | os.environ)
+    own = threads | {"TQDM_DISABLE": "1", "RCP_BATCH": str(os.getpid())} | os.environ
+    folders = {name: os.path.abspath(os.path.expanduser(own[name])) for name in _FOLDERS if own.get(name)}
+    return mock.patch.dict(os.environ, own | folders)
 
 
 def _run(
@@ -196,7 +205,10 @@ def _run(
     quiet = ["--IPKernelApp.log_level=CRITICAL"]  # what fails in a cell stands in the notebook
     how = {"kernel_name": "python3", "progress_bar": False, "stdout_file": log, "extra_arguments": quiet}
     started = time.perf_counter()
-    error = _failure(lambda: papermill.execute_notebook(str(file), str(out), parameters, **how))
+    paths = [
+        str(path).replace("{", "{{").replace("}", "}}") for path in (file, out)
+    ]  # papermill fills in what stands in braces
+    error = _failure(lambda: papermill.execute_notebook(*paths, parameters, **how))
     seconds = time.perf_counter() - started
     if out.exists() and (page := _failure(lambda: _to_html(out))):
         error = f"{error}\nits HTML page: {page}".lstrip()
@@ -320,7 +332,9 @@ def publish(run: Path, folder: Path) -> dict[str, str]:
         for cell in executed.cells:
             cell.metadata = NotebookNode(tags=cell.metadata.get("tags", []))
         executed.metadata.setdefault("rcp", {})
-        text = nbformat.writes(nbformat.from_dict(_without_folders(executed, _absolute_paths([given, str(PROJECT)]))))
+        text = nbformat.writes(
+            nbformat.from_dict(_without_folders(executed, _absolute_paths([given, str(run.resolve()), str(PROJECT)])))
+        )
         if not found[file.stem]:
             require_writable(folder / file.name, "publish {} in", b'"rcp": {')
             (folder / file.name).write_text(text, encoding="utf-8")

@@ -105,6 +105,8 @@ def write(folder: Path, tasks: Sequence[Entry]) -> tuple[int, list[Entry]]:
     """
     require("bundle", len(tasks) > 0, "entries that the store lacks", "none")
     require_new(folder)
+    for weights in dict.fromkeys(task.config.weights for task in tasks):
+        require("weights", Path(weights).is_file(), "a file, which can travel", weights)
     for name in ("rcp", "reproduce"):
         shutil.copytree(ROOT / name, folder / "code" / name, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "weights").mkdir()
@@ -113,7 +115,6 @@ def write(folder: Path, tasks: Sequence[Entry]) -> tuple[int, list[Entry]]:
     lines, left, beyond, sources = [], [], set(), {}
     for task in tasks:
         weights, images = Path(task.config.weights), _name_of(task)
-        require("weights", weights.is_file(), "a file, which can travel", task.config.weights)
         other = sources.setdefault(weights.name, weights)
         require("weights", other.resolve() == weights.resolve(), "files of different names", [str(other), str(weights)])
         added = [folder / "data" / images, folder / "weights" / weights.name]

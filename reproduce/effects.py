@@ -29,8 +29,8 @@ def contrasts(grid, pairs: Sequence[tuple[str, str]] = PAIRS, by: Sequence[str] 
     fixed, of = grid.where(coreset_start={"mean"}), noise(grid)
     rows = [paired(fixed, by, {"method": a}, {"method": b}).assign(first=a, second=b) for a, b in pairs]
     rows = pd.concat(rows, ignore_index=True)
-    of = of[of["metric"] == "image_auroc"].rename(columns={"spread": "noise"})[["backbone", "row", "noise"]]
-    rows = rows.merge(of.astype({"noise": float}), on=["backbone", "row"], how="left")
+    of = of[of["metric"] == "image_auroc"].rename(columns={"spread": "noise"})[["backbone", "kind", "row", "noise"]]
+    rows = rows.merge(of.astype({"noise": float}), on=["backbone", "kind", "row"], how="left")
     rows.loc[rows["coreset_ratio"] == 1, "noise"] = np.nan
     counts, size = (rows["low"] > 0) | (rows["high"] < 0), rows["mean"].abs()
     for kind in ("spread", "noise"):
@@ -45,10 +45,14 @@ def starts_in_words(grid) -> str:
     held against the mean of these; image AUROC with 1 %, means over categories and seeds.
     """
     of, found = noise(grid, "image_auroc"), []
-    mean = compare(grid.where(coreset_start={"mean"}, coreset_ratio={0.01}).frame(), by=["backbone"])
-    for r in of[of["row"] == "all"].to_dict("records"):
-        own = mean[mean["setting"].str.endswith(r["backbone"])].set_index("setting")["mean"]
-        own = own.rename(lambda name: name.rpartition(", ")[0])
+    frame = grid.where(coreset_start={"mean"}, coreset_ratio={0.01}).frame()
+    for r in of[of["kind"] == "all"].dropna(subset="mean").to_dict("records"):
+        own = {
+            name: compare(part)["mean"].item()
+            for name, part in frame[frame["backbone"] == r["backbone"]].groupby("method", sort=False)
+        }
+        if np.isnan(own.get("PatchCore", np.nan)):
+            continue
         away = [f"{name} {v - r['mean']:+.2f}" for name, v in own.items() if name != "PatchCore"]
         found.append(
             f"{r['backbone']}: PatchCore with 1 % has {own['PatchCore']:.2f} begun at the mean, {r['mean']:.2f} ± {r['spread']:.2f} "
@@ -72,7 +76,7 @@ def noise(grid, metric: str | Sequence[str] = AUROC) -> pd.DataFrame:
 def noise_of_means(grid) -> dict[str, float]:
     """Metric -> standard deviation of the mean over categories, over the coreset's starts, percent points; NaN where there are none."""
     rows = noise(grid)
-    of = rows[rows["row"] == "all"].set_index("metric")["spread"].astype(float)
+    of = rows[rows["kind"] == "all"].set_index("metric")["spread"].astype(float)
     return {metric: float(of.get(metric, np.nan)) for metric in AUROC}
 
 
@@ -202,6 +206,8 @@ def knees(banks: pd.DataFrame, noise_: Mapping[str, float]) -> pd.DataFrame:
     """
     rows = []
     for (line, part), metric in ((group, m) for group in banks.groupby("line", sort=False) for m in noise_):
+        if part[metric].isna().all():
+            continue
         best, of = part.loc[part[metric].idxmax()], part.set_index("coreset_ratio")[metric]
         there = sorted(part[part[metric] >= best[metric] - 2 * np.nan_to_num(noise_[metric])]["coreset_ratio"])
         row = {"line": line, "metric": METRICS[metric], "best": best[metric], "at": best["coreset_ratio"]}

@@ -134,6 +134,9 @@ def features(
 ) -> dict[str, np.ndarray]:
     """First stage: p of the named splits ("train", "test"), from the store or computed into it: (n, h · w, D), memory-mapped."""
     c = entry.config
+    for name in splits:
+        there = len(getattr(data, name))
+        require(name, there > 0, f"images of the category {data.category!r} in {entry.dataset}", "none")
     identities = {name: entry.identity_upto("features", data, (name,)) for name in splits}
     found = {name: store.open_array(identity) for name, identity in identities.items()}
     missing = [name for name, p in found.items() if p is None]

@@ -6,7 +6,7 @@ An entry that several of them need is computed once: the store knows it by what 
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from rcp.checks import check_names
+from rcp.checks import check_names, require
 from rcp.data.perturb import Perturbation
 from rcp.refinement import RefinementConfig
 from reproduce.demo import CNN
@@ -80,13 +80,14 @@ def table_6(s: Settings, members: Mapping[str, str] = {}, image_sizes: Sequence[
 
     members: backbone -> weights.
     """
-    s, found = _short(s), []
-    for size in image_sizes or SIZES[s.profile]:
+    s, found, members = _short(s), [], members or members_of(s)
+    require("members", len(members) > 1, "two CNNs or more", ", ".join(members))
+    for size in dict.fromkeys(image_sizes or SIZES[s.profile]):
         changes = size_changes(s, size)
         for representation in ("none", "trained"):
             configs = [
                 s.config(representation=representation, backbone=name, weights=weights, **changes)
-                for name, weights in (members or members_of(s)).items()
+                for name, weights in members.items()
             ]
             found += [Ensemble(group, **how) for group in zip(*(s.entries([c]) for c in configs), strict=True)]
     return found
@@ -247,7 +248,8 @@ PATCHES = {"paper": (1, 3, 5), "demo": (3,)}
 
 
 def choose_without_labels(s: Settings, images: int = 100) -> list[Entry | HeldOut]:
-    """The settings' entries, which labels judge, then what can be known of each without a defect."""
+    """The settings' entries, which labels judge, then what can be known of each without a defect. Nothing is drawn: one seed is all."""
+    s = dataclasses.replace(s, seeds=s.seeds[:1])
     configs = [
         s.config(representation=r, aggregation=a, layers=layers, patch_size=size, calibration_folds=0)
         for r in ("none", "whitened") for a in ("pooled", "mean") for layers in LAYERS[s.profile] for size in PATCHES[s.profile]
@@ -271,4 +273,5 @@ def peers(s: Settings, methods: Sequence[str] = (), changes: Mapping = {}, epoch
     known = {"backbone": "resnet18", "weights": "random:0"} if s.backbone == CNN else {}
     found += [(patchcore | known if name in METHODS else patchcore, name) for name in methods or others]
     check_names("epochs: anomalib has no method", epochs, METHODS)
-    return [Peer(entry, name, epochs.get(name, 0)) for how, name in found for entry in s.entries([s.config(**how)])]
+    named = [Peer(entry, name, epochs.get(name, 0)) for how, name in found for entry in s.entries([s.config(**how)])]
+    return list(dict.fromkeys(named))

@@ -34,7 +34,7 @@ class ChangedCode(ValueError):
 
 # The text as this Python may have loaded it, and the file's stamp: another text on the disk is not what computes here.
 _FILES = (f for name in ("rcp", "reproduce") for f in (ROOT / name).rglob("[!.]*.py"))
-LOADED = {f: (f.read_text(), stamp(f)) for f in _FILES if "/." not in str(f.relative_to(ROOT))}
+LOADED = {f: (f.read_text(encoding="utf-8"), stamp(f)) for f in _FILES if "/." not in str(f.relative_to(ROOT))}
 
 
 def code_upto(stage: str, root: Path = ROOT) -> str:
@@ -53,7 +53,7 @@ def code_of(*modules: str, root: Path = ROOT, alone: bool = False) -> str:
     for file in _files_of(*modules, root=root, alone=alone):
         if file in LOADED and stamp(file) != LOADED[file][1]:
             with suppress(SyntaxError, tokenize.TokenError, ValueError):  # saved by half
-                if _code(file.read_text()) == _code(LOADED[file][0]):
+                if _code(file.read_text(encoding="utf-8")) == _code(LOADED[file][0]):
                     LOADED[file] = LOADED[file][0], stamp(file)
             if stamp(file) != LOADED[file][1]:
                 raise ChangedCode(f"{file} is no longer the code that this Python has loaded: restart the kernel")
@@ -64,7 +64,7 @@ def code_of(*modules: str, root: Path = ROOT, alone: bool = False) -> str:
 def _code_of(*modules: str, root: Path, alone: bool) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for module in sorted(modules if alone else closure(modules, root)):
-        digest.update(f"{module}\n{_code(_file(module, root).read_text())}\n".encode())
+        digest.update(f"{module}\n{_code(_file(module, root).read_text(encoding='utf-8'))}\n".encode())
     return digest.hexdigest()
 
 
@@ -85,7 +85,7 @@ def closure(modules, root: Path = ROOT) -> set[str]:
 
 def _imports(file: Path, root: Path) -> list[str]:
     found = []
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -135,7 +135,7 @@ def version_of(package: str) -> str:
 def commit() -> str:
     """The project's commit, with "+" where the working tree differs from it, or a bundle's; "unknown" outside a checkout."""
     if (ROOT / "COMMIT").is_file():
-        return (ROOT / "COMMIT").read_text()
+        return (ROOT / "COMMIT").read_text(encoding="utf-8")
     try:
         command = ["git", "-C", str(PROJECT), "describe", "--always", "--dirty=+", "--exclude=*"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

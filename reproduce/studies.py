@@ -42,6 +42,11 @@ class Study(OfAnEntry):
         return {"study": self.study, "entry": self.entry.identity(), "code": code} | how
 
 
+def _require_two(data) -> None:
+    of = f"two training images or more of the category {data.category!r}"
+    require("train", len(data.train) > 1, of, len(data.train))
+
+
 @dataclass(frozen=True)
 class FeatureSpace(Study):
     """Patch features of a few training images in two dimensions (UMAP), and how much they know of their position.
@@ -58,6 +63,7 @@ class FeatureSpace(Study):
 
     def compute(self, store: Store, log: Callable[[str], None]) -> tuple[dict, dict]:
         detector, data = ReConPatch.from_config(self.config), self.data()
+        _require_two(data)
         train = features(self.entry, data, ("train",), store, detector.timings_)["train"]
         chosen = np.unique(np.linspace(0, len(train) - 1, self.images).astype(int))
         shown = torch.from_numpy(train[chosen])
@@ -179,6 +185,7 @@ class HeldOut(Study):
     def compute(self, store: Store, log: Callable[[str], None]) -> tuple[dict, dict]:
         c, data = self.config, self.data()
         require("representation", not c.linear, "none or whitened, for f has seen all images", c.representation)
+        _require_two(data)
         detector = ReConPatch.from_config(c)
         p = features(self.entry, data, ("train",), store, detector.timings_)["train"]
         chosen = np.unique(np.linspace(0, len(p) - 1, min(self.images, len(p))).astype(int))

@@ -33,7 +33,7 @@ COLUMNS = [
 ]  # fmt: skip
 # How a setting is written.
 _WORDS = {
-    "dim": "D {}", "coreset_ratio": "coreset {:.0%}", "k": "k {}", "margin": "m {}", "alpha": "α {}", "layers": "levels {}",
+    "dim": "D {}", "coreset_ratio": "coreset {:g}%", "k": "k {}", "margin": "m {}", "alpha": "α {}", "layers": "levels {}",
     "patch_size": "patch {}", "projection_layer": "{} projection", "image_size": "{} px", "refinement": "{} refinement",
     "augmentation": "{} perturbations",
 }  # fmt: skip
@@ -90,6 +90,8 @@ def compare(
 
 def setting_name(where: Mapping) -> str:
     """``{"method": "ReConPatch", "dim": 64}`` -> "ReConPatch, D 64"."""
+    if "coreset_ratio" in where:
+        where = {**where, "coreset_ratio": 100 * where["coreset_ratio"]}
     return ", ".join("drop" if v == "difference" else _WORDS.get(name, "{}").format(v) for name, v in where.items())
 
 
@@ -137,10 +139,10 @@ def _published(printed: pd.DataFrame, where: Mapping, metric: str) -> pd.Series:
 
 
 def _target(published: pd.Series, names: list[str], kind: str) -> float:
-    of = set(published.index) - {"object", "texture", "average"}
-    if kind == "all" and "average" in published and (not of or of == set(names)):
+    of = published.drop(["object", "texture", "average"], errors="ignore")  # an own category may have such a name
+    if kind == "all" and "average" in published and (of.empty or set(of.index) == set(names)):
         return published["average"]
-    return published.reindex(names).mean(skipna=False)
+    return of.reindex(names).mean(skipna=False)
 
 
 def targets(item: str) -> pd.DataFrame:
@@ -335,7 +337,10 @@ def readable(rows: pd.DataFrame, best: str = "{}") -> pd.DataFrame:
     """
     table: dict = {}
     sign = rows["metric"].map(lambda metric: -1 if metric in LESS else 1)
-    value = (sign * rows["mean"].astype(float)).round(2)
+    shown = [
+        round(v, _DIGITS.get(metric, 2)) for v, metric in zip(rows["mean"].astype(float), rows["metric"], strict=True)
+    ]
+    value = sign * pd.Series(shown, rows.index, float)
     of = value.groupby([rows["metric"], rows["kind"], rows["row"]])
     is_best = (value == of.transform("max")) & (of.transform("nunique") > 1) & ("low" not in rows)
     settings_alone, several = (rows["kind"] == "all").all(), [rows[c].nunique() > 1 for c in ("setting", "metric")]
@@ -397,10 +402,12 @@ def _interval_in_words(r: Mapping) -> str:
 
 
 def _best_in_words(title: str, part: pd.DataFrame) -> str:
-    best, published = part.loc[part["mean"].idxmax()], part["published"].dropna()
+    sign = -1 if part["metric"].iloc[0] in LESS else 1
+    best, published = part.loc[(sign * part["mean"]).idxmax()], part["published"].dropna()
     words = f"{title}: best is {best['setting']} with {best['mean']:.2f}"
     if len(published):
-        words += f" (in the paper {part.loc[published.idxmax(), 'setting']} with {published.max():.2f})"
+        printed = part.loc[(sign * published).idxmax()]
+        words += f" (in the paper {printed['setting']} with {printed['published']:.2f})"
     within = "" if part["spread"].isna().all() else f", seeds by up to ± {part['spread'].max():.2f} within one"
     return f"{words}; settings differ by {np.ptp(part['mean']):.2f} from best to worst{within}."
 
@@ -478,7 +485,10 @@ def of_store(store, csv: Path) -> int:
         rows.append(of)
     require("store", len(rows) > 0, "one with finished entries", str(store.root))
     names = ["task", "category", "backbone", "representation", "coreset_ratio", "seed"]
-    table = pd.DataFrame(rows).convert_dtypes(convert_floating=False).sort_values(names, kind="stable")
+    table = pd.DataFrame(rows).convert_dtypes(convert_floating=False)
+    table = table.sort_values(
+        [name for name in names if name in table], kind="stable"
+    )  # anomalib's have no representation
     table.to_csv(csv, index=False, float_format=_four_digits)
     return len(table)
 

@@ -63,7 +63,7 @@ def _candidates(rows: pd.DataFrame) -> list[dict]:
 
 def _agrees(r: dict) -> bool:
     tolerance = D_PRIME_TOLERANCE if r["metric"] == "d_prime" else TOLERANCE
-    return abs(r["difference"]) <= max(tolerance, 2 * np.nan_to_num(r["spread"]))
+    return round(abs(r["difference"]), 9) <= max(tolerance, 2 * np.nan_to_num(r["spread"]))
 
 
 def _in_words(r: dict) -> str:

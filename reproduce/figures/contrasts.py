@@ -61,6 +61,7 @@ def tornado(rows: pd.DataFrame, noise: Mapping[str, float]) -> Figure:
 
     rows: as :func:`reproduce.effects.moves`. noise: metric -> standard deviation over the coreset's starts, in percent points.
     """
+    rows = rows.dropna(subset="mean")
     if rows.empty:
         return nothing()
     metrics = list(dict.fromkeys(rows["metric"]))

@@ -93,6 +93,21 @@ def test_what_was_cut_deleted_or_half_written_is_made_again(tmp_path, small_demo
         assert batch.reproduce(given, [of_file], say=len)[0].seconds, "a file that a parameter names has changed"
 
 
+def test_relative_folders_are_those_of_where_one_stands_and_may_have_braces(tmp_path, small_demo, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RCP_RUNS", "runs{n}")
+    monkeypatch.setenv("RCP_DATA", "data")
+    says = "import os\nsettings.out('table_1.csv').write_text(os.environ['RCP_DATA'] + ',b\\n')"
+    (outcome,) = batch.reproduce(
+        {"data_root": str(small_demo)}, [tiny(tmp_path, "table_1", f"{VERDICT}\n{says}")], say=len
+    )
+    there = tmp_path / "runs{n}" / "reproduce" / "demo"
+    assert outcome.error == "" and {"index.html", "table_1.ipynb"} <= {f.name for f in there.iterdir()}
+    assert (there / "table_1.csv").read_text() == f"{tmp_path}/data,b\n"
+    with pytest.raises(ValueError, match="notebooks: expected another name than index"):
+        batch.reproduce({}, [tiny(tmp_path, "index", VERDICT)])
+
+
 def test_two_batches_do_not_write_into_one_folder(tmp_path, small_demo, folder):
     folder.mkdir(parents=True)
     with (
@@ -196,7 +211,8 @@ def test_command_line_says_what_is_wrong_and_fails(capsys, tmp_path, small_demo)
 
 
 def test_what_is_published_names_no_machine_and_leaves_out_what_failed(tmp_path, small_demo, folder, capsys):
-    shown = "print(data_root, [data_root + '/gear'], epochs)\n1 / (3 - epochs)"
+    shown = "import os\nprint(data_root, [data_root + '/gear'], epochs, os.environ['RCP_RUNS'] + '/reproduce/demo/x')"
+    shown += "\n1 / (3 - epochs)"
     files = [tiny(tmp_path, name, shown) for name in ("table_1", "table_2")]
     assert len(batch.reproduce({"data_root": str(small_demo), "epochs": 2}, files[:1] * 2)) == 1
     batch.reproduce({"data_root": str(small_demo), "epochs": 3}, files[1:])
@@ -206,7 +222,7 @@ def test_what_is_published_names_no_machine_and_leaves_out_what_failed(tmp_path,
     (file,) = into.iterdir()
     text, name = file.read_text(), small_demo.name
     assert str(small_demo.parent) not in text and str(batch.PROJECT) not in text and "start_time" not in text
-    assert f"{name} ['{name}/gear'] 2" in text, "what is published keeps its outputs"
+    assert f"{name} ['{name}/gear'] 2 demo/x" in text, "what is published keeps its outputs"
     assert cli.main(["publish", str(folder), "--into", str(into)]) == 0, "again"
     image = base64.b64encode(os.urandom(3000)).decode()
     page = f'<img src="data:image/png;base64,{image}">'

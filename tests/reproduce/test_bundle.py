@@ -134,6 +134,7 @@ def test_bad_bundles_are_refused_before_work(tasks, tmp_path, monkeypatch):
     drawn = dataclasses.replace(tasks[0], config=tasks[0].config.replace(weights="random:0"))
     with pytest.raises(ValueError, match="weights: expected a file, which can travel"):
         bundle.write(tmp_path / "b", [drawn])
+    assert not (tmp_path / "b").exists()
     (tmp_path / "other").mkdir()
     same = tmp_path / "other" / "tiny.safetensors"
     same.touch()

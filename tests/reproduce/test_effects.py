@@ -78,6 +78,36 @@ def test_where_the_default_start_stands_among_random_ones_is_said():
     assert f"has {own:.2f} begun at the mean, 90.00 ± 2.00 begun at random (3 starts)" in say
     assert say.endswith(f"Minus the latter: ReConPatch {trained - 90:+.2f}.")
     assert effects.starts_in_words(Grid([], [], [])) == "Nothing is computed yet."
+    other = [
+        (Entry(e.config.replace(backbone="seresnet18"), "", "one"), r)
+        for e, r in a_grid({"none": (1.0, 1.0)}, 0.0).pairs()
+    ]
+    both = effects.starts_in_words(grid_of(a_grid({"none": (0.0, 0.0)}, 0.02).pairs() + other)).splitlines()
+    assert [line.partition(":")[0] for line in both] == ["resnet18", "seresnet18"] and f"has {own:.2f} begun" in both[0]
+    of_a_shard = a_grid({"trained": (3.0, 3.0)}, 0.02)
+    assert effects.starts_in_words(of_a_shard) == "Nothing is computed yet.", "PatchCore's own is in another shard"
+
+
+def test_a_category_may_be_called_all():
+    named = a_grid({"random": (0.0, 0.0), "trained": (3.0, 3.01)}, 0.3, category="all")
+    other = a_grid({"random": (0.0, 0.0), "trained": (3.0, 3.01)}, 0.001, category="two")
+    grid = grid_of(named.pairs() + other.pairs())
+    rows = effects.contrasts(grid, [("ReConPatch", "random f")])
+    assert rows["kind"].tolist() == ["category", "category", "all"]
+    assert rows["noise"].tolist() == pytest.approx([30, 0.1, 15.05])
+    assert effects.noise_of_means(grid)["image_auroc"] == pytest.approx(15.05)
+
+
+def test_where_pixels_have_no_truth_the_rest_stands():
+    without = [(e, Result(r.info | {"metrics": r.metrics | {"pixel_auroc": None}}, r.arrays, False)) for e, r in [
+        of_auroc(SMALL.replace(sigma=s), "one", 0.9 + s / 100) for s in (1.0, 2.0)
+    ]]  # fmt: skip
+    rows = effects.moves(grid_of(without), {"sigma": (1.0, 2.0)}, {"sigma": 1.0})
+    assert [axis.get_title() for axis in figures.tornado(rows, {}).axes] == ["image AUROC"]
+    banks = pd.DataFrame(
+        {"line": "PatchCore", "coreset_ratio": [0.01, 0.1], "image_auroc": [1.0, 2.0], "pixel_auroc": np.nan}
+    )
+    assert effects.knees(banks, dict.fromkeys(tables.AUROC, 0.1))["metric"].tolist() == ["image AUROC"]
 
 
 def test_only_methods_that_have_every_category_are_ranked():
@@ -255,6 +285,12 @@ def test_a_setting_needs_both_its_entry_and_what_is_known_without_labels(held_ou
     assert (row["image_auroc"], row["steadiness"]) == (0.8, known.metrics["steadiness"])
     assert effects.criteria(Grid([task], [known], [])).empty
     assert effects.can_be_chosen(effects.rank_correlations(pd.DataFrame())) == "Nothing is computed yet."
+
+
+def test_a_setting_counts_once_whatever_the_seeds(demo_root):
+    s = Settings(data_root=str(demo_root), categories=("gear",))
+    once = grids.choose_without_labels(s)
+    assert grids.choose_without_labels(dataclasses.replace(s, seeds=(0, 1, 2))) == once and len(once) == 8
 
 
 def test_no_setting_of_the_study_trains_f(demo_root, monkeypatch, tmp_path):

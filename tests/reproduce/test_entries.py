@@ -23,6 +23,7 @@ from reproduce.notebook import Settings
 from reproduce.provenance import ROOT, ChangedCode, code_of, code_upto
 from reproduce.run import load, run, run_grid, shard_of
 from reproduce.store import Store, key_of
+from reproduce.studies import FeatureSpace, HeldOut
 
 SMALL = Config(
     backbone="resnet18", weights="random:0", resize=64, image_size=64, dim=64, projection=16, epochs=1, batch_size=256,
@@ -294,6 +295,18 @@ def test_bad_input_costs_no_features(demo_root, tmp_path, monkeypatch):
         run(Entry(SMALL, str(root.parent), "fabric"), Store(tmp_path / "runs"))
     with pytest.raises(ValueError, match="coreset_ratio"):
         run(Entry(dataclasses.replace(SMALL, coreset_ratio=1e-5), str(demo_root), "gear"), Store(tmp_path / "runs"))
+
+
+def test_a_category_without_test_images_or_with_one_training_image_is_named(demo_root, tmp_path):
+    shutil.copytree(demo_root / "gear" / "train", tmp_path / "set" / "gear" / "train")
+    entry = Entry(PATCHCORE, str(tmp_path / "set"), "gear")
+    with pytest.raises(ValueError, match=r"test: expected images of the category 'gear' in .*set, got 'none'"):
+        run(entry, Store(tmp_path / "runs"))
+    for image in sorted((tmp_path / "set" / "gear" / "train" / "good").iterdir())[1:]:
+        image.unlink()
+    for study in (FeatureSpace(entry), HeldOut(entry)):
+        with pytest.raises(ValueError, match="two training images or more of the category 'gear'"):
+            run(study, Store(tmp_path / "runs"))
 
 
 def test_no_disk_space_is_noticed_before_anything_is_decoded(entry, tmp_path, monkeypatch):

@@ -291,6 +291,37 @@ def test_times_are_a_row_per_method_beside_the_papers():
     assert rows[rows["metric"] == "f"]["mean"].tolist() == [1, 1] and names == ["all", "f"]
 
 
+def test_of_times_the_shortest_is_best_in_words_too():
+    rows = tables.compare(
+        frame({"PatchCore": {"a": [10.0]}, "ReConPatch": {"a": [20.0]}}, "inference_ms"),
+        tables.targets("S6"),
+        metric="inference_ms",
+        scale=1,
+    )
+    assert tables.in_words(rows).startswith("ms an image: best is PatchCore with 10.00 (in the paper PatchCore with")
+
+
+def test_a_category_that_is_named_as_a_group_of_the_paper_is_none():
+    rows = tables.compare(frame({"PatchCore": {"texture": [0.9], "average": [0.8]}}), tables.targets("5"), groups={})
+    assert rows["published"].isna().all()
+
+
+def test_small_banks_are_told_apart():
+    assert (
+        tables.setting_name({"coreset_ratio": 0.003}) == "coreset 0.3%" != tables.setting_name({"coreset_ratio": 0.001})
+    )
+    assert tables.setting_name({"coreset_ratio": 0.07}) == "coreset 7%"
+
+
+def test_the_best_is_the_best_of_what_is_shown():
+    rows = tables.compare(
+        frame({"PatchCore": {"a": [0.9912]}, "ReConPatch": {"a": [0.9934]}}, "position_r2"),
+        metric="position_r2",
+        scale=1,
+    )
+    assert tables.readable(rows, "**{}**").to_numpy().ravel().tolist() == ["0.9912", "**0.9934**"]
+
+
 def test_printed_numbers_computed_again_are_rows_too():
     rows = tables.checked(paper.inconsistencies())
     assert list(rows) == tables.COLUMNS and (rows["why"] != "").all() and rows["mean"].isna().any()

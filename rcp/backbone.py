@@ -4,6 +4,8 @@ import gc
 import hashlib
 import logging
 import sys
+import threading
+import zipfile
 from functools import lru_cache, wraps
 from importlib import import_module
 from pathlib import Path
@@ -18,6 +20,9 @@ from rcp.files import file_hash, stamp
 from rcp.paths import weights_root
 
 logger = logging.getLogger("rcp")
+# Held where a seed is set, which is the process's, and where a CNN is built: tracing changes the call of every module in all threads.
+ALONE = threading.RLock()
+_NO_CNN = (AssertionError, AttributeError, RuntimeError, TypeError)  # what transformers of one size raise
 
 # Those of the paper; any other CNN is timm's, which lists its levels.
 OF_TORCHVISION = ("resne*", "wide_resne*", "densenet*")
@@ -47,14 +52,24 @@ class Backbone(nn.Module):
         check(name, weights)
         gc.collect()  # a traced CNN is a cycle: the one before would stay until Python's collector happens by, 11 to 260 MiB each time
         self.name, self.levels = name, tuple(levels)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_seed_of(weights) or 0)
-            self.trunk, full_keys = _build(name, weights, self.levels)
-        if is_file(weights):
-            _load_file(self.trunk, full_keys, Path(weights), name)
-        self.eval().requires_grad_(False)
-        with torch.inference_mode():
-            maps = self(torch.zeros(1, 3, 64, 64))
+        try:
+            with ALONE, torch.random.fork_rng(devices=[]):
+                torch.manual_seed(_seed_of(weights) or 0)
+                self.trunk, full_keys, normal = _build(name, weights, self.levels)
+                if is_file(weights):
+                    _load_file(self.trunk, full_keys, Path(weights), name)
+                self.rescaled = normal != (IMAGENET_MEAN, IMAGENET_STD)
+                mean, std, own_mean, own_std = (
+                    torch.tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD, *normal)
+                )
+                self.register_buffer("scale", std / own_std, persistent=False)
+                self.register_buffer("shift", (mean - own_mean) / own_std, persistent=False)
+                self.eval().requires_grad_(False)
+                with torch.inference_mode():
+                    maps = self(torch.zeros(1, 3, 64, 64))
+        except _NO_CNN as error:
+            why = f"{name} ({type(error).__name__}: {error})"
+            raise ValueError(f"backbone: expected a CNN for images of any size, got {why}") from None
         shapes = [tuple(m.shape) for m in maps]
         square = all(len(shape) == 4 and shape[2] == shape[3] for shape in shapes)
         require("backbone", square, "a CNN with maps (n, C, h, w)", f"{name} with {shapes}")
@@ -65,6 +80,8 @@ class Backbone(nn.Module):
         self.eval()  # a copy of a traced module normalises by its batch, as in training
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        if self.rescaled:
+            images = images * self.scale + self.shift
         return list(self.trunk(images).values())
 
 
@@ -127,7 +144,7 @@ def imported(package: str) -> ModuleType:
 
 def is_file(weights: str) -> bool:
     """Whether weights are named as a file, not by a tag or a seed."""
-    return Path(weights).suffix in {".safetensors", ".pth", ".pt"} or "/" in weights
+    return Path(weights).suffix.lower() in {".safetensors", ".pth", ".pt", ".tar", ".bin", ".ckpt"} or "/" in weights
 
 
 def _seed_of(weights: str) -> int | None:
@@ -147,9 +164,9 @@ def _file_hash(path: str, *_stamp: int) -> str:
     return file_hash(path, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
-def _build(name: str, weights: str, levels: tuple[int, ...]) -> tuple[nn.Module, set[str]]:
-    """-> (module that yields the levels' maps, keys of the whole model's state dict)."""
-    models, tag = imported("torchvision.models"), _tag_of(weights)
+def _build(name: str, weights: str, levels: tuple[int, ...]) -> tuple[nn.Module, set[str], tuple]:
+    """-> (module that yields the levels' maps, keys of the whole model's state dict, mean and deviation that its weights expect)."""
+    models, tag, normal = imported("torchvision.models"), _tag_of(weights), (IMAGENET_MEAN, IMAGENET_STD)
     if name in models.list_models(models, OF_TORCHVISION):
         model = models.get_model(name, weights=None).eval()
         if tag:
@@ -163,12 +180,18 @@ def _build(name: str, weights: str, levels: tuple[int, ...]) -> tuple[nn.Module,
         from timm.models import create_feature_extractor  # it knows timm's layers that cannot be traced
 
         named = f"{name}.{tag}" if tag and tag not in DEFAULT_TAGS else name
-        model = timm.create_model(named, pretrained=tag is not None).eval()
+        try:
+            model = timm.create_model(named, pretrained=tag is not None).eval()
+        except OSError as error:
+            raise OSError(f"weights: {named} of timm could not be fetched ({error}); name a file") from None
+        if tag:  # of a file's weights nothing is known, so they are given ImageNet's
+            normal = tuple(model.pretrained_cfg["mean"]), tuple(model.pretrained_cfg["std"])
         there = {level["reduction"].bit_length() - 2: level["module"] for level in getattr(model, "feature_info", [])}
     if unknown := [n for n in levels if n not in there]:
         known = sorted(n for n in there if n > 0)
         raise ValueError(f"layers: {name} has no level {unknown[0]} (stride {2 ** (unknown[0] + 1)}); it has {known}")
-    return create_feature_extractor(model, return_nodes={there[n]: str(n) for n in levels}), set(model.state_dict())
+    trunk = create_feature_extractor(model, return_nodes={there[n]: str(n) for n in levels})
+    return trunk, set(model.state_dict()), normal
 
 
 def _tagged_weights(name: str, tag: str) -> dict[str, Tensor]:
@@ -190,12 +213,14 @@ def _tagged_weights(name: str, tag: str) -> dict[str, Tensor]:
 def _load_file(trunk: nn.Module, full_keys: set[str], path: Path, name: str) -> None:
     """Puts a file's weights into the trunk; raises ValueError where they do not fit."""
     try:
-        of_safetensors = path.suffix == ".safetensors"
+        of_safetensors = path.suffix.lower() == ".safetensors"
         state = load_file(path) if of_safetensors else torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
     except Exception as error:  # whatever an unpickler meets in a damaged or foreign file
         raise ValueError(f"weights: {path} is not a plain file of tensors ({type(error).__name__}: {error})") from None
+    if zipfile.is_zipfile(path) and (part := zipfile.ZipFile(path).testzip()):  # torch does not look at its sums
+        raise ValueError(f"weights: {path} is damaged ({part})")
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     named = isinstance(state, dict) and all(isinstance(n, str) and isinstance(t, Tensor) for n, t in state.items())
     require(f"weights: {path}", named, "a state dict (names with tensors)", type(state).__name__)

@@ -55,7 +55,8 @@ def check_type(name: str, kind: Any, value: Any) -> Any:
     value = str(value) if kind is str and isinstance(value, Path) else value
     alternatives = get_args(kind) if isinstance(kind, UnionType) else (kind,)
     kinds = tuple(get_origin(k) or k for k in alternatives if k is not Any)
-    value = tuple(value) if isinstance(value, list) and tuple in kinds else value
+    if isinstance(value, list | tuple) and tuple in kinds:
+        value = tuple(v.item() if isinstance(v, np.generic) else v for v in value)
     if np.ndarray in kinds and value is not None:
         return _numbers(name, value)
     require(name, not isinstance(value, int) or -(2**63) <= value < 2**64, "a number of 64 bits", value)

@@ -10,6 +10,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from rcp.checks import check_fields, check_names, check_type, limited, require
 
 STAGES = ("features", "training", "bank", "scores")
@@ -120,9 +122,11 @@ class Config:
 
     def __post_init__(self):
         mean, pooled = self.aggregation == "mean", self.level_dim
-        of_levels = isinstance(self.layers, tuple | list) and all(isinstance(n, int) and n >= 1 for n in self.layers)
+        of_levels = isinstance(self.layers, tuple | list) and all(
+            isinstance(n, int | np.integer) and n >= 1 for n in self.layers
+        )
         require("layers", of_levels and self.layers, "hierarchy levels from 1 such as (2, 3)", self.layers)
-        object.__setattr__(self, "layers", tuple(sorted(set(self.layers))))
+        object.__setattr__(self, "layers", tuple(sorted({int(n) for n in self.layers})))
         check_fields(self)
         inside = f"at most resize={self.resize} (the crop lies inside the image)"
         narrow = f"at most patch_dim={pooled} (PatchCore pools, it cannot widen)"

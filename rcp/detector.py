@@ -30,7 +30,7 @@ from rcp.model import EachEpoch, Trained, represent
 from rcp.patches import PatchExtractor, images_at_a_time, pool
 from rcp.paths import require_disk, require_memory, require_writable
 from rcp.prediction import Prediction
-from rcp.progress import Log, progress
+from rcp.progress import Log, progress, say
 from rcp.refinement import training as refinement
 from rcp.refinement.network import RefinementNet
 from rcp.refinement.options import Refine, RefinementConfig
@@ -134,7 +134,10 @@ class ReConPatch:
 
     def __setattr__(self, name: str, value) -> None:
         """Raises ValueError for a hyper-parameter: what is built and fitted would not follow."""
-        require(name, name == "device" or name not in Config.names(), "it when the detector is made", value)
+        made = (
+            name == "device" or name not in (*Config.names(), "config") or (name == "config" and name not in vars(self))
+        )
+        require(name, made, "it when the detector is made", value)
         super().__setattr__(name, value)
 
     @classmethod
@@ -189,7 +192,7 @@ class ReConPatch:
         rate = decision.rate_of(n, self.false_alarm_rate)
         return f"threshold {found:.4g}; false alarms: {rate:.1%} on average, of 100 normal images {low:.0%} to {high:.0%} ({n} held out)"
 
-    def fit(self, images, log: Log = print, *, skip_unreadable: bool = False) -> "ReConPatch":
+    def fit(self, images, log: Log = say, *, skip_unreadable: bool = False) -> "ReConPatch":
         """Learns the normal state from images without defects.
 
         All are decoded, a few at a time into a temporary file, before any feature is computed.
@@ -273,7 +276,7 @@ class ReConPatch:
         words = "training images score far above the others; a defect among them raises the threshold, so look at them"
         return [f"{len(far)} of {len(names)} {words}: {', '.join(far[:5])}{', ...' * (len(far) > 5)}"] * bool(far)
 
-    def train(self, p: np.ndarray, log: Log = print, each_epoch: EachEpoch | None = None) -> Trained:
+    def train(self, p: np.ndarray, log: Log = say, each_epoch: EachEpoch | None = None) -> Trained:
         """f and its history from p (n, h · w, D), see :func:`rcp.model.represent`; (None, []) of a PatchCore."""
         if self.config.representation == "none":
             return None, []
@@ -327,7 +330,7 @@ class ReConPatch:
         self,
         images: np.ndarray,
         textures: np.ndarray | None = None,
-        log: Log = print,
+        log: Log = say,
         names: Sequence[str | Path] | None = None,
         checkpoint: str | Path | None = None,
     ) -> "ReConPatch":
@@ -364,7 +367,8 @@ class ReConPatch:
         if self.f_ is None:
             x = pool(p.flatten(0, -2), self.config.bank_dim(p.shape[-1])).unflatten(0, p.shape[:-1])
         else:
-            x = torch.stack([self.f_(image) for image in p]) if self._one_by_one(p) else self.f_(p)
+            with backbone.ALONE:
+                x = torch.stack([self.f_(image) for image in p]) if self._one_by_one(p) else self.f_(p)
         largest = float(torch.stack(x.aminmax()).abs().max())
         require("p", largest <= LARGEST, f"features of at most {LARGEST:g} in size", largest)
         return x

@@ -75,6 +75,8 @@ def export(detector, path: str | Path) -> Path:
     require("path", path.suffix in (".onnx", ".pt2"), "a name that ends in .onnx or .pt2", str(path))
     require("tiles", c.tiles == (1, 1), "(1, 1): a file takes one tile at a time", c.tiles)
     require("refine", detector.refiner_ is None, "a detector without a refinement network", "one with it")
+    fits = path.suffix == ".pt2" or c.backbone_dtype == "float32"
+    require("backbone_dtype", fits, "float32 for an ONNX file, whose runtime lacks others", c.backbone_dtype)
     require_writable(path, "export {} into", b'{"transform": "Transform(')
     if path.suffix == ".onnx" and not all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript")):
         raise ImportError('an ONNX file needs the extra export: pip install "rcp[export]", or write a .pt2 file')

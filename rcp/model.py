@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from rcp import fast
+from rcp.backbone import ALONE
 from rcp.checks import require
 from rcp.config import Config
 from rcp.fast import training
 from rcp.losses import contextual, pairwise, relaxed_contrastive, soft_labels, squared_distances
 from rcp.patches import pool
-from rcp.progress import Log
+from rcp.progress import Log, say
 
 EachEpoch = Callable[[int, nn.Linear], None]  # number of an epoch, and f after it
 Trained = tuple[nn.Linear | None, list[dict]]  # f, None where p itself is scored, and a row for each epoch
@@ -45,7 +46,7 @@ def initial(features: Tensor, config: Config) -> Representation:
         ValueError: ``init="pca"`` with more dimensions than p has.
     """
     in_dim = features.shape[-1]
-    with torch.random.fork_rng(devices=[]):
+    with ALONE, torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         student = Representation(in_dim, config)
     if config.init == "pca":
@@ -94,7 +95,7 @@ def whitened(features: Tensor, config: Config) -> nn.Linear:
     return f.to(features.device)
 
 
-def represent(features: Tensor, config: Config, log: Log = print, each_epoch: EachEpoch | None = None) -> Trained:
+def represent(features: Tensor, config: Config, log: Log = say, each_epoch: EachEpoch | None = None) -> Trained:
     """The f of ``config.representation`` and the history of its training: PatchCore, ReConPatch and their controls differ in this alone.
 
     Arguments as :func:`train`. Returns None for f where p itself is scored, and no history where nothing is trained.
@@ -150,7 +151,9 @@ def optimizer_of(parameters: list[nn.Parameter], config: Config, steps: int):
     return optimizer
 
 
-def train(features: Tensor, config: Config, log: Log = print, each_epoch: EachEpoch | None = None) -> Trained:
+@torch.inference_mode(False)
+@torch.enable_grad()
+def train(features: Tensor, config: Config, log: Log = say, each_epoch: EachEpoch | None = None) -> Trained:
     """Trains f on the patch features of normal images and returns it with one row per epoch.
 
     The loss can rise while the EMA target moves: it is no sign of success or failure. ω^P near 0 or near 1 everywhere

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rcp.backbone import Backbone, normalize
+from rcp.backbone import ALONE, Backbone, normalize
 from rcp.config import Config
 from rcp.progress import progress
 
@@ -88,7 +88,7 @@ class PatchExtractor:
     def maps(self, images: np.ndarray) -> list[Tensor]:
         """images: (n, S, S, 3) uint8 -> the backbone's maps [(n, C_l, S_l, S_l)], float32."""
         images = normalize(torch.from_numpy(np.ascontiguousarray(images)).to(self.device))
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # the same features as on a CPU
+        with ALONE, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # the same features as on a CPU
             return [m.float() for m in self.backbone(images.to(self.backbone_dtype))]
 
     @torch.inference_mode()

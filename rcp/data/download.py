@@ -33,7 +33,9 @@ class Source:
         return self.url.rsplit("/", 1)[-1]
 
 
-REGISTRY = {n: Source(**about) for n, about in tomllib.loads(Path(__file__).with_suffix(".toml").read_text()).items()}
+REGISTRY = {
+    n: Source(**about) for n, about in tomllib.loads(Path(__file__).with_suffix(".toml").read_bytes().decode()).items()
+}
 
 
 def download(name: str, root: str | Path | None = None, registry: Mapping[str, Source] = REGISTRY) -> Path:

@@ -49,7 +49,7 @@ def _opened(source: "str | Path | Image.Image | np.ndarray", name: str | Path = 
             yield _of_pixels(source)
             return
         if Path(source).exists() and not Path(source).is_file():  # a pipe would be waited for
-            raise ValueError("it is no file")
+            raise ValueError("it is a folder, to be given alone" if Path(source).is_dir() else "it is no file")
         # Another library may have switched this on for the whole process: half an image would then pass as a whole one.
         ImageFile.LOAD_TRUNCATED_IMAGES = False
         with Image.open(source, formats=FORMATS) as image:
@@ -58,6 +58,11 @@ def _opened(source: "str | Path | Image.Image | np.ndarray", name: str | Path = 
             if image.format == "TIFF":
                 image.filename = ""  # else raw pixels are mapped at the size that EXIF's turn gives them
                 _check_levels(image.tag_v2)
+            if (
+                image.format == "PNG"
+            ):  # of its sums Pillow checks those of the pixels only when asked to: zeros would be an image
+                with Image.open(source, formats=("PNG",)) as again:
+                    again.verify()
             share = min(AT_A_TIME, -(-image.width * image.height // 10**6))
             with _turn:  # one waits at a time: two that have half of what they need would wait for ever
                 for _ in range(share):

@@ -167,7 +167,10 @@ def _images_below(folder: Path) -> list[Path]:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted((p for p in folder.glob("*") if p.is_dir() and not _of_a_system(p.name)), key=_natural)
+    found = sorted((p for p in folder.glob("*") if p.is_dir() and not _of_a_system(p.name)), key=_natural)
+    for one in found:
+        os.scandir(one).close()  # raises where it may not be read, which would count as empty
+    return found
 
 
 def composed(name: str) -> str:

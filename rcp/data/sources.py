@@ -12,7 +12,7 @@ from PIL import Image
 
 from rcp.checks import check_type, require
 from rcp.data.images import IMAGE_SUFFIXES, Original, Transform, named_as_image, threaded
-from rcp.data.layouts import Dataset, images_in, load_dataset, say_what_is_left_out
+from rcp.data.layouts import Dataset, Split, images_in, load_dataset, say_what_is_left_out
 
 
 def images_of(given, *, train: bool = False) -> Iterable:
@@ -33,6 +33,8 @@ def images_of(given, *, train: bool = False) -> Iterable:
     if isinstance(given, np.ndarray):
         require("images", given.ndim in (3, 4), "an array (H, W, 3) or (n, H, W, 3)", given.shape)
         return given if given.ndim == 4 else [given]
+    defective = int(given.labels.sum()) if train and isinstance(given, Split) else 0
+    require("images", not defective, "images without defects to train on", f"{defective} that are labelled defective")
     require("images", isinstance(given, Iterable) and not isinstance(given, bytes | dict), _EXPECTED, given)
     return given
 

@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from rcp.backbone import ALONE
 from rcp.checks import require
 from rcp.files import read_tensors, write_tensors
+from rcp.progress import Log, say
 from rcp.refinement.network import RefinementNet, focal_and_l1
 from rcp.refinement.options import RefinementConfig
 from rcp.refinement.simulation import simulate, without_object
@@ -23,13 +25,15 @@ logger = logging.getLogger("rcp")
 LIKELY = "likely cause: a learning rate that is too high"
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def train(
     images: np.ndarray,
     see: Callable[[np.ndarray, np.ndarray], np.ndarray],
     how: RefinementConfig,
     normal: tuple[float, float],
     textures: np.ndarray | None = None,
-    log: Callable[[str], None] = print,
+    log: Log = say,
     checkpoint: str | Path | None = None,
     device: torch.device | str = "cpu",
     names: Sequence[str | Path] | None = None,
@@ -56,7 +60,7 @@ def train(
     simulation = dataclasses.replace(how.simulation, seed=how.simulation.seed + how.seed)
     simulate(images[:1], simulation, textures)  # what is wrong with them is said before any work
     _say_without_object(images, simulation, names)
-    with torch.random.fork_rng(devices=[]):
+    with ALONE, torch.random.fork_rng(devices=[]):
         torch.manual_seed(how.seed)
         net = RefinementNet(how, center=normal[0], deviation=how.beta * normal[1] or 1.0)
     net = net.to(device, memory_format=torch.channels_last).train()

@@ -4,7 +4,9 @@ import os
 import re
 import subprocess
 import sys
+import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +16,9 @@ import torch
 from safetensors.torch import save_file
 from torchvision import models
 
-from rcp.backbone import Backbone, check, weights_identity
+from rcp import Config, backbone
+from rcp.backbone import Backbone, check, normalize, weights_identity
+from rcp.model import initial
 from rcp.patches import aggregate, pool
 
 
@@ -94,6 +98,7 @@ def test_nothing_is_unpickled(tmp_path, monkeypatch):
     ("resnet18", "random:zero", ValueError, "weights: expected random:SEED with a whole number, got 'random:zero'"),
     ("resnet18", "random:²", ValueError, "weights: expected random:SEED with a whole number, got 'random:²'"),
     ("resnet18", "no/such.safetensors", FileNotFoundError, "weights: no file no/such.safetensors"),
+    ("resnet18", "SUCH.PTH", FileNotFoundError, "weights: no file SUCH.PTH"),
 ])  # fmt: skip
 def test_wrong_names_are_refused_without_building_anything(name, weights, error, message):
     with pytest.raises(error, match=re.escape(message)):
@@ -105,6 +110,65 @@ def test_a_cnn_whose_channels_come_last_is_refused():
         ValueError, match=r"backbone: expected a CNN with maps \(n, C, h, w\), got 'mambaout_femto with"
     ):
         Backbone("mambaout_femto", "random:0", (2,))
+
+
+def test_weights_of_timm_see_the_range_they_were_trained_with(monkeypatch):
+    timm, white, black = (
+        pytest.importorskip("timm"),
+        torch.full((1, 32, 32, 3), 255, dtype=torch.uint8),
+        torch.zeros(1, 32, 32, 3),
+    )
+    drawn = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: drawn)
+    seen, cnn = [], Backbone("tf_efficientnet_lite0", "pretrained", (2,))
+    cnn.trunk.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    for image in (white, black.to(torch.uint8)):
+        cnn(normalize(image))
+    assert [round(float(x.max()), 4) for x in seen] == [round(float(x.min()), 4) for x in seen] == [1, -1]
+
+
+def test_damage_within_a_pth_file_is_noticed(tmp_path):
+    file = tmp_path / "resnet18.pth"
+    torch.save(models.resnet18().state_dict(), file)
+    Backbone("resnet18", str(file), (2,))
+    with file.open("r+b") as opened:
+        opened.seek(file.stat().st_size // 2)
+        opened.write(bytes(4096))
+    with pytest.raises(ValueError, match=r"weights: .*resnet18.pth is damaged \("):
+        Backbone("resnet18", str(file), (2,))
+
+
+def test_a_transformer_of_one_size_is_refused_by_name(monkeypatch):
+    def fails(*_):
+        raise AssertionError("Input height doesn't match")
+
+    monkeypatch.setattr(backbone, "_build", fails)
+    with pytest.raises(
+        ValueError, match=r"backbone: expected a CNN for images of any size, got resnet18 .AssertionError: Input"
+    ):
+        Backbone("resnet18", "random:0", (2,))
+
+
+def test_weights_of_timm_that_cannot_be_fetched_are_named(monkeypatch):
+    timm = pytest.importorskip("timm")
+
+    def fails(*_, **__):
+        raise OSError("no net")
+
+    monkeypatch.setattr(timm, "create_model", fails)
+    with pytest.raises(OSError, match=r"weights: efficientnet_b0 of timm could not be fetched \(no net\); name a file"):
+        Backbone("efficientnet_b0", "pretrained", (2,))
+
+
+def test_threads_draw_what_their_own_seed_says(monkeypatch):
+    """The generator is the process's."""
+    p, config = torch.zeros(1, 4, 8), Config(dim=4, patch_dim=8, projection=None)
+    alone = [initial(p, config.replace(seed=seed)).f.weight for seed in range(4)]
+    seeded = torch.manual_seed
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: (seeded(seed), time.sleep(0.05)))
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda seed: initial(p, config.replace(seed=seed)).f.weight, range(4)))
+    assert all(map(torch.equal, together, alone))
 
 
 def test_a_level_that_is_not_there():

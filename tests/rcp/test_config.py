@@ -2,8 +2,10 @@
 
 import dataclasses
 import inspect
+import json
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -26,6 +28,12 @@ def test_every_hyper_parameter_is_documented_with_its_provenance_and_in_the_sign
             assert re.search(r"\[(P|I|\?)\]", field.metadata["meaning"]), f"{field.name} has no provenance mark"
         if field.name != "representation":
             assert signature[field.name].default == field.default
+
+
+def test_numbers_that_numpy_computed_are_numbers_also_within_a_tuple():
+    one, two = np.int64(1), np.int64(2)
+    c = Config(layers=(two, np.int64(3)), tiles=(one, two), aspect="squash")
+    assert json.dumps(c.asdict()) == json.dumps(Config(tiles=(1, 2), aspect="squash").asdict())
 
 
 @pytest.mark.parametrize(("values", "message"), [

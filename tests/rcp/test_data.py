@@ -698,6 +698,41 @@ def test_not_a_image(tmp_path):
         SMALL.image(tmp_path / "none.png")
 
 
+def test_a_png_that_ends_in_zeros_is_half_a_copy(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 9, (64, 64, 3), np.uint8)
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    parts = (
+        (b"IHDR", struct.pack(">IIBBBBB", 64, 64, 8, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows, 0)),
+        (b"IEND", b""),
+    )
+    data = b"".join(struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in parts)
+    file = tmp_path / "a.png"
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+    assert np.array_equal(Transform(64, 64).read(file)[0], pixels)
+    whole = file.read_bytes()
+    for share in (0.3, 0.5, 0.9):
+        file.write_bytes(whole[: int(share * len(whole))].ljust(len(whole), b"\0"))
+        with pytest.raises(ValueError, match=r"unreadable image .*a.png"):
+            load_images([file], Transform(64, 64))
+
+
+def test_a_folder_that_may_not_be_read_is_not_empty(tmp_path, monkeypatch):
+    shut = tmp_path / "set" / "b"
+    for name in ("a", "b"):
+        (tmp_path / "set" / name / "train" / "good").mkdir(parents=True)
+    scandir = os.scandir
+
+    def refused(path="."):
+        if Path(path) == shut:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(PermissionError, match="set/b"):
+        categories(tmp_path / "set")
+
+
 def test_broken_png_checksum(tmp_path):
     path = draw(tmp_path / "flip.png", (64, 64))
     content = bytearray(path.read_bytes())

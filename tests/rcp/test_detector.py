@@ -1,8 +1,10 @@
 """The Python interface, on drawn images and a backbone of random weights: fit, predict, save, load, and what is refused."""
 
 import copy
+import io
 import pickle
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -43,6 +45,27 @@ def test_predict_gives_scores_and_maps(fitted, data):
 def test_the_same_seed_gives_the_same_scores_and_another_does_not(data):
     scores = [ReConPatch(**SMALL, seed=s).fit(data.train[:4], log=len).predict(data.test[:3]).scores for s in (0, 0, 1)]
     assert np.array_equal(scores[0], scores[1]) and not np.allclose(scores[0], scores[2])
+
+
+def test_what_the_caller_asked_of_autograd_changes_nothing(data):
+    expected = ReConPatch(**SMALL).fit(data.train[:4], log=len).train_scores_
+    for of_the_caller in (torch.no_grad(), torch.inference_mode()):
+        with of_the_caller:
+            assert np.array_equal(ReConPatch(**SMALL).fit(data.train[:4], log=len).train_scores_, expected)
+
+
+def test_a_stream_that_lacks_a_letter_ends_no_fit(data, monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="latin-1", write_through=True)
+    monkeypatch.setattr(sys, "stdout", stream)
+    ReConPatch(**SMALL).fit(data.train[:4])
+    assert b"\\u03c9^P" in stream.buffer.getvalue()
+
+
+def test_images_that_are_labelled_defective_are_not_trained_on(data):
+    with pytest.raises(
+        ValueError, match=r"images: expected images without defects to train on, got '\d+ that are labelled defective'"
+    ):
+        PatchCore(**SMALL).fit(data.test)
 
 
 @pytest.mark.parametrize("cls", [ReConPatch, PatchCore])

@@ -87,6 +87,8 @@ def test_what_cannot_be_exported_is_refused_before_work(detector, tmp_path, monk
         detector.export("part.zip")
     with pytest.raises(FileNotFoundError, match=r"no folder .*absent to export"):
         detector.export(tmp_path / "absent" / "part.onnx")
+    with pytest.raises(ValueError, match="backbone_dtype: expected float32 for an ONNX file"):
+        fitted(dim=64, backbone_dtype="bfloat16").export(tmp_path / "part.onnx")
     with pytest.raises(ValueError, match="tiles: expected"):
         fitted(dim=64, tiles=(2, 2), aspect="squash").export(tmp_path / "part.pt2")
     with pytest.raises(ValueError, match="not fitted"):

@@ -37,6 +37,20 @@ def folder(tmp_path, data):
     return tmp_path
 
 
+def test_labels_are_of_the_same_files_also_by_a_link(detector, data, tmp_path):
+    (tmp_path / "link").symlink_to(data.test[0].parents[2])
+    linked = [tmp_path / "link" / path.relative_to(data.test[0].parents[2]) for path in data.test]
+    assert (
+        evaluate(detector.predict(linked), data.test)["image_auroc"]
+        == evaluate(detector.predict(data.test), data.test)["image_auroc"]
+    )
+
+
+def test_a_folder_in_a_list_is_called_a_folder(detector, folder):
+    with pytest.raises(ValueError, match="it is a folder, to be given alone"):
+        detector.predict([folder])
+
+
 def test_the_same_images_in_any_form_have_the_same_scores(detector, folder):
     paths = sorted(folder.glob("*.png"))
     pixels = np.stack([np.asarray(Image.open(p).convert("RGB")) for p in paths])

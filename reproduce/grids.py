@@ -6,7 +6,7 @@ An entry that several of them need is computed once: the store knows it by what 
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from rcp.checks import check_names, require
+from rcp.checks import check_names
 from rcp.data.perturb import Perturbation
 from rcp.refinement import RefinementConfig
 from reproduce.demo import CNN
@@ -81,7 +81,6 @@ def table_6(s: Settings, members: Mapping[str, str] = {}, image_sizes: Sequence[
     members: backbone -> weights.
     """
     s, found, members = _short(s), [], members or members_of(s)
-    require("members", len(members) > 1, "two CNNs or more", ", ".join(members))
     for size in dict.fromkeys(image_sizes or SIZES[s.profile]):
         changes = size_changes(s, size)
         for representation in ("none", "trained"):

@@ -57,8 +57,9 @@ def times(grid: Grid) -> tuple[pd.DataFrame, list[str]]:
 
 
 def with_members(grid: Grid, store: Store) -> pd.DataFrame:
-    """The frame of a grid of ensembles with a row for each of their members too, from the store (Table 6)."""
-    members: list[Entry] = list(dict.fromkeys(m for ensemble in grid.entries for m in ensemble.members))
+    """The frame of a grid of ensembles with a row for each of their members too, from the store (Table 6); of a single one none."""
+    several = (ensemble.members for ensemble in grid.entries if len(ensemble.members) > 1)
+    members: list[Entry] = list(dict.fromkeys(m for of in several for m in of))
     frame = pd.concat([run_grid(members, store, render_only=True, log=len).frame(), grid.frame()], ignore_index=True)
     return frame.sort_values(["image_size", "method"], kind="stable") if len(frame) else frame
 

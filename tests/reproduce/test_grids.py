@@ -71,12 +71,10 @@ def test_an_entry_that_several_tables_need_is_one_entry(settings):
     assert len(table_1 & table_2) == 2 * 2, "Table 1's 1 % is Table 2's 1024"
 
 
-def test_what_is_named_twice_is_computed_once_and_an_ensemble_has_two_members(settings):
+def test_what_is_named_twice_is_computed_once(settings):
     once = grids.peers(settings, ["SPADE"])
     assert grids.peers(settings, ["SPADE", "SPADE", "PatchCore"]) == once
     assert grids.table_6(settings, image_sizes=[320, 320]) == grids.table_6(settings, image_sizes=[320])
-    with pytest.raises(ValueError, match="members: expected two CNNs or more, got 'resnet18'"):
-        grids.table_6(settings, {"resnet18": "random:0"})
 
 
 def test_umap_is_given_the_exact_neighbours_itself_first(monkeypatch):

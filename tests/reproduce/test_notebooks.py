@@ -13,7 +13,7 @@ import nbformat
 import pytest
 
 from rcp.config import Config
-from reproduce import batch, grids, notebook, studies, views
+from reproduce import batch, grids, notebook, studies, tables, views
 from reproduce.demo import demo_weights
 from reproduce.entries import Entry
 from reproduce.notebook import Settings, settings
@@ -217,6 +217,13 @@ def test_an_own_parameter_of_another_value_is_in_the_verdict(stem, given, words,
     roots = {"data_root": str(small_demo), "btad_root": str(small_demo)}
     executed(NOTEBOOKS[0].with_name(f"{stem}.ipynb"), render_only=True, **roots, **PARAMETERS, **given)
     assert words in capsys.readouterr().out.split("in another setting (")[1]
+
+
+def test_an_ensemble_of_one_is_one_row(patchcore_only, small_demo):
+    ones = [e for e in grids.table_6(shared(small_demo), {"resnet18": "random:0"}, (128,)) if e.method == "PatchCore"]
+    store = Store(patchcore_only)
+    frame = views.with_members(run_grid(ones, store, render_only=True), store)
+    assert len(frame) == 2 and not tables.compare(frame, by=["image_size", "backbone"]).empty
 
 
 def test_a_sheet_shows_one_defect_of_every_category(patchcore_only, small_demo):

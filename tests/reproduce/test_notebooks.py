@@ -219,6 +219,20 @@ def test_an_own_parameter_of_another_value_is_in_the_verdict(stem, given, words,
     assert words in capsys.readouterr().out.split("in another setting (")[1]
 
 
+def test_the_caption_of_the_open_choices_names_all_categories(demo_root, monkeypatch, tmp_path):
+    monkeypatch.setenv("RCP_RUNS", str(tmp_path))
+    (path,) = (p for p in NOTEBOOKS if p.stem == "open_choices")
+    given = {
+        "profile": "paper",
+        "data_root": str(demo_root),
+        "categories": ["fabric", "gear"],
+        "seeds": [0, 1],
+        "epochs": 20,
+    }
+    names = executed(path, render_only=True, backbone="resnet18", weights="random:0", **given)
+    assert names["label"].startswith("fabric, gear; resnet18 (random:0), 20 epochs, 2 seeds")
+
+
 def test_an_ensemble_of_one_is_one_row(patchcore_only, small_demo):
     ones = [e for e in grids.table_6(shared(small_demo), {"resnet18": "random:0"}, (128,)) if e.method == "PatchCore"]
     store = Store(patchcore_only)

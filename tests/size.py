@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMITS = {"rcp": 3527, "reproduce": 3678, "tests": 6752}
+LIMITS = {"rcp": 3527, "reproduce": 3678, "tests": 6773}
 
 
 def code_lines(file: Path) -> int:

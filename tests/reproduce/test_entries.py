@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
 import zipfile
 from collections import namedtuple
 
@@ -128,6 +131,12 @@ def test_a_changed_line_of_the_loss_trains_again_and_one_of_the_scores_does_not(
     assert changed("backbone.py", "0.485", "0.486") == set(STAGES)
     assert changed("losses.py", '"""The relaxed', '"""A relaxed') == set()
     assert changed("losses.py", "import torch\n", "import torch  # why\n\n") == set()
+
+
+def test_code_is_utf_8_in_any_locale():
+    words = "from reproduce.provenance import code_upto; print(code_upto('scores'))"
+    how = {"env": os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0"}, "cwd": ROOT, "capture_output": True, "text": True}
+    assert subprocess.run([sys.executable, "-c", words], check=True, **how).stdout.strip() == code_upto("scores")
 
 
 def test_a_result_of_code_images_or_weights_that_changed_meanwhile_is_not_stored(entry, tmp_path, monkeypatch):

@@ -35,6 +35,7 @@ class Backbone(nn.Module):
 
     Level l is the last output at stride 2^(l+1): of torchvision ResNet's ``layer{l}`` and DenseNet's ``denseblock{l}``, of any timm
     model its feature of that reduction. Nothing deeper than the deepest level exists or runs.
+    Weights of a timm tag see the mean and deviation that timm names for them; a file's see ImageNet's.
 
     Args:
         name: a ResNet (ResNeXt, Wide ResNet) or DenseNet of torchvision, or a timm model.

@@ -60,9 +60,8 @@ class Backbone(nn.Module):
                 if is_file(weights):
                     _load_file(self.trunk, full_keys, Path(weights), name)
                 self.rescaled = normal != (IMAGENET_MEAN, IMAGENET_STD)
-                mean, std, own_mean, own_std = (
-                    torch.tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD, *normal)
-                )
+                given = IMAGENET_MEAN, IMAGENET_STD, *normal
+                mean, std, own_mean, own_std = (torch.tensor(v)[:, None, None] for v in given)
                 self.register_buffer("scale", std / own_std, persistent=False)
                 self.register_buffer("shift", (mean - own_mean) / own_std, persistent=False)
                 self.eval().requires_grad_(False)

@@ -8,9 +8,8 @@ for that purpose, so one that is declared here cannot be forgotten there.
 
 import dataclasses
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Literal
-
-import numpy as np
 
 from rcp.checks import check_fields, check_names, check_type, limited, require
 
@@ -123,7 +122,7 @@ class Config:
     def __post_init__(self):
         mean, pooled = self.aggregation == "mean", self.level_dim
         of_levels = isinstance(self.layers, tuple | list) and all(
-            isinstance(n, int | np.integer) and n >= 1 for n in self.layers
+            isinstance(n, Integral) and n >= 1 for n in self.layers
         )
         require("layers", of_levels and self.layers, "hierarchy levels from 1 such as (2, 3)", self.layers)
         object.__setattr__(self, "layers", tuple(sorted({int(n) for n in self.layers})))

@@ -134,10 +134,8 @@ class ReConPatch:
 
     def __setattr__(self, name: str, value) -> None:
         """Raises ValueError for a hyper-parameter: what is built and fitted would not follow."""
-        made = (
-            name == "device" or name not in (*Config.names(), "config") or (name == "config" and name not in vars(self))
-        )
-        require(name, made, "it when the detector is made", value)
+        fixed = (name in Config.names() and name != "device") or (name == "config" and "config" in vars(self))
+        require(name, not fixed, "it when the detector is made", value)
         super().__setattr__(name, value)
 
     @classmethod

@@ -244,8 +244,7 @@ def _need_finite(values: np.ndarray, name: str, paths=None) -> None:
 def _check_order(paths, expected) -> None:
     """Refuse scores of other images than the labels, or in another order; what came as pixels has no path."""
     for i, (path, other) in enumerate(zip(paths, expected, strict=False)):
-        same = (isinstance(path, str) and path.startswith("image ")) or os.path.realpath(path) == os.path.realpath(
-            other
-        )
+        of_pixels = isinstance(path, str) and path.startswith("image ")
+        same = of_pixels or os.path.realpath(path) == os.path.realpath(other)
         words = f"the split's images in its order; image {i} is {path}, the split has {other}"
         require("scores", same, words, "another")

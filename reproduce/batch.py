@@ -37,8 +37,6 @@ CHECKED = "nbval-check-output"  # tag of a cell whose stored output nbval compar
 # What notebooks import: its code, and all that it imports, is what their outputs come from.
 _IMPORTED = ("notebook", "grids", "studies", "tables", "effects", "verdict", "views", "figures", "paper")
 MODULES = tuple(f"reproduce.{name}" for name in _IMPORTED)
-
-
 _FOLDERS = ("RCP_RUNS", "RCP_DATA", "RCP_WEIGHTS")
 
 
@@ -205,9 +203,8 @@ def _run(
     quiet = ["--IPKernelApp.log_level=CRITICAL"]  # what fails in a cell stands in the notebook
     how = {"kernel_name": "python3", "progress_bar": False, "stdout_file": log, "extra_arguments": quiet}
     started = time.perf_counter()
-    paths = [
-        str(path).replace("{", "{{").replace("}", "}}") for path in (file, out)
-    ]  # papermill fills in what stands in braces
+    # papermill fills in what stands in braces
+    paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (file, out)]
     error = _failure(lambda: papermill.execute_notebook(*paths, parameters, **how))
     seconds = time.perf_counter() - started
     if out.exists() and (page := _failure(lambda: _to_html(out))):
@@ -332,9 +329,8 @@ def publish(run: Path, folder: Path) -> dict[str, str]:
         for cell in executed.cells:
             cell.metadata = NotebookNode(tags=cell.metadata.get("tags", []))
         executed.metadata.setdefault("rcp", {})
-        text = nbformat.writes(
-            nbformat.from_dict(_without_folders(executed, _absolute_paths([given, str(run.resolve()), str(PROJECT)])))
-        )
+        hidden = _absolute_paths([given, str(run.resolve()), str(PROJECT)])
+        text = nbformat.writes(nbformat.from_dict(_without_folders(executed, hidden)))
         if not found[file.stem]:
             require_writable(folder / file.name, "publish {} in", b'"rcp": {')
             (folder / file.name).write_text(text, encoding="utf-8")

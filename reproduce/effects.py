@@ -47,10 +47,8 @@ def starts_in_words(grid) -> str:
     of, found = noise(grid, "image_auroc"), []
     frame = grid.where(coreset_start={"mean"}, coreset_ratio={0.01}).frame()
     for r in of[of["kind"] == "all"].dropna(subset="mean").to_dict("records"):
-        own = {
-            name: compare(part)["mean"].item()
-            for name, part in frame[frame["backbone"] == r["backbone"]].groupby("method", sort=False)
-        }
+        of_cnn = frame[frame["backbone"] == r["backbone"]]
+        own = {name: compare(part)["mean"].item() for name, part in of_cnn.groupby("method", sort=False)}
         if np.isnan(own.get("PatchCore", np.nan)):
             continue
         away = [f"{name} {v - r['mean']:+.2f}" for name, v in own.items() if name != "PatchCore"]

@@ -486,9 +486,8 @@ def of_store(store, csv: Path) -> int:
     require("store", len(rows) > 0, "one with finished entries", str(store.root))
     names = ["task", "category", "backbone", "representation", "coreset_ratio", "seed"]
     table = pd.DataFrame(rows).convert_dtypes(convert_floating=False)
-    table = table.sort_values(
-        [name for name in names if name in table], kind="stable"
-    )  # anomalib's have no representation
+    known = [name for name in names if name in table]  # anomalib's have no representation
+    table = table.sort_values(known, kind="stable")
     table.to_csv(csv, index=False, float_format=_four_digits)
     return len(table)
 

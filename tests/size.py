@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMITS = {"rcp": 3527, "reproduce": 3678, "tests": 6773}
+LIMITS = {"rcp": 3522, "reproduce": 3672, "tests": 6776}
 
 
 def code_lines(file: Path) -> int:

@@ -33,9 +33,8 @@ class Source:
         return self.url.rsplit("/", 1)[-1]
 
 
-REGISTRY = {
-    n: Source(**about) for n, about in tomllib.loads(Path(__file__).with_suffix(".toml").read_bytes().decode()).items()
-}
+_SOURCES = Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")
+REGISTRY = {name: Source(**about) for name, about in tomllib.loads(_SOURCES).items()}
 
 
 def download(name: str, root: str | Path | None = None, registry: Mapping[str, Source] = REGISTRY) -> Path:

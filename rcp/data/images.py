@@ -60,7 +60,7 @@ def _opened(source: "str | Path | Image.Image | np.ndarray", name: str | Path = 
                 _check_levels(image.tag_v2)
             if (
                 image.format == "PNG"
-            ):  # of its sums Pillow checks those of the pixels only when asked to: zeros would be an image
+            ):  # Pillow checks the sums of the pixels only when asked to: zeros would be an image
                 with Image.open(source, formats=("PNG",)) as again:
                     again.verify()
             share = min(AT_A_TIME, -(-image.width * image.height // 10**6))

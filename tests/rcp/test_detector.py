@@ -61,6 +61,11 @@ def test_a_stream_that_lacks_a_letter_ends_no_fit(data, monkeypatch):
     assert b"\\u03c9^P" in stream.buffer.getvalue()
 
 
+def test_another_config_is_another_detector(fitted):
+    with pytest.raises(ValueError, match="config: expected it when the detector is made"):
+        fitted.config = fitted.config.replace(neighbours=3)
+
+
 def test_images_that_are_labelled_defective_are_not_trained_on(data):
     with pytest.raises(
         ValueError, match=r"images: expected images without defects to train on, got '\d+ that are labelled defective'"
